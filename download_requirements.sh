@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Gets the published checkpoints and data from the Hugging Face hub into checkpoints/, data/ and processed_data/.
+# Asks nothing; may be stopped and started again.
+#
+#   bash download_requirements.sh --list                                  what there is, its size, what is here
+#   bash download_requirements.sh --only gpt2/promptkd/base --only 'data/*'
+#   bash download_requirements.sh --models gpt2                           a family's checkpoints
+#   bash download_requirements.sh --data                                  all data sets
+#   bash download_requirements.sh                                         everything: about 450 GB
+#
+# A mirror: HF_ENDPOINT=https://... ; a token: HF_TOKEN ; no network: HF_HUB_OFFLINE=1
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+[ -x "$root/.venv/bin/python" ] || bash "$root/install.sh" >&2
+exec "$root/.venv/bin/python" "$root/tools/download.py" "$@"

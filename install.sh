@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Makes .venv beside this file, with the pinned packages, for CPU and CUDA machines alike. Safe to run again:
+# what is complete is kept, changed pins are updated in place, an interrupted installation is made anew.
+#
+#   bash install.sh
+#   PYTHON=/path/to/python3.12 bash install.sh        # another interpreter than python3
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
+venv=$root/.venv
+log=$venv/install.log     # written first: its presence says that this script made the folder
+stamp=$venv/install.stamp # written last: its presence says that the installation is complete
+pip_version=26.3
+
+# Nothing of an active environment or of the user's packages may leak in; DeepSpeed must compile nothing.
+unset PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX
+export PYTHONNOUSERSITE=1 PIP_USER=0 PIP_NO_INPUT=1 PIP_DISABLE_PIP_VERSION_CHECK=1 DS_BUILD_OPS=0
+
+say() { printf 'install.sh: %s\n' "$1"; }
+stop() {
+    say "$1" >&2
+    exit 2
+}
+recent_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
+venv_python() { "$venv/bin/python" "$@"; }
+
+# What the installation is made from. The path counts: scripts in .venv/bin name it and break when it moves.
+fingerprint() {
+    cat "$root"/{requirements,requirements-dev,constraints}.txt | cksum
+    printf 'pip %s\n%s\n' "$pip_version" "$root"
+}
+
+usable() { # .venv has a working Python, and the one that was asked for
+    venv_python -c pass 2>/dev/null &&
+        { [ -z "${PYTHON:-}" ] || [ "$("$PYTHON" -V 2>&1)" = "$(venv_python -V 2>&1)" ]; }
+}
+
+find_python() {
+    local candidate
+    if [ -n "${PYTHON:-}" ]; then
+        command -v "$PYTHON" >/dev/null || stop "PYTHON=$PYTHON is not there: name another or none"
+        recent_python "$PYTHON" || stop "PYTHON=$PYTHON is $("$PYTHON" -V 2>&1): name 3.10 or newer"
+        python=$PYTHON
+        return
+    fi
+    for candidate in python3 python3.12 python3.11 python3.10; do
+        if recent_python "$candidate"; then
+            python=$candidate
+            return
+        fi
+    done
+    stop "no Python 3.10 or newer (python3: $(python3 -V 2>&1 || true)): install one or name it in PYTHON"
+}
+
+need_disk() { # GB for the finished .venv and the archives that pip unpacks; what .venv holds already counts
+    local free used=0
+    free=$(df -Pk "$root" | awk 'NR == 2 { print $4 }')
+    if [ -d "$venv" ]; then
+        free=$(df -Pk "$venv/" | awk 'NR == 2 { print $4 }')
+        used=$(du -sk "$venv/" | cut -f1)
+    fi
+    [ $(((free + used) / 1000000)) -ge "$1" ] ||
+        stop "$((free / 1000000)) GB free, $1 GB needed: free some disk, or make .venv a link to another"
+}
+
+# PyPI's PyTorch for Linux brings CUDA. Where pip knows a place that has the CPU build, it takes that one.
+cuda_build_comes() {
+    local torch
+    torch=$(sed -n 's/^torch==//p' "$root/requirements.txt")
+    [ "$(uname -s)" = Linux ] &&
+        ! venv_python -m pip index versions torch 2>/dev/null | grep -F "$torch+cpu" >/dev/null
+}
+
+show_progress() {
+    awk '/Downloading .*\(([2-9][0-9]|[0-9][0-9][0-9]+)\.[0-9]+ MB\)/ {
+             print "  downloading " $2 " " $3 " " $4; fflush() }
+         /^Building wheels for/ { sub(/^.*: /, ""); print "  building " $0; fflush() }
+         /^Installing collected packages/ { print "  unpacking " NF - 3 " packages"; fflush() }'
+}
+
+remedy() {
+    case $(tail -n 80 "$log") in
+    *"No space left"* | *"Disk quota"*)
+        echo "the disk is full: free some space (TMPDIR=/another/folder moves pip's temporary files)" ;;
+    *"Retrying (Retry"* | *"Read timed out"* | *SSLError*)
+        echo "the package index did not answer: check the network, or name a mirror in PIP_INDEX_URL" ;;
+    *"No matching distribution"*)
+        echo "a package has no build for $(venv_python -V) here: try PYTHON=python3.11 bash install.sh" ;;
+    *) echo "the whole log is $log" ;;
+    esac
+}
+
+logged() { # runs a command with its output in the log; when it fails: the log's end and a remedy
+    local status=0
+    "$@" 2>&1 | tee -a "$log" | show_progress || status=$?
+    if [ "$status" -ne 0 ]; then
+        tail -n 12 "$log" | cut -c 1-300 >&2
+        stop "not finished; $(remedy)"
+    fi
+}
+
+make_venv() {
+    "$python" -c 'import venv, ensurepip' 2>/dev/null ||
+        stop "$python lacks venv: sudo apt-get install python3-venv, or name another Python in PYTHON"
+    mkdir -p "$venv"
+    # Emptied rather than removed: it may be a link to another disk.
+    find "$venv/" -mindepth 1 -maxdepth 1 -exec rm -rf {} +
+    : >"$log"
+    say "making .venv with $("$python" -V)"
+    logged "$python" -m venv "$venv"
+}
+
+prepare_venv() { # leaves a .venv that pip can install into
+    if [ -d "$venv" ] && [ ! -f "$log" ] && [ -n "$(ls -A "$venv")" ]; then
+        stop "$venv was not made by this script: move it away or delete it"
+    fi
+    need_disk 3
+    if grep -qxF "$root" "$stamp" 2>/dev/null && usable; then
+        rm "$stamp"
+        say "the pins have changed: updating .venv"
+    else
+        find_python
+        make_venv
+    fi
+    logged venv_python -m pip install "pip==$pip_version"
+}
+
+# Two runs at once would spoil each other's work. Where the file system has no locks, nobody waits.
+if command -v flock >/dev/null; then
+    exec 9<"$root/install.sh"
+    flock -n 9 || { say "waiting for another run" && flock 9; } || true
+fi
+
+if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ] && usable; then
+    say ".venv is up to date"
+    exit 0
+fi
+
+prepare_venv
+if cuda_build_comes; then
+    need_disk 9
+    command -v nvidia-smi >/dev/null ||
+        say "no GPU here: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves disk (CPU build)"
+fi
+say "installing the packages: some minutes; details in .venv/install.log"
+logged venv_python -m pip install --progress-bar off --build-constraint "$root/constraints.txt" \
+    -r "$root/requirements.txt" -r "$root/requirements-dev.txt"
+say "checking that they import"
+logged venv_python -m pip check
+logged venv_python -c 'import deepspeed, matplotlib, peft, rouge_score, sentencepiece, transformers'
+fingerprint >"$stamp"
+say "ready: $(venv_python -V), $(venv_python -c 'import torch
+print("torch", torch.__version__, "with", torch.cuda.device_count(), "CUDA devices")')"

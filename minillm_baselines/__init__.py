@@ -1,0 +1,1 @@
+"""The paper's baselines, on promptkd's trainer, losses and rollouts."""

@@ -1,0 +1,45 @@
+"""KD: cross-entropy on the data's responses, mixed with soft cross-entropy against the teacher on the same tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from promptkd.data.windows import MicroBatch
+from promptkd.engine import FrozenTeacher
+from promptkd.errors import UserError
+from promptkd.losses import Fixed, Forward, Hard, distill
+from promptkd.methods.base import Context, Method, Window
+from promptkd.models import LanguageModel
+from promptkd.settings import option
+
+
+@dataclass
+class KDSettings:
+    kd_ratio: float = option(0.5, "weight of the teacher's term; 1 - it: of the data's tokens")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.kd_ratio <= 1:
+            raise UserError(f"--kd-ratio {self.kd_ratio} is not between 0 and 1")
+
+
+class KD(Method):
+    Settings = KDSettings
+
+    def __init__(self, context: Context, settings: KDSettings) -> None:
+        super().__init__(context, settings)
+        self.teacher = FrozenTeacher(LanguageModel(context.teacher), context.ranks.device)
+
+    def step(self, window: Window) -> dict[str, float]:
+        batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
+        self.student.train()
+        ratio = self.settings.kd_ratio
+        with window.clock("student"), self.teacher.head() as teacher_head:
+
+            def loss_of(batch: MicroBatch):
+                teacher = Fixed(self.teacher.states(batch), teacher_head)
+                terms = [Hard(batch.targets, 1 - ratio), Forward(teacher, ratio)]
+                return lambda hidden, head: distill(hidden, head, terms, batch.weights)
+
+            lm_loss, ds_loss = self.student.learn(batches, loss_of).tolist()
+        loss = (1 - ratio) * lm_loss + ratio * ds_loss
+        return {"loss": loss, "lm_loss": lm_loss, "ds_loss": ds_loss, "response_tokens": tokens}

@@ -1,0 +1,22 @@
+"""SFT: cross-entropy on the responses of the data."""
+
+from __future__ import annotations
+
+from promptkd.data.windows import MicroBatch
+from promptkd.losses import Hard, distill
+from promptkd.methods.base import Method, Window
+
+
+class SFT(Method):
+    needs_teacher = False
+
+    def step(self, window: Window) -> dict[str, float]:
+        batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
+        self.student.train()
+
+        def loss_of(batch: MicroBatch):
+            return lambda hidden, head: distill(hidden, head, [Hard(batch.targets)], batch.weights)
+
+        with window.clock("student"):
+            loss = float(self.student.learn(batches, loss_of)[0])
+        return {"loss": loss, "response_tokens": tokens}

@@ -1,0 +1,107 @@
+"""Folders that are whole or not there: models, prompts, the run's own record."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from promptkd.engine import Learner
+from promptkd.errors import UserError
+
+PACKAGES = ("torch", "transformers", "deepspeed", "peft", "numpy", "safetensors")
+
+
+def claim_folder(save: str, overwrite: bool) -> Path:
+    """The run's folder, empty. Raises UserError when it holds a run already and --overwrite was not given."""
+    folder = Path(save)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--save {folder} is a file: name a folder")
+    if (folder / "metrics.jsonl").exists():
+        if not overwrite:
+            raise UserError(
+                f"--save {folder} already holds a run: --overwrite replaces it, --save names another folder"
+            )
+        for name in ("metrics.jsonl", "config.json", "curves.png", "log.txt"):
+            (folder / name).unlink(missing_ok=True)
+        for name in ("best_rougeL", "last", "prompt", "eval"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--save {folder} cannot be made ({error.strerror}): name another folder") from None
+    return folder
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder beside its place, then put it there in one move, replacing what was there."""
+    beside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
+    fill(beside)
+    for path in beside.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    if folder.exists():
+        folder.rename(old)
+    beside.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(learner: Learner, tokenizer, folder: Path) -> None:
+    """Write the model as a Hugging Face folder with its tokenizer. All ranks call it; the first one writes."""
+    model = learner.module.model
+    state = learner.model_state()
+    if learner.ranks.first:
+
+        def fill(beside: Path) -> None:
+            model.save_pretrained(beside, state_dict=state)
+            tokenizer.save_pretrained(beside)
+
+        write_folder(folder, fill)
+    learner.ranks.barrier()
+
+
+def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
+    """What config.json holds: settings, versions, commit, fingerprints of what was read."""
+    root = Path(__file__).parents[1]
+    git = subprocess.run(
+        ["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return {
+        "settings": settings,
+        "commit": git.stdout.strip() or None,
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "inputs": {name: {"path": path, **fingerprint(path)} for name, path in inputs.items() if path},
+    }
+
+
+def fingerprint(path: str) -> dict[str, Any]:
+    """Names, sizes and the ends' bytes of a folder's files in one digest: cheap, and changes when they do."""
+    digest, total = hashlib.sha256(), 0
+    files = sorted(file for file in Path(path).glob("*") if file.is_file())
+    for file in files:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            head = stream.read(1 << 16)
+            stream.seek(max(size - (1 << 16), 0))
+            digest.update(f"{file.name}:{size}:".encode() + head + stream.read())
+        total += size
+    return {"files": len(files), "bytes": total, "sha256_of_ends": digest.hexdigest()}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one move."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)

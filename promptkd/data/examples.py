@@ -1,0 +1,244 @@
+"""Examples as token ids, from published token files or straight from jsonl; both give the same examples.
+
+A row of jsonl is {"instruction", "input", "output"}, or has a ready "prompt" and "output" (or "response").
+A ready prompt wins over the template; "output" may be a list of references, the first is the response.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from promptkd.data.format import TokenFile, split_row
+from promptkd.data.jsonl import read_jsonl
+from promptkd.errors import UserError
+
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+_BATCH = 1024  # rows tokenised together
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Example:
+    index: int  # row in its data set: names it in errors, seeds its sampling noise
+    prompt: np.ndarray  # int64 token ids
+    response: np.ndarray  # int64 token ids, end-of-text included (may be empty: prompts only)
+
+
+class ExampleSet:
+    """The examples of one split: `len(examples)`, `examples[i]` -> Example.
+
+    `references` holds the gold texts of each row, None when there are token files alone; `dropped` counts the
+    rows left out because their prompt is over max_prompt_length; `files` are those that were read.
+    """
+
+    def __init__(
+        self, rows: Sequence[Pair], references: list[list[str]] | None, files: list[Path], dropped: int = 0
+    ) -> None:
+        self._rows = rows
+        self.references = references
+        self.files = files
+        self.dropped = dropped
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Example:
+        prompt, response = self._rows[index]
+        return Example(int(index), prompt, response)
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | Path,
+        split: str,
+        tokenizer,
+        max_prompt_length: int,
+        max_length: int,
+        limit: int = -1,
+        prompts_only: bool = False,
+    ) -> ExampleSet:
+        """Open `<split>_0.bin/.idx` in `folder`, or else `<split>.jsonl`; the first `limit` examples (-1: all).
+
+        Prompt and response together are cut to `max_length` tokens, as the published loader does. A prompt
+        over `max_prompt_length` is an error in a token file (its maker drops them) and is left out of jsonl.
+        A token row without a marker is text, its first token the prompt; with `prompts_only` it is a prompt.
+        Raises UserError naming file and row or line for whatever is missing or broken.
+        """
+        folder = Path(folder)
+        if not os.path.isdir(folder):
+            raise UserError(f"{folder}: no such folder: correct --data-dir, or make it with tools/process_data.py")
+        prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
+        parts = [os.path.isfile(f"{prefix}{end}") for end in (".bin", ".idx")]
+        if any(parts):
+            if not all(parts):
+                missing = ".idx" if parts[0] else ".bin"
+                raise UserError(f"{prefix}{missing} is missing beside the other: process the data anew")
+            return cls._from_tokens(prefix, text, tokenizer, max_prompt_length, max_length, limit, prompts_only)
+        if os.path.isfile(text):
+            return cls._from_jsonl(text, tokenizer, max_prompt_length, max_length, limit)
+        raise UserError(
+            f"{folder}: neither {prefix.name}.bin/.idx nor {text.name} is there: put {text.name} there, or run "
+            f"python tools/process_data.py instructions --raw RAW.jsonl --tokenizer MODEL --save {folder}"
+        )
+
+    @classmethod
+    def _from_tokens(
+        cls, prefix: Path, text: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int, whole: bool
+    ) -> ExampleSet:
+        file = TokenFile(prefix, vocabulary_size(tokenizer))
+        if (next_part := prefix.with_name(f"{prefix.name[:-1]}1.idx")).exists():
+            raise UserError(f"{next_part}: only {prefix.name} is read: put all rows into one token file")
+        rows = _TokenRows(file, len(file) if limit < 0 else min(limit, len(file)), max_length, whole)
+        lengths = file.prompt_lengths(len(rows))
+        if whole:
+            lengths = np.where(lengths < 0, file.row_lengths()[: len(rows)], lengths)
+        if (over := np.flatnonzero(lengths > max_prompt_length)).size:
+            raise UserError(
+                f"{file.bin_path}, row {over[0]}: its prompt has {lengths[over[0]]} tokens, over --max-prompt-length "
+                f"{max_prompt_length}: raise it, or process the data anew with --max-prompt-length {max_prompt_length}"
+            )
+        references, files = None, [file.bin_path, file.idx_path]
+        if os.path.isfile(text):
+            references = [reference_texts(row, f"{text}, line {n}") for n, row in _numbered(read_jsonl(text))]
+            if len(references) != len(file):
+                raise UserError(
+                    f"{text} has {len(references)} rows, {file.bin_path.name} beside it {len(file)}: they must "
+                    "come from one run of tools/process_data.py; make both anew"
+                )
+            files.append(text)
+            references = references[: len(rows)]
+        return cls(rows, references, files)
+
+    @classmethod
+    def _from_jsonl(cls, path: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int) -> ExampleSet:
+        texts = [prompt_and_references(row, f"{path}, line {n}") for n, row in _numbered(read_jsonl(path))]
+        rows: list[Pair] = []
+        references: list[list[str]] = []
+        dropped = 0
+        for first in range(0, len(texts), _BATCH):
+            batch = texts[first : first + _BATCH]
+            pairs = encode_pairs(tokenizer, [(prompt, gold[0]) for prompt, gold in batch])
+            for (prompt, response), (_, gold) in zip(pairs, batch):
+                if limit >= 0 and len(rows) == limit:
+                    return cls(rows, references, [path], dropped)
+                if len(prompt) > max_prompt_length:
+                    dropped += 1
+                    continue
+                rows.append((prompt, response[: max(max_length - len(prompt), 0)]))
+                references.append(gold)
+        if not rows:
+            raise UserError(f"{path}: all {dropped} prompts are over --max-prompt-length {max_prompt_length}: raise it")
+        return cls(rows, references, [path], dropped)
+
+
+class _TokenRows(Sequence):
+    """(prompt, response) of the first `count` rows of a token file, read when they are asked for."""
+
+    def __init__(self, file: TokenFile, count: int, max_length: int, prompts_only: bool) -> None:
+        self._file, self._count, self._max_length, self._prompts_only = file, count, max_length, prompts_only
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Pair:
+        if not 0 <= index < self._count:
+            raise IndexError(f"example {index} of {self._count}")
+        row = self._file[index]
+        if self._prompts_only and self._file.marker not in row:
+            return row, row[:0]
+        prompt, response = split_row(row, self._file.marker)
+        return prompt, response[: max(self._max_length - len(prompt), 0)]
+
+
+def vocabulary_size(tokenizer) -> int:
+    """One more than the tokenizer's largest token id (its ids may have gaps)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def encode_pair(tokenizer, prompt: str, response: str) -> Pair:
+    """(prompt ids, response ids with end-of-text), int64. The response is tokenised behind its prompt."""
+    return encode_pairs(tokenizer, [(prompt, response)])[0]
+
+
+def encode_pairs(tokenizer, pairs: list[tuple[str, str]]) -> list[Pair]:
+    """`encode_pair` for many, which is several times faster."""
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    prompts = ids([prompt for prompt, _ in pairs])
+    wholes = ids([prompt + response for prompt, response in pairs])
+    if not all(prompts):
+        empty = pairs[prompts.index([])][0]
+        raise UserError(f"the prompt {empty[:40]!r} has no token in this tokenizer: give it a text")
+    end = [tokenizer.eos_token_id]
+    return [
+        (np.array(prompt, dtype=np.int64), np.array((whole + end)[len(prompt) :], dtype=np.int64))
+        for prompt, whole in zip(prompts, wholes)
+    ]
+
+
+def render_prompt(row: dict[str, Any], where: str = "row") -> str:
+    """The text a model is asked: the row's own "prompt", or the template around its instruction and input."""
+    if "prompt" in row:
+        prompt = _text(row, "prompt", where)
+        if not prompt:
+            raise UserError(f'{where}: its "prompt" is empty: give it a text')
+        return prompt
+    if "instruction" not in row:
+        raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {_keys(row)}')
+    instruction = _text(row, "instruction", where)
+    if "input" in row and (context := _text(row, "input", where)):
+        return WITH_INPUT.format(instruction=instruction, input=context)
+    return WITHOUT_INPUT.format(instruction=instruction)
+
+
+def reference_texts(row: dict[str, Any], where: str = "row") -> list[str]:
+    """The gold texts of a row: "output", a text or a list of texts; beside a ready prompt also "response"."""
+    key = "response" if "prompt" in row and "output" not in row else "output"
+    if key not in row:
+        raise UserError(f'{where}: it has no "output" (or "prompt" and "response"), only {_keys(row)}')
+    if not isinstance(row[key], list):
+        return [_text(row, key, where)]
+    if not row[key]:
+        raise UserError(f'{where}: its list "{key}" is empty: give it a text')
+    return [_text({key: text}, key, where) for text in row[key]]
+
+
+def prompt_and_references(row: dict[str, Any], where: str = "row") -> tuple[str, list[str]]:
+    return render_prompt(row, where), reference_texts(row, where)
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise UserError(f'{where}: "{key}" has to be a text, not {type(value).__name__}')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f'{where}: "{key}" holds half a character (a lone surrogate): correct it') from None
+    return value
+
+
+def _keys(row: dict[str, Any]) -> str:
+    return ", ".join(f'"{key}"' for key in islice(row, 8)) or "no key at all"
+
+
+def _numbered(rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    return enumerate(rows, 1)

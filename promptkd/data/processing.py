@@ -1,0 +1,113 @@
+"""What tools that turn files into files share: worker processes in order, output that is whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from promptkd.errors import UserError
+
+Lines = list[tuple[int, bytes]]
+Result = TypeVar("Result")
+_AHEAD = 4  # chunks per worker in flight: bounds memory, keeps workers busy
+_job: Callable[[Any], Any]
+
+
+def chunks_of_lines(
+    lines: Iterable[tuple[int, bytes]], most_lines: int = 128, most_bytes: int = 1 << 19
+) -> Iterator[Lines]:
+    """Numbered lines in lists of a size that is worth a message to another process."""
+    chunk: Lines = []
+    size = 0
+    for number, line in lines:
+        chunk.append((number, line))
+        size += len(line)
+        if len(chunk) == most_lines or size >= most_bytes:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def ordered_map(job: Callable[[Any], Result], chunks: Iterable[Any], workers: int) -> Iterator[Result]:
+    """`map(job, chunks)` over worker processes, in order, reading only a little ahead of what was consumed.
+
+    `job` reaches the workers once, when they start. The first error in the chunks' order is raised, whatever
+    the number of workers. Close the iterator (or run it to its end) to stop them.
+    """
+    if workers == 1:
+        yield from map(job, chunks)
+        return
+    # fork: no second import of torch in every worker; nothing in this process runs threads that hold locks
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker, (job,))
+    pending: deque = deque()
+    try:
+        for chunk in chunks:
+            pending.append(pool.submit(_run_job, chunk))
+            if len(pending) >= _AHEAD * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    except BrokenProcessPool:
+        raise UserError("a worker process died, perhaps for want of memory: lower --workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start_worker(job: Callable[[Any], Any]) -> None:
+    global _job
+    _job = job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops us
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A parent that was killed tells nobody: without this its workers would wait for ever."""
+    wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
+
+
+def _run_job(chunk: Any) -> Any:
+    return _job(chunk)
+
+
+@contextlib.contextmanager
+def written_together(save: Path) -> Iterator[Path]:
+    """A temporary folder inside `save`; without an error its files move to `save` at the end, else all vanish."""
+    made = [folder for folder in (save, *save.parents) if not folder.exists()]
+    done = False
+    try:
+        save.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=save))
+        try:
+            yield staging
+            files = sorted(staging.iterdir())
+            for file in files:
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+            for file in files:
+                os.replace(file, save / file.name)
+            done = True
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"{error.filename or save}: cannot be written: {error.strerror}") from None
+    finally:
+        if not done:
+            for folder in made:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()

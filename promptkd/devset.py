@@ -1,0 +1,87 @@
+"""The dev set during training: loss on the gold responses, ROUGE-L of sampled answers."""
+
+from __future__ import annotations
+
+import torch
+
+from promptkd.data.examples import ExampleSet
+from promptkd.data.windows import pack
+from promptkd.distributed import Ranks
+from promptkd.engine import Learner
+from promptkd.errors import UserError
+from promptkd.evaluation.generate import answer
+from promptkd.evaluation.rouge import rouge_l
+from promptkd.losses import Hard, distill
+from promptkd.methods.base import Limits
+from promptkd.rollout import Sampling
+
+
+class DevSet:
+    """Dev examples, shared out over ranks by row number."""
+
+    def __init__(
+        self,
+        examples: ExampleSet | None,
+        tokenizer,
+        sampling: Sampling,
+        limits: Limits,
+        batch_size: int,
+        seed: int,
+        ranks: Ranks,
+        published_mean: bool,
+    ) -> None:
+        self.examples, self.tokenizer, self.sampling, self.limits = examples, tokenizer, sampling, limits
+        self.batch_size, self.seed, self.ranks, self.published_mean = batch_size, seed, ranks, published_mean
+
+    def __len__(self) -> int:
+        return 0 if self.examples is None else len(self.examples)
+
+    def loss(self, student: Learner) -> float:
+        """Mean cross-entropy over response tokens, or the published mean of the batches' means.
+
+        The published code deals rows to ranks in turn, batches them, and averages over batches and ranks.
+        """
+        student.train(False)
+        rows = list(range(len(self)))[self.ranks.rank :: self.ranks.size]
+        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        sums = torch.zeros(2, dtype=torch.float64)
+        with student.whole() as model, torch.no_grad():
+            for batch in batches:
+                total, tokens = self._batch_loss(student, batch)
+                sums += torch.tensor(
+                    [total / max(tokens, 1), 1.0] if self.published_mean else [total, tokens]
+                )
+        total, count = self.ranks.total(sums.to(self.ranks.device)).tolist()
+        del model
+        return total / max(count, 1)
+
+    def _batch_loss(self, student: Learner, rows: list[int]) -> tuple[float, int]:
+        examples = [self.examples[row] for row in rows]
+        prompts, responses = [e.prompt for e in examples], [e.response for e in examples]
+        total = 0.0
+        for batch in pack(prompts, responses, [1.0] * len(rows), self.limits.token_budget, self.ranks.device):
+            loss, _ = student.module(
+                batch, lambda h, head, b=batch: distill(h, head, [Hard(b.targets)], b.weights)
+            )
+            total += float(loss)
+        return total, sum(map(len, responses))
+
+    def rouge_l(self, student: Learner) -> float:
+        """ROUGE-L x 100 of one sampled answer for each dev prompt, mean over rows."""
+        if self.examples.references is None:
+            raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
+        limits = self.limits
+        with student.whole() as model:
+            answers = answer(
+                model,
+                self.tokenizer,
+                [self.examples[row].prompt for row in range(len(self))],
+                seeds=[self.seed],
+                max_new_tokens=limits.max_length - limits.max_prompt_length,
+                sampling=self.sampling,
+                token_budget=limits.token_budget * 4,
+                ranks=self.ranks,
+                progress=None,
+            )[0]
+        scores = [rouge_l(text, references) for text, references in zip(answers, self.examples.references)]
+        return sum(scores) / max(len(scores), 1)

@@ -1,0 +1,83 @@
+"""Ranks, device and backend, decided in one place for CPU and GPU alike."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def largest(self, value: int) -> int:
+        if self.size == 1:
+            return value
+        held = torch.tensor(value, device=self.device)
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return int(held)
+
+    def gather(self, objects: list[Any]) -> list[Any]:
+        """The lists of all ranks, one after another in rank order, on every rank. JSON, never pickle."""
+        if self.size == 1:
+            return objects
+        mine = torch.frombuffer(bytearray(json.dumps(objects).encode()), dtype=torch.uint8)
+        longest = self.largest(len(mine))
+        padded = torch.zeros(longest + 8, dtype=torch.uint8)
+        padded[:8] = torch.tensor([len(mine)], dtype=torch.int64).view(torch.uint8)
+        padded[8 : 8 + len(mine)] = mine
+        parts = [torch.empty_like(padded, device=self.device) for _ in range(self.size)]
+        dist.all_gather(parts, padded.to(self.device))
+        texts = [part.cpu() for part in parts]
+        lengths = [int(text[:8].clone().view(torch.int64)) for text in texts]
+        return [x for text, n in zip(texts, lengths) for x in json.loads(bytes(text[8 : 8 + n].tolist()))]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def setup(timeout_minutes: int = 30) -> Ranks:
+    """Join the other ranks that `torchrun` or `deepspeed` started; a plain `python` is one rank by itself.
+
+    A single process needs no port: it talks to nobody.
+    """
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
+    device = torch.device("cuda", local) if gpu else torch.device("cpu")
+    if gpu:
+        torch.cuda.set_device(device)
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    if not dist.is_initialized():
+        backend, timeout = "nccl" if gpu else "gloo", datetime.timedelta(minutes=timeout_minutes)
+        store = dist.HashStore() if size == 1 else None
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    return Ranks(rank, size, device)

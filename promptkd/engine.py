@@ -1,0 +1,259 @@
+"""DeepSpeed in one place: configuration, both engines, accumulation over micro-batches, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from transformers import (
+    PreTrainedModel,
+    get_constant_schedule_with_warmup,
+    get_polynomial_decay_schedule_with_warmup,
+)
+
+from promptkd.data.windows import MicroBatch
+from promptkd.distributed import Ranks
+from promptkd.errors import UserError
+from promptkd.models import Head, LanguageModel
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What the command line alone decides; a DeepSpeed file may say "auto" or nothing.
+OWNED = {
+    "train_batch_size": "--batch-size and --gradient-accumulation-steps",
+    "train_micro_batch_size_per_gpu": "--batch-size",
+    "gradient_accumulation_steps": "--gradient-accumulation-steps",
+    "gradient_clipping": "--clip-grad",
+    "optimizer": "--lr and --weight-decay",
+    "scheduler": "--lr-decay-style and --warmup-iters",
+}
+# Names (parts of them) of parameters without weight decay, as published (utils.py, get_optimizer_params).
+NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
+
+
+@dataclass(frozen=True)
+class Optimization:
+    """How one model learns: AdamW, a schedule over `total` optimizer steps, clipping."""
+
+    lr: float
+    total: int
+    style: str = "constant"
+    lr_min: float = 1e-7
+    warmup: int = 0
+    weight_decay: float = 0.01
+    clip_grad: float = 1.0
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, Any]:
+    """The DeepSpeed file, checked. Without a path: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU.
+
+    Raises UserError when the file is missing, not JSON, sets what the command line owns, or asks for fp16
+    on a CPU or for bf16 without ZeRO (whose plain bf16 optimizer loses small updates).
+    """
+    if path is None:
+        gpu_file = (
+            "ds_config_bf16.json"
+            if device.type == "cuda" and torch.cuda.is_bf16_supported()
+            else "ds_config.json"
+        )
+        path = str(CONFIGS / (gpu_file if device.type == "cuda" else "ds_config_fp32.json"))
+    try:
+        config = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--deepspeed_config {path}: {error}: name one of {CONFIGS}/*.json") from None
+    if not isinstance(config, dict):
+        raise UserError(f"--deepspeed_config {path}: holds no JSON object: name one of {CONFIGS}/*.json")
+    for key, options in OWNED.items():
+        if config.pop(key, "auto") != "auto":
+            raise UserError(f'--deepspeed_config {path} sets {key}: say "auto" there and use {options}')
+    if precision(config) == "fp16" and device.type == "cpu":
+        raise UserError(
+            f"--deepspeed_config {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json"
+        )
+    if precision(config) == "bf16" and not config.get("zero_optimization", {}).get("stage"):
+        raise UserError(
+            f"--deepspeed_config {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more"
+        )
+    return config
+
+
+def precision(config: dict[str, Any]) -> str:
+    """fp16, bf16 or fp32, as the DeepSpeed configuration says."""
+    for kind in ("fp16", "bf16"):
+        if config.get(kind, {}).get("enabled"):
+            return kind
+    return "fp32"
+
+
+def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
+    """The configuration in another precision."""
+    if kind == precision(config):
+        return config
+    changed = {key: value for key, value in config.items() if key not in ("fp16", "bf16")}
+    if kind != "fp32":
+        changed[kind] = {"enabled": True}
+        if changed.get("zero_optimization", {}).get("stage", 0) == 0:
+            changed["zero_optimization"] = {"stage": 1}
+    return changed
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, how: Optimization) -> LRScheduler:
+    """The published schedules: torch's cosine (which knows no warm-up), transformers' constant and noam."""
+    if how.style == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=how.total, eta_min=how.lr_min)
+    if how.style == "noam":
+        return get_polynomial_decay_schedule_with_warmup(optimizer, how.warmup, how.total, power=0.5)
+    return get_constant_schedule_with_warmup(optimizer, how.warmup)
+
+
+def _prepare_deepspeed(device: torch.device):
+    """Import DeepSpeed so that it neither compiles anything nor talks while it works."""
+    import deepspeed
+    import deepspeed.ops
+
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__ = {}  # it would compile a collective for shared memory
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    deepspeed.init_distributed(
+        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
+    )
+    return deepspeed
+
+
+class Learner:
+    """A model with a DeepSpeed engine around it: it learns from a window's micro-batches, one step at a time."""
+
+    def __init__(self, model: LanguageModel, how: Optimization, config: dict[str, Any], ranks: Ranks) -> None:
+        deepspeed = _prepare_deepspeed(ranks.device)
+        self.ranks, self.how = ranks, how
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        plain = [p for name, p in named if any(part in name for part in NO_DECAY)]
+        decayed = [p for name, p in named if not any(part in name for part in NO_DECAY)]
+        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=how.lr, betas=how.betas, weight_decay=how.weight_decay, fused=True,
+        )  # fmt: skip
+        settings = {
+            **config,
+            "train_micro_batch_size_per_gpu": 1,
+            "gradient_accumulation_steps": 1,  # windows hold any number of micro-batches: we set the boundary
+            "gradient_clipping": how.clip_grad,
+            "steps_per_print": 1 << 40,
+            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam is compiled at run time
+        }
+        self.engine, _, _, self.schedule = deepspeed.initialize(
+            model=model, optimizer=optimizer, lr_scheduler=make_schedule(optimizer, how), config=settings
+        )
+        self.stage = self.engine.zero_optimization_stage()
+        self.grad_norm = 0.0
+
+    @property
+    def module(self) -> LanguageModel:
+        return self.engine.module
+
+    @property
+    def lr(self) -> float:
+        return self.schedule.get_last_lr()[0]
+
+    def train(self, mode: bool = True) -> None:
+        """Switch dropout on or off."""
+        self.engine.train(mode)
+
+    def learn(self, batches: list[MicroBatch], loss_of: Callable[[MicroBatch], Callable]) -> Tensor:
+        """One optimizer step on the whole window. Returns the loss terms, summed over micro-batches and ranks.
+
+        `loss_of(batch)` gives a function (hidden states, head) -> (loss, terms); its loss is the batch's
+        share of the window's mean, so that the sum over batches is that mean.
+        """
+        terms: Tensor | None = None
+        for micro_step, batch in enumerate(batches):
+            last = micro_step == len(batches) - 1
+            self.engine.set_gradient_accumulation_boundary(last)
+            loss, part = self.engine(batch, loss_of(batch))
+            # Shares are of the mean over all ranks' tokens, but DeepSpeed averages over ranks.
+            self.engine.backward(loss * self.ranks.size)
+            if last:
+                self.grad_norm = self._norm()
+            self.engine.step()
+            terms = part if terms is None else terms + part
+        self.grad_norm = self.grad_norm or float(self.engine.get_global_grad_norm() or 0.0)
+        return self.ranks.total(terms)
+
+    def _norm(self) -> float:
+        """Stage 0 keeps whole gradients and forgets their norm; the other stages tell it after the step."""
+        if self.stage:
+            return 0.0
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    @torch.no_grad()
+    def states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
+        """Hidden states at the response positions, without gradient: [response tokens, width]."""
+        return self.engine(batch, lambda hidden, head: hidden, prompted)
+
+    @contextlib.contextmanager
+    def head(self) -> Iterator[Head]:
+        """The output head, whole."""
+        with self._gathered(list(self.module.model.get_output_embeddings().parameters())):
+            yield self.module.head()
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """The transformers model in eval mode with all its weights here, for decoding."""
+        self.train(False)
+        if self.stage < 3:
+            yield self.module.model
+            return
+        # ZeRO-3's hooks fetch and drop each layer's weights on all ranks in step; decoding ranks are not in step.
+        from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+
+        with unwrap_model_for_generation(self.engine):
+            yield self.module.model
+
+    def model_state(self) -> dict[str, Tensor]:
+        """The transformers model's weights, whole, in the engine's precision; empty on other ranks in ZeRO-3."""
+        if self.stage < 3:
+            return self.module.model.state_dict()
+        state = self.engine._consolidated_16bit_state_dict() or {}
+        return {
+            name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")
+        }
+
+    def full(self, parameter: torch.nn.Parameter) -> Tensor:
+        """A trained parameter in float32, whole, detached: the optimizer's copy where there is one."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        value = safe_get_full_fp32_param(parameter)
+        return (parameter if value is None else value).detach().float().clone()
+
+    def _gathered(self, parameters: list[torch.nn.Parameter]):
+        if self.stage < 3:
+            return contextlib.nullcontext()
+        import deepspeed
+
+        return deepspeed.zero.GatheredParameters(parameters)
+
+
+class FrozenTeacher:
+    """A teacher that only answers: no prompt, no gradient, no engine."""
+
+    def __init__(self, model: LanguageModel, device: torch.device) -> None:
+        self.module = model.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def states(self, batch: MicroBatch) -> Tensor:
+        return self.module.states(batch)
+
+    @contextlib.contextmanager
+    def head(self) -> Iterator[Head]:
+        yield self.module.head()

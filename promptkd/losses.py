@@ -1,0 +1,177 @@
+"""Divergences over the vocabulary: plain, for reading and for tests, and in chunks with the gradient by hand.
+
+A loss is a weighted sum of terms. Each compares the trained distribution q with something fixed: another
+model's distribution t, or a token. With z the logits of q, the gradients that `distill` uses are
+
+    reverse   KL(q || t)     d/dz = q (log q - log t - KL)
+    forward   -sum t log q   d/dz = q - t        (the cross-entropy form of KL(t || q), as published)
+    hard      -log q[token]  d/dz = q - onehot(token)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from promptkd.models import Head
+
+# Logits of this many positions exist at a time; on a CPU few enough that a pass over them stays in cache.
+CHUNK = {"cpu": 64, "cuda": 1024}
+
+
+class Fixed(NamedTuple):
+    """A distribution that is not trained: hidden states [tokens, width] and the head they go through."""
+
+    hidden: Tensor
+    head: Head
+
+    def logits(self, rows: slice) -> Tensor:
+        return F.linear(self.hidden[rows], self.head.weight, self.head.bias)
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """coefficient * KL(trained || target)."""
+
+    target: Fixed
+    coefficient: float = 1.0
+
+    def plain(self, logits: Tensor) -> Tensor:
+        log_q = logits.float().log_softmax(-1)
+        log_t = self.target.logits(slice(None)).float().log_softmax(-1)
+        return (log_q.exp() * (log_q - log_t)).sum(-1)
+
+    def chunk(self, rows: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        difference = torch.sub(log_q, self.target.logits(rows).float().log_softmax(-1))
+        kl = torch.linalg.vecdot(q, difference)
+        return kl, difference.sub_(kl[:, None]).mul_(q)
+
+
+@dataclass(frozen=True)
+class Forward:
+    """coefficient * -sum target log trained: KL(target || trained) but for the target's own entropy."""
+
+    target: Fixed
+    coefficient: float = 1.0
+
+    def plain(self, logits: Tensor) -> Tensor:
+        t = self.target.logits(slice(None)).float().softmax(-1)
+        return -(t * logits.float().log_softmax(-1)).sum(-1)
+
+    def chunk(self, rows: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        t = self.target.logits(rows).float().softmax(-1)
+        loss = -torch.linalg.vecdot(t, log_q)
+        return loss, torch.sub(q, t, out=t)
+
+
+@dataclass(frozen=True)
+class Hard:
+    """coefficient * -log trained[token], tokens int64 [tokens]."""
+
+    tokens: Tensor
+    coefficient: float = 1.0
+
+    def plain(self, logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), self.tokens, reduction="none")
+
+    def chunk(self, rows: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.tokens[rows, None]
+        loss = -log_q.gather(1, tokens).squeeze(1)
+        return loss, q.scatter_add(1, tokens, torch.full_like(loss, -1.0)[:, None])
+
+
+Term = Reverse | Forward | Hard
+
+
+def divergence(kind: str, target: Fixed, coefficient: float = 1.0) -> Term:
+    """The term that an option's value `reverse` or `forward` names."""
+    return {"reverse": Reverse, "forward": Forward}[kind](target, coefficient)
+
+
+def distill_plain(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What `distill` computes, with all logits at once and autograd: the reference."""
+    logits = F.linear(hidden, head.weight, head.bias)
+    sums = torch.stack([(term.plain(logits) * weights).sum() for term in terms])
+    return (sums * _coefficients(terms, sums)).sum(), sums.detach()
+
+
+def distill(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """The weighted sum of `terms` over all tokens, never more than one chunk of logits in memory.
+
+    hidden [tokens, width] and head: of the trained model; weights float32 [tokens]: each token's share.
+    Returns the loss (scalar, differentiable in hidden and head) and each term's own weighted sum without
+    its coefficient (float32 [terms], for the log).
+    """
+    return _Distill.apply(hidden, head.weight, head.bias, terms, weights)
+
+
+def _coefficients(terms: list[Term], like: Tensor) -> Tensor:
+    return torch.tensor([term.coefficient for term in terms], dtype=like.dtype, device=like.device)
+
+
+class _Distill(torch.autograd.Function):
+    """The gradient is known in closed form, so it is computed in the forward pass, chunk by chunk."""
+
+    @staticmethod
+    def forward(ctx, hidden, weight, bias, terms, weights):
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        sums = hidden.new_zeros(len(terms), dtype=torch.float32)
+        grad_hidden = torch.empty_like(hidden) if needs_hidden else None
+        # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        step = CHUNK.get(hidden.device.type, CHUNK["cuda"])
+        for start in range(0, len(hidden), step):
+            rows = slice(start, start + step)
+            grad = _chunk(rows, hidden, Head(weight, bias), terms, weights, sums)
+            share = weights[rows, None]
+            low = grad.to(weight.dtype)
+            if needs_hidden:
+                grad_hidden[rows] = (low @ weight) * share.to(hidden.dtype)
+            if needs_weight:
+                _add_product(grad_weight, low, hidden[rows] * share.to(hidden.dtype))
+            if needs_bias:
+                grad_bias.add_((grad * share).sum(0))
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.mark_non_differentiable(sums)
+        return (sums * _coefficients(terms, sums)).sum(), sums
+
+    @staticmethod
+    def backward(ctx, grad_loss, _):
+        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        weight_dtype, bias_dtype = ctx.dtypes
+        return (
+            None if grad_hidden is None else grad_hidden * grad_loss.to(grad_hidden.dtype),
+            None if grad_weight is None else grad_weight.mul_(grad_loss).to(weight_dtype),
+            None if grad_bias is None else grad_bias.mul_(grad_loss).to(bias_dtype),
+            None,
+            None,
+        )
+
+
+def _chunk(
+    rows: slice, hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, sums: Tensor
+) -> Tensor:
+    """Add the chunk's losses to `sums`; return d(sum of terms)/d(logits), float32 [rows, vocabulary]."""
+    log_q = F.linear(hidden[rows], head.weight, head.bias).float().log_softmax(-1)
+    q, total = log_q.exp(), None
+    for i, term in enumerate(terms):
+        loss, grad = term.chunk(rows, log_q, q)
+        sums[i] += torch.dot(loss, weights[rows])
+        if term.coefficient != 1.0:
+            grad.mul_(term.coefficient)
+        total = grad if total is None else total.add_(grad)
+    return total
+
+
+def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
+    """total += grad^T hidden, in total's precision."""
+    if grad.dtype == total.dtype:
+        total.addmm_(grad.T, hidden)
+    else:
+        total.add_(grad.T @ hidden)

@@ -1,0 +1,19 @@
+"""The methods by name. One line each; their files are imported only when they are chosen."""
+
+from __future__ import annotations
+
+import importlib
+
+from promptkd.methods.base import Method
+
+METHODS = {
+    "promptkd": "promptkd.methods.promptkd:PromptKD",
+    "sft": "minillm_baselines.sft:SFT",
+    "kd": "minillm_baselines.kd:KD",
+}
+
+
+def method_class(name: str) -> type[Method]:
+    """The class that METHODS names."""
+    module, _, attribute = METHODS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,134 @@
+"""What a method is: a small object that turns a window of examples into losses and updates."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from promptkd.data.examples import Example
+from promptkd.data.windows import MicroBatch, group_by_length, pack
+from promptkd.distributed import Ranks
+from promptkd.engine import Learner, Optimization
+from promptkd.models import LanguageModel
+from promptkd.rollout import Rollout, Sampling, decode, example_noise
+
+
+@dataclass
+class NoSettings:
+    """A method without options of its own."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes in tokens: of prompt and response together, of a prompt, of one padded forward pass."""
+
+    max_length: int
+    max_prompt_length: int
+    token_budget: int
+
+
+@dataclass
+class Context:
+    """What the trainer hands to a method: the two models and what it takes to use them."""
+
+    student: Learner
+    teacher: PreTrainedModel | None
+    tokenizer: Any
+    ranks: Ranks
+    limits: Limits
+    sampling: Sampling
+    seed: int
+    optimization: Optimization  # the student's; a method that trains more builds on it
+    learner: Callable[[LanguageModel, Optimization], Learner]  # makes a further engine, for the teacher
+    published_mean: bool = False  # mean of micro-batch means instead of the window's mean
+
+
+@dataclass
+class Window:
+    """This rank's examples of one optimizer step, in order; micro-batches are `batch_size` of them."""
+
+    step: int  # from 1
+    total: int  # steps of the whole run
+    examples: list[Example]
+    batch_size: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        """Time a phase of the step: its seconds go to the log as `<name>_seconds`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[f"{name}_seconds"] = time.perf_counter() - began
+
+
+class Method(ABC):
+    """One algorithm. `step` sees a window and the two models; it knows no launcher, file or other's option."""
+
+    Settings: ClassVar[type] = NoSettings
+    needs_teacher: ClassVar[bool] = True
+
+    def __init__(self, context: Context, settings: Any) -> None:
+        self.context, self.settings = context, settings
+        self.student = context.student
+
+    @abstractmethod
+    def step(self, window: Window) -> dict[str, float]:
+        """Take one optimizer step; return what the log should hold: means over the window's response tokens."""
+
+    def learners(self) -> dict[str, Learner]:
+        """Everything that learns, by name."""
+        return {"student": self.student}
+
+    def prompt(self) -> torch.Tensor | None:
+        """The teacher's soft prompt, float32 [prompt_len, width], if the method tunes one."""
+        return None
+
+    def rollout(self, window: Window) -> Rollout:
+        """The student, in eval mode, answers every prompt of the window."""
+        context = self.context
+        new_tokens = context.limits.max_length - context.limits.max_prompt_length
+
+        def noise(row: int):
+            return example_noise(context.seed, window.step, window.examples[row].index, count=new_tokens)
+
+        with self.student.whole() as model:
+            return decode(
+                model,
+                [example.prompt for example in window.examples],
+                max_new_tokens=new_tokens,
+                eos_id=context.tokenizer.eos_token_id,
+                sampling=context.sampling,
+                noise=noise,
+                token_budget=context.limits.token_budget
+                * 4,  # no logits over the vocabulary for each position
+                keep_states=True,
+            )
+
+    def micro_batches(
+        self, window: Window, responses: Sequence[Sequence[int]]
+    ) -> tuple[list[MicroBatch], int]:
+        """Pack prompts with `responses`; as many micro-batches on each rank. Also the window's response tokens."""
+        context = self.context
+        lengths = [len(response) for response in responses]
+        tokens = int(context.ranks.total(torch.tensor(sum(lengths), device=context.ranks.device)))
+        weights = self._shares(lengths, tokens, window.batch_size)
+        prompts = [example.prompt for example in window.examples]
+        sizes = [len(prompt) + length for prompt, length in zip(prompts, lengths)]
+        budget = context.limits.token_budget
+        count = context.ranks.largest(len(group_by_length(sizes, budget)))
+        return pack(prompts, responses, weights, budget, context.ranks.device, count), tokens
+
+    def _shares(self, lengths: list[int], tokens: int, batch_size: int) -> list[float]:
+        """Each example's weight for one of its tokens. They make packing free: it cannot change the loss."""
+        if not self.context.published_mean:
+            return [1 / max(tokens, 1)] * len(lengths)
+        means = len(lengths) // batch_size * self.context.ranks.size
+        sums = [sum(lengths[i : i + batch_size]) for i in range(0, len(lengths), batch_size)]
+        return [1 / (max(sums[i // batch_size], 1) * means) for i in range(len(lengths))]

@@ -1,0 +1,112 @@
+"""PromptKD (paper, algorithm 1): the student answers, the teacher's prompt adapts, the student learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from promptkd.data.windows import MicroBatch
+from promptkd.losses import Fixed, distill, divergence
+from promptkd.methods.base import Context, Method, Window
+from promptkd.models import LanguageModel, check_positions
+from promptkd.settings import at_least, option
+from promptkd.soft_prompt import SoftPrompt, initial_prompt
+
+Divergence = Literal["reverse", "forward"]
+
+
+@dataclass
+class PromptKDSettings:
+    teacher_lr: float | None = option(None, "the prompt's peak learning rate; default: --lr")
+    prompt_len: int = option(7, "embeddings of the soft prompt")
+    prompt_init_text: str = option(
+        "Suppose you are a student.",
+        "text whose embeddings the prompt starts from, or PAD, or random",
+        nargs="+",
+    )
+    teacher_kld_type: Divergence = option("reverse", "prompted teacher against student, in prompt tuning")
+    base_kld_type: Divergence = option("reverse", "prompted against unprompted teacher, in prompt tuning")
+    student_kld_type: Divergence = option("reverse", "student against prompted teacher, in distillation")
+    base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
+
+    def __post_init__(self) -> None:
+        at_least(1, prompt_len=self.prompt_len)
+        at_least(0, base_coef=self.base_coef)
+        if self.teacher_lr is not None:
+            at_least(0, teacher_lr=self.teacher_lr)
+
+
+class PromptKD(Method):
+    Settings = PromptKDSettings
+
+    def __init__(self, context: Context, settings: PromptKDSettings) -> None:
+        super().__init__(context, settings)
+        teacher = context.teacher.requires_grad_(False)
+        check_positions(
+            teacher.config, context.limits.max_length + settings.prompt_len, "--teacher-model-path"
+        )
+        embedding = teacher.get_input_embeddings()
+        start = initial_prompt(
+            settings.prompt_init_text, settings.prompt_len, embedding, context.tokenizer, context.seed
+        )
+        prompted = LanguageModel(teacher, SoftPrompt(start))
+        rate = context.optimization.lr if settings.teacher_lr is None else settings.teacher_lr
+        self.teacher = context.learner(prompted, replace(context.optimization, lr=rate))
+        self.teacher.train(False)  # no dropout in the teacher, ever
+        self.start = self.prompt()
+
+    def learners(self):
+        return {"student": self.student, "teacher": self.teacher}
+
+    def prompt(self) -> torch.Tensor:
+        """P as it is now: float32 [prompt_len, width]."""
+        return self.teacher.full(self.teacher.module.prompt.embeddings)
+
+    def step(self, window: Window) -> dict[str, float]:
+        with window.clock("rollout"):
+            rollout = self.rollout(window)
+        batches, tokens = self.micro_batches(window, rollout.responses)
+        base_coef = (1 - window.step / window.total) * self.settings.base_coef
+        with window.clock("prompt"):
+            prompt_kd, prompt_base = self.tune_prompt(batches, rollout.states, base_coef)
+        with window.clock("student"):
+            student = self.distill_student(batches)
+        return {
+            "student_loss": student,
+            "prompt_kd_loss": prompt_kd,
+            "prompt_base_loss": prompt_base * base_coef,
+            "base_coef_now": base_coef,
+            "prompt_grad_norm": self.teacher.grad_norm,
+            "prompt_drift": float((self.prompt() - self.start).norm()),
+            "response_tokens": tokens,
+        }
+
+    def tune_prompt(self, batches: list[MicroBatch], student_states: list, base_coef: float) -> list[float]:
+        """Phase 2: KL(prompted teacher || student) + base_coef * KL(prompted teacher || teacher), a step on P.
+
+        The student's states are those it decoded with: same weights, no dropout, no second forward pass.
+        """
+        with self.student.head() as student_head, self.teacher.head() as teacher_head:
+
+            def loss_of(batch: MicroBatch):
+                student = Fixed(torch.cat([student_states[i] for i in batch.members]), student_head)
+                terms = [divergence(self.settings.teacher_kld_type, student)]
+                teacher = Fixed(self.teacher.states(batch, prompted=False), teacher_head)
+                terms.append(divergence(self.settings.base_kld_type, teacher, base_coef))
+                return lambda hidden, head: distill(hidden, head, terms, batch.weights)
+
+            return self.teacher.learn(batches, loss_of).tolist()
+
+    def distill_student(self, batches: list[MicroBatch]) -> float:
+        """Phase 3: KL(student || prompted teacher) with the updated P, a step on the student (dropout on)."""
+        self.student.train()
+        with self.teacher.head() as teacher_head:
+
+            def loss_of(batch: MicroBatch):
+                teacher = Fixed(self.teacher.states(batch), teacher_head)
+                terms = [divergence(self.settings.student_kld_type, teacher)]
+                return lambda hidden, head: distill(hidden, head, terms, batch.weights)
+
+            return float(self.student.learn(batches, loss_of)[0])

@@ -1,0 +1,118 @@
+"""What a run leaves to read: metrics.jsonl, a progress bar or plain lines, curves.png."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+CURVES = {  # panel title -> keys drawn in it, in order
+    "loss per response token": ["student_loss", "loss", "prompt_kd_loss", "prompt_base_loss"],
+    "dev loss": ["dev_loss"],
+    "dev ROUGE-L": ["rougeL"],
+    "distance of the prompt from its start": ["prompt_drift"],
+}
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # told apart by colour-blind readers too
+
+
+class MetricsFile:
+    """One JSON object a line, each written whole and flushed."""
+
+    def __init__(self, path: Path, write: bool) -> None:
+        self.path = path
+        self.file = open(path, "a", encoding="utf-8") if write else None
+
+    def row(self, event: str, step: int, **values: Any) -> None:
+        if self.file is not None:
+            self.file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            self.file.flush()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+class Progress:
+    """A bar with rate, remaining time and the last losses; plain lines, at most one in ten seconds, in a log."""
+
+    def __init__(self, name: str, total: int, show: bool, done: int = 0) -> None:
+        self.name, self.total, self.show = name, total, show
+        self.bar = tqdm(
+            desc=name, total=total, initial=done, unit="step", disable=not (show and sys.stderr.isatty())
+        )
+        self.began, self.first, self.spoke = time.monotonic(), done, 0.0
+
+    def step(self, step: int, shown: dict[str, float]) -> None:
+        losses = "  ".join(f"{key} {value:.4g}" for key, value in shown.items())
+        self.bar.set_postfix_str(losses, refresh=False)
+        self.bar.update(1)
+        now = time.monotonic()
+        if self.bar.disable and self.show and (now - self.spoke >= 10 or step == self.total):
+            self.spoke = now
+            rate = (now - self.began) / (step - self.first)
+            left = time.strftime("%H:%M:%S", time.gmtime(rate * (self.total - step)))
+            self.line(f"{self.name}  step {step}/{self.total}  {losses}  {rate:.3g} s/step  {left} left")
+
+    def line(self, text: str) -> None:
+        if self.show:
+            tqdm.write(text, file=sys.stderr)
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Peak memory so far, 1e9 bytes: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+
+
+def draw_curves(metrics: Path, picture: Path, title: str) -> None:
+    """Draw what metrics.jsonl holds: a panel for each kind of curve that has points."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    series: dict[str, list[tuple[int, float]]] = defaultdict(list)
+    for row in read_metrics(metrics):
+        for key, value in row.items():
+            if isinstance(value, (int, float)) and key != "step":
+                series[key].append((row["step"], value))
+    panels = {name: [key for key in keys if series[key]] for name, keys in CURVES.items()}
+    panels = {name: keys for name, keys in panels.items() if keys}
+    figure, axes = plt.subplots(
+        1, max(len(panels), 1), figsize=(4.2 * max(len(panels), 1), 3.4), squeeze=False
+    )
+    for axis, (name, keys) in zip(axes[0], panels.items()):
+        for key, colour in zip(keys, COLOURS):
+            steps, values = zip(*series[key])
+            axis.plot(
+                steps, values, color=colour, label=key, marker="o" if len(steps) < 30 else None, ms=3, lw=1.4
+            )
+        axis.set(title=name, xlabel="optimizer step")
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+        if len(keys) > 1:
+            axis.legend(frameon=False)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(picture, dpi=130)
+    plt.close(figure)

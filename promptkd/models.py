@@ -1,0 +1,142 @@
+"""Load and check models; see a causal LM the way distillation needs it: states at response positions, then a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from promptkd.data.windows import MicroBatch
+from promptkd.errors import UserError
+from promptkd.soft_prompt import SoftPrompt
+
+
+class Head(NamedTuple):
+    """What turns hidden states into logits: weight [vocabulary, width], bias [vocabulary] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+class LanguageModel(nn.Module):
+    """A causal LM, with a soft prompt in front of its input if it has one.
+
+    `forward` hands the hidden states that predict response tokens, and the head, to a loss; so logits exist
+    for those positions alone, and an engine sees one module whose output is the loss.
+    """
+
+    def __init__(self, model: PreTrainedModel, prompt: SoftPrompt | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.prompt = prompt
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise UserError(
+                f"{model.config.model_type}: an output layer of type {type(head).__name__} is not supported"
+            )
+        # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to gather it for us.
+        self._external_params = {id(parameter): parameter for parameter in head.parameters()}
+
+    def head(self) -> Head:
+        linear = self.model.get_output_embeddings()
+        return Head(linear.weight, linear.bias)
+
+    def states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
+        """Hidden states that predict the response tokens of `batch`: [response tokens, width].
+
+        Rows are padded on the right and attention is causal, so no real token sees padding and no mask is
+        needed; positions are explicit all the same. With the prompt they count from its first embedding.
+        """
+        ids, skip = batch.ids, 0
+        inputs: dict[str, Tensor] = {"input_ids": ids}
+        if prompted and self.prompt is not None:
+            skip = len(self.prompt)
+            tokens = self.model.get_input_embeddings()(ids)
+            inputs = {"inputs_embeds": torch.cat([self.prompt(len(ids)).to(tokens.dtype), tokens], dim=1)}
+        positions = torch.arange(ids.size(1) + skip, device=ids.device).expand(len(ids), -1)
+        hidden = self.model.base_model(**inputs, position_ids=positions, use_cache=False).last_hidden_state
+        return hidden[:, skip:].flatten(0, 1)[batch.where]
+
+    def forward(self, batch: MicroBatch, loss: Callable[[Tensor, Head], Any], prompted: bool = True) -> Any:
+        return loss(self.states(batch, prompted), self.head())
+
+
+def load_tokenizer(path: str):
+    """The tokenizer beside a model. Raises UserError when there is none or it has no end-of-text token."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as error:  # transformers raises a dozen kinds here
+        raise UserError(f"{path}: no tokenizer can be loaded from it: {error}") from None
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def load_causal_lm(
+    path: str, dtype: torch.dtype, option: str, model_type: str | None = None
+) -> PreTrainedModel:
+    """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors."""
+    config = load_config(path, option)
+    if model_type is not None and config.model_type != model_type:
+        raise UserError(
+            f"{option} {path} is a {config.model_type} model, not {model_type}: correct --model-type"
+        )
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except Exception as error:
+        raise UserError(f"{option} {path}: the weights cannot be loaded: {error}") from None
+    if report["missing_keys"] or report.get("mismatched_keys"):
+        wrong = sorted(map(str, report["missing_keys"] or report["mismatched_keys"]))
+        raise UserError(
+            f"{option} {path}: {len(wrong)} tensors are missing or misshapen, {wrong[0]} first: fetch it anew"
+        )
+    return model.eval()
+
+
+def load_config(path: str, option: str):
+    """The model's configuration; UserError when the folder is missing or config.json is broken."""
+    if not path:
+        raise UserError(f"{option} is missing: name a model's folder")
+    looks_local = path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1
+    if looks_local and not Path(path).is_dir():
+        raise UserError(f"{option} {path}: no such folder: name a folder with config.json and weights")
+    try:
+        return AutoConfig.from_pretrained(path)
+    except Exception as error:
+        raise UserError(
+            f"{option} {path}: no readable config.json ({error}): name a model's folder"
+        ) from None
+
+
+def check_pair(
+    student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer
+) -> None:
+    """Teacher and student must give the same tokens the same numbers. Raises UserError with both sizes."""
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    words = [tokenizer.get_vocab() for tokenizer in (student_tokenizer, teacher_tokenizer)]
+    if words[0] != words[1]:
+        raise UserError(
+            f"the tokenizers differ: the student's has {len(words[0])} tokens, the teacher's {len(words[1])}, "
+            f"{len(words[0].items() & words[1].items())} of them alike: distil between models of one tokenizer"
+        )
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"the vocabularies differ: the student predicts {sizes[0]} tokens, the teacher {sizes[1]}: "
+            "resize one of them (resize_token_embeddings) or take another pair"
+        )
+
+
+def check_positions(config, tokens: int, option: str) -> None:
+    """Raise UserError when `tokens` positions are more than a model's table has."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is not None and tokens > limit:
+        raise UserError(
+            f"{option}: {tokens} positions are needed (--max-length, and --prompt-len for a teacher), "
+            f"the model has {limit}: lower --max-length"
+        )

@@ -1,0 +1,223 @@
+"""Decode responses for many prompts at once, on any causal LM of transformers.
+
+Prompts are grouped by length within a token budget and padded on the left; rows that have ended leave the
+batch and its key-value cache, so that a few long answers do not hold the rest. Sampling draws one uniform
+number for each token and inverts the cumulative distribution: the same distribution as `generate`, without
+noise over the vocabulary, and the number belongs to the example, so that the answer depends neither on the
+batch, nor on the rank, nor on the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from promptkd.data.windows import group_by_length
+
+Noise = Callable[[int], np.ndarray]  # row -> uniform numbers in [0, 1), one for each new token
+
+
+@dataclass(frozen=True)
+class Sampling:
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    no_repeat_ngram_size: int = 0
+
+
+@dataclass
+class Rollout:
+    """responses: int64 [length] each, up to and including end-of-text (or cut at the limit).
+
+    states: the model's hidden states that predicted them, [length, width] each, if asked for.
+    """
+
+    responses: list[Tensor]
+    states: list[Tensor] | None = None
+
+
+def example_noise(seed: int, *key: int, count: int) -> np.ndarray:
+    """`count` uniform numbers that belong to (seed, *key), float64 in [0, 1): counter-based, no state."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key]))).random(count)
+
+
+@torch.no_grad()
+def decode(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    eos_id: int,
+    sampling: Sampling,
+    noise: Noise | None,
+    token_budget: int,
+    keep_states: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> Rollout:
+    """Decode a response of at most `max_new_tokens` for each prompt. `model` is in eval mode.
+
+    `noise` is needed when sampling. `token_budget` bounds rows x (longest prompt + max_new_tokens) of a
+    batch. `progress` is told how many rows have ended each time some do.
+    """
+    rollout = Rollout([torch.empty(0, dtype=torch.long)] * len(prompts), [] if keep_states else None)
+    if keep_states:
+        rollout.states = [torch.empty(0)] * len(prompts)
+    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    for rows in group_by_length(lengths, token_budget):
+        batch = _Batch(model, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout)
+        while batch.rows:
+            ended = batch.step()
+            if progress is not None and ended:
+                progress(ended)
+    return rollout
+
+
+@dataclass
+class _Batch:
+    """Rows that are decoded together. All tensors have one row for each sequence that has not ended."""
+
+    model: PreTrainedModel
+    rows: list[int]
+    prompts: Sequence[Sequence[int]]
+    max_new_tokens: int
+    eos_id: int
+    sampling: Sampling
+    noise: Noise | None
+    rollout: Rollout
+    cache: DynamicCache = field(default_factory=DynamicCache)
+
+    def __post_init__(self) -> None:
+        device, count = self.model.device, len(self.rows)
+        prompts = [np.asarray(self.prompts[row], dtype=np.int64) for row in self.rows]
+        self.width = max(map(len, prompts))
+        ids = np.zeros((count, self.width), dtype=np.int64)
+        mask = np.zeros((count, self.width + self.max_new_tokens), dtype=np.int64)
+        for place, prompt in enumerate(prompts):
+            ids[place, self.width - len(prompt) :] = prompt
+            mask[place, self.width - len(prompt) :] = 1
+        self.inputs = torch.from_numpy(ids).to(device)
+        self.mask = torch.from_numpy(mask).to(device)
+        self.positions = (self.mask[:, : self.width].cumsum(-1) - 1).clamp(min=0)
+        self.made = torch.zeros(count, self.max_new_tokens, dtype=torch.long, device=device)
+        self.uniform = self._uniform(device)
+        self.repeats = None
+        if self.sampling.no_repeat_ngram_size:
+            self.repeats = [RepeatGuard(self.sampling.no_repeat_ngram_size, p.tolist()) for p in prompts]
+        self.states: Tensor | None = None
+        self.length = 0
+
+    def _uniform(self, device: torch.device) -> Tensor | None:
+        if not self.sampling.do_sample:
+            return None
+        numbers = np.stack([self.noise(row)[: self.max_new_tokens] for row in self.rows])
+        return torch.from_numpy(numbers).float().to(device)
+
+    def step(self) -> int:
+        """Decode one token for each row; return how many rows ended with it."""
+        hidden = self.model.base_model(
+            input_ids=self.inputs,
+            attention_mask=self.mask[:, : self.width + self.length],
+            position_ids=self.positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
+        logits = self.model.get_output_embeddings()(hidden)
+        if self.repeats is not None:
+            _ban(logits, [guard.banned() for guard in self.repeats])
+        uniform = None if self.uniform is None else self.uniform[:, self.length]
+        tokens = choose(logits, self.sampling, uniform)
+        self._keep(tokens, hidden)
+        ended = (tokens == self.eos_id) | (self.length == self.max_new_tokens)
+        count = int(ended.sum())
+        if count:
+            self._leave(ended)
+        self.inputs = self.made[:, self.length - 1 : self.length]
+        self.positions = self.positions[:, -1:] + 1
+        return count
+
+    def _keep(self, tokens: Tensor, hidden: Tensor) -> None:
+        if self.rollout.states is not None:
+            if self.states is None:
+                self.states = hidden.new_zeros(len(self.rows), self.max_new_tokens, hidden.size(1))
+            self.states[:, self.length] = hidden
+        self.made[:, self.length] = tokens
+        self.length += 1
+        self.mask[:, self.width + self.length - 1] = 1
+        if self.repeats is not None:
+            for guard, token in zip(self.repeats, tokens.tolist()):
+                guard.add(token)
+
+    def _leave(self, ended: Tensor) -> None:
+        """Write down the rows that ended and drop them from the batch."""
+        for place in ended.nonzero().flatten().tolist():
+            self.rollout.responses[self.rows[place]] = self.made[place, : self.length].cpu()
+            if self.states is not None:
+                self.rollout.states[self.rows[place]] = self.states[place, : self.length].clone()
+        keep = (~ended).nonzero().flatten()
+        stays = keep.tolist()
+        self.rows = [self.rows[place] for place in stays]
+        if not stays:
+            return
+        self.cache.batch_select_indices(keep)
+        self.made, self.mask, self.positions = self.made[keep], self.mask[keep], self.positions[keep]
+        self.uniform = None if self.uniform is None else self.uniform[keep]
+        self.states = None if self.states is None else self.states[keep]
+        self.repeats = self.repeats and [self.repeats[place] for place in stays]
+
+
+def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
+    """The next token of each row: int64 [rows]. logits [rows, vocabulary]; uniform [rows] when sampling.
+
+    The token at which the cumulative probability first exceeds the row's uniform number.
+    """
+    if not sampling.do_sample:
+        return logits.argmax(-1)
+    logits = logits.float()
+    if sampling.temperature != 1.0:
+        logits = logits / sampling.temperature
+    if sampling.top_k:
+        least = logits.topk(min(sampling.top_k, logits.size(-1))).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if sampling.top_p < 1.0:
+        ranked, order = logits.sort(descending=True)
+        before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)
+        logits = logits.masked_fill((before >= sampling.top_p).gather(1, order.argsort(-1)), -torch.inf)
+    cumulative = logits.softmax(-1).cumsum_(-1)
+    aim = uniform[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, aim, right=True).squeeze(1)
+    # A product rounded up to the total itself would point past the end: take the last token that can occur.
+    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(1)
+    return torch.minimum(tokens, last)
+
+
+class RepeatGuard:
+    """Tokens that would complete an n-gram the sequence already holds, known without searching it again."""
+
+    def __init__(self, size: int, tokens: list[int]) -> None:
+        self.size, self.tokens = size, []
+        self.followers: dict[tuple[int, ...], list[int]] = {}
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        if len(self.tokens) >= self.size - 1:
+            start = tuple(self.tokens[len(self.tokens) - self.size + 1 :])
+            self.followers.setdefault(start, []).append(token)
+        self.tokens.append(token)
+
+    def banned(self) -> list[int]:
+        if len(self.tokens) < self.size - 1:
+            return []
+        return self.followers.get(tuple(self.tokens[len(self.tokens) - self.size + 1 :]), [])
+
+
+def _ban(logits: Tensor, banned: list[list[int]]) -> None:
+    for row, tokens in enumerate(banned):
+        if tokens:
+            logits[row, tokens] = -torch.inf

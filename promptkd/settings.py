@@ -1,0 +1,205 @@
+"""Options: small dataclasses, one field an option, the field's text its help. argparse is made from them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn
+
+from promptkd.errors import UserError
+
+
+def option(default: Any, help: str, **argparse_extras: Any) -> Any:
+    """A dataclass field that is also a command-line option `--field-name`."""
+    return dataclasses.field(default=default, metadata={"help": help, "extras": argparse_extras})
+
+
+@dataclass
+class RunSettings:
+    save: str = option("results/run", "folder for metrics.jsonl, config.json, curves and models")
+    overwrite: bool = option(False, "replace what --save already holds")
+    seed: int = option(10, "seeds sampling and dropout")
+    seed_order: int = option(0, "seeds the order of the examples")
+    log_interval: int = option(1, "write a metrics row every N optimizer steps")
+    eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
+    eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
+
+    def __post_init__(self) -> None:
+        at_least(1, log_interval=self.log_interval)
+
+
+@dataclass
+class ModelSettings:
+    model_path: str = option("", "student: a Hugging Face folder or hub name")
+    model_type: str | None = option(None, "student's family, checked against its config.json")
+    teacher_model_path: str | None = option(None, "teacher: a Hugging Face folder or hub name")
+    teacher_dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "the frozen teacher's precision; auto: the DeepSpeed file's"
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
+
+    def __post_init__(self) -> None:
+        if not self.model_path:
+            raise UserError("--model-path is missing: name the student's folder")
+
+
+@dataclass
+class DataSettings:
+    data_dir: str = option("", "folder with train_0.bin/.idx or train.jsonl, and valid likewise")
+    max_length: int = option(512, "most tokens of prompt and response together")
+    max_prompt_length: int = option(256, "most tokens of a prompt")
+    dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.max_prompt_length < self.max_length:
+            raise UserError(
+                f"--max-prompt-length {self.max_prompt_length} leaves no room for a response within "
+                f"--max-length {self.max_length}: lower the first or raise the second"
+            )
+
+
+@dataclass
+class OptimizerSettings:
+    lr: float = option(5e-5, "student's peak learning rate")
+    lr_decay_style: Literal["constant", "cosine", "noam"] = option("constant", "schedule of all rates")
+    lr_min: float = option(1e-7, "where the cosine schedule ends")
+    warmup_iters: int = option(0, "optimizer steps of linear warm-up (constant and noam)")
+    weight_decay: float = option(0.01, "AdamW's weight decay; biases and GPT-2's layer norms have none")
+    clip_grad: float = option(1.0, "largest gradient norm; 0: no clipping")
+    batch_size: int = option(8, "examples per rank and accumulation step")
+    gradient_accumulation_steps: int = option(1, "accumulation steps of one optimizer step")
+    eval_batch_size: int = option(8, "dev examples per batch")
+    epochs: int = option(1, "passes over the training examples")
+    total_iters: int | None = option(None, "end after N optimizer steps, whatever --epochs says")
+    loss_normalization: Literal["window", "micro-batch"] = option(
+        "window", "mean over all response tokens of the step, or the published mean of micro-batch means"
+    )
+    token_budget: int = option(4096, "most padded tokens in one forward pass; changes speed and memory only")
+    deepspeed_config: str | None = option(None, "DeepSpeed file; default: one that suits the device")
+
+    def __post_init__(self) -> None:
+        at_least(
+            1,
+            batch_size=self.batch_size,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            eval_batch_size=self.eval_batch_size,
+            epochs=self.epochs,
+            token_budget=self.token_budget,
+        )
+        at_least(0, lr=self.lr, clip_grad=self.clip_grad, warmup_iters=self.warmup_iters)
+        if self.total_iters is not None:
+            at_least(1, total_iters=self.total_iters)
+
+
+@dataclass
+class DecodingSettings:
+    do_sample: bool = option(True, "sample; --no-do-sample takes the likeliest token")
+    temperature: float = option(1.0, "sampling temperature")
+    top_k: int = option(0, "sample among the K likeliest tokens; 0: all")
+    top_p: float = option(1.0, "sample among the likeliest tokens that hold this probability; 1: all")
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0:
+            raise UserError(
+                f"--temperature {self.temperature} is not positive; --no-do-sample decodes greedily"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"--top-p {self.top_p} is not a probability above 0 and up to 1")
+        at_least(0, top_k=self.top_k)
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise `UserError` naming the first option whose value is under `least` (or not a number)."""
+    for name, value in values.items():
+        if not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line, with the nearest option's name."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def parse(
+    groups: dict[str, type],
+    argv: list[str],
+    prog: str,
+    dry_run: bool = True,
+    choice: dict[str, str] | None = None,
+) -> types.SimpleNamespace:
+    """Make one instance of each dataclass in `groups` from the command line.
+
+    `choice` holds options that were read already because they decide the groups (`--method`).
+    Underscores in option names are read as hyphens. `--dry-run` prints all values as one JSON object and
+    leaves with status 0. Raises UserError for an unknown option, naming the nearest one.
+    """
+    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for name, group in groups.items():
+        _add_group(parser.add_argument_group(name), group)
+    for name in choice or {}:
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="print the settings as JSON and leave")
+    known = {text for action in parser._actions for text in action.option_strings}
+    values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
+    if unknown:
+        raise UserError(_explain_unknown(unknown[0], known))
+    made: dict[str, Any] = {}
+    for name, group in groups.items():
+        fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(group)}
+        made[name] = group(**{key: _joined(group, key, value) for key, value in fields.items()})
+    if dry_run and values.dry_run:
+        print(json.dumps({**(choice or {}), **flat(made)}, indent=1))
+        sys.exit(0)
+    return types.SimpleNamespace(**(choice or {}), **made)
+
+
+def flat(groups: dict[str, Any]) -> dict[str, Any]:
+    """All options of all groups as one dict, names with underscores."""
+    return {key: value for group in groups.values() for key, value in dataclasses.asdict(group).items()}
+
+
+def _add_group(target: Any, group: type) -> None:
+    hints = typing.get_type_hints(group)
+    for field in dataclasses.fields(group):
+        flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
+        extras = {"default": field.default, "help": field.metadata["help"], **field.metadata["extras"]}
+        if isinstance(hint, types.UnionType):
+            hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+        if hint is bool:
+            extras["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(hint) is Literal:
+            extras["choices"] = typing.get_args(hint)
+        elif typing.get_origin(hint) is list:
+            extras.update(type=typing.get_args(hint)[0], nargs="+")
+        else:
+            extras["type"] = hint
+        target.add_argument(flag, **extras)
+
+
+def _joined(group: type, name: str, value: Any) -> Any:
+    """Words of a text that the shell split, put together again."""
+    is_text = typing.get_type_hints(group)[name] is str
+    return " ".join(value) if is_text and isinstance(value, list) else value
+
+
+def _hyphens(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _explain_unknown(argument: str, known: set[str]) -> str:
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown option {name}" + (f": did you mean {near[0]}?" if near else ": --help lists the options")

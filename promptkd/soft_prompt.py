@@ -1,0 +1,95 @@
+"""The soft prompt P: a few trainable input embeddings in front of the teacher's input (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from peft import PromptTuningConfig, TaskType
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from promptkd.errors import UserError
+
+_KEY = "prompt_embeddings"  # PEFT's name for it in adapter_model.safetensors
+
+
+class SoftPrompt(nn.Module):
+    """P, float32 [prompt_len, width] until an engine casts it."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.embeddings = nn.Parameter(start.detach().float().clone())
+
+    def __len__(self) -> int:
+        return self.embeddings.size(0)
+
+    def forward(self, rows: int) -> Tensor:
+        """P for each of `rows` sequences: [rows, prompt_len, width]."""
+        return self.embeddings.expand(rows, -1, -1)
+
+
+def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenizer, seed: int) -> Tensor:
+    """The embeddings P starts from: [prompt_len, width].
+
+    `init` is a text (its tokens repeated or cut to prompt_len, special tokens included as the published
+    code has it), "PAD" (the padding token, here as there end-of-text) or "random" (rows of the table).
+    """
+    if init == "random":
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(embedding.num_embeddings, (prompt_len,), generator=generator).tolist()
+    else:
+        ids = [tokenizer.eos_token_id] if init == "PAD" else tokenizer(init)["input_ids"]
+    if not ids:
+        raise UserError(f"--prompt-init-text {init!r} has no tokens: give a text, PAD or random")
+    ids = (list(ids) * math.ceil(prompt_len / len(ids)))[:prompt_len]
+    with torch.no_grad():
+        return embedding(torch.tensor(ids, device=embedding.weight.device)).float().cpu()
+
+
+def save_prompt(embeddings: Tensor, folder: Path, teacher_path: str, config) -> None:
+    """Write P in PEFT's file format; `PeftModel.from_pretrained(teacher, folder)` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        num_virtual_tokens=embeddings.size(0),
+        token_dim=embeddings.size(1),
+        num_transformer_submodules=1,
+        num_attention_heads=config.num_attention_heads,
+        num_layers=config.num_hidden_layers,
+        base_model_name_or_path=teacher_path,
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    save_file({_KEY: embeddings.detach().float().cpu().contiguous()}, folder / "adapter_model.safetensors")
+
+
+def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tensor:
+    """Read P from a folder in PEFT's format: float32 [prompt_len, width].
+
+    Raises UserError when it is missing, damaged, of another width than the teacher's or of another length
+    than `prompt_len`.
+    """
+    path = Path(folder) / "adapter_model.safetensors"
+    try:
+        json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
+        embeddings = load_file(path)[_KEY]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(
+            f"{folder}: no readable soft prompt ({error}): name a prompt/ folder of a run"
+        ) from None
+    if embeddings.ndim != 2 or embeddings.size(1) != width:
+        raise UserError(
+            f"{path}: the prompt has shape {list(embeddings.shape)}, the teacher's embeddings are {width} wide: "
+            "use the prompt of this teacher"
+        )
+    if prompt_len is not None and embeddings.size(0) != prompt_len:
+        raise UserError(
+            f"{path}: the prompt has {embeddings.size(0)} embeddings, --prompt-len is {prompt_len}: "
+            f"give --prompt-len {embeddings.size(0)}"
+        )
+    if not torch.isfinite(embeddings).all():
+        raise UserError(f"{path}: the prompt holds values that are not finite: use another one")
+    return embeddings.float()

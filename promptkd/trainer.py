@@ -1,0 +1,122 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from promptkd.checkpoint import save_model, write_folder
+from promptkd.data.examples import ExampleSet
+from promptkd.data.windows import Windows
+from promptkd.devset import DevSet
+from promptkd.distributed import Ranks
+from promptkd.methods.base import Method, Window
+from promptkd.metrics import MetricsFile, Progress, draw_curves, peak_memory_gb
+from promptkd.soft_prompt import save_prompt
+
+
+class Trainer:
+    """Windows of examples go to the method; rows go to metrics.jsonl; the best and the last model to folders."""
+
+    def __init__(
+        self,
+        settings,
+        method: Method,
+        examples: ExampleSet,
+        windows: Windows,
+        dev: DevSet,
+        ranks: Ranks,
+        folder: Path,
+    ) -> None:
+        self.settings, self.method, self.ranks, self.folder = settings, method, ranks, folder
+        self.examples, self.windows, self.dev = examples, windows, dev
+        self.total = total_steps(settings.optimizer, windows)
+        self.best = -1.0
+        self.metrics = MetricsFile(folder / "metrics.jsonl", ranks.first)
+        self.progress = Progress(settings.method, self.total, ranks.first)
+
+    def fit(self) -> None:
+        self.evaluate(0)
+        for step in range(1, self.total + 1):
+            began = time.perf_counter()
+            window = self.window(step)
+            seed_step(self.settings.run.seed, step, self.ranks.rank)
+            row = self.method.step(window)
+            self.log(step, row, window, time.perf_counter() - began)
+            if self.is_evaluation_due(step):
+                self.evaluate(step)
+        self.save("last")
+        self.progress.close()
+
+    def window(self, step: int) -> Window:
+        """This rank's examples of an optimizer step."""
+        rows = self.windows.of_step(step)
+        batch_size = self.settings.optimizer.batch_size
+        return Window(step, self.total, [self.examples[row] for row in rows], batch_size)
+
+    def log(self, step: int, row: dict[str, float], window: Window, seconds: float) -> None:
+        losses = {key: value for key, value in row.items() if key.endswith("loss")}
+        self.progress.step(step, losses)
+        if step % self.settings.run.log_interval and step != self.total:
+            return
+        row["lr"] = self.method.student.lr
+        row["grad_norm"] = self.method.student.grad_norm
+        row.update(window.seconds, step_seconds=seconds, peak_memory_gb=peak_memory_gb(self.ranks.device))
+        self.metrics.row("train", step, epoch=self.windows.epoch_of(step), **row)
+
+    def is_evaluation_due(self, step: int) -> bool:
+        every = self.settings.run.eval_interval
+        every = self.windows.steps_per_epoch if every == -1 else every
+        return step == self.total or (every > 0 and step % every == 0)
+
+    def evaluate(self, step: int) -> None:
+        """Dev loss and, if asked for, sampled ROUGE-L; the best student by it is kept."""
+        if not len(self.dev):
+            return
+        began = time.perf_counter()
+        row: dict[str, Any] = {"dev_loss": self.dev.loss(self.method.student)}
+        if self.settings.run.eval_gen:
+            row["rougeL"] = self.dev.rouge_l(self.method.student)
+        epoch = self.windows.epoch_of(step) if step else 0
+        self.metrics.row("eval", step, epoch=epoch, **row, eval_seconds=time.perf_counter() - began)
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in row.items())
+        self.progress.line(f"{self.settings.method}  step {step}/{self.total}  {shown}")
+        if step and row.get("rougeL", -1.0) > self.best:
+            self.best = row["rougeL"]
+            self.save("best_rougeL")
+        self.draw()
+
+    def save(self, name: str) -> None:
+        """Write the student, and the prompt if there is one, below the run's folder."""
+        method = self.method
+        save_model(method.student, method.context.tokenizer, self.folder / name)
+        prompt = method.prompt()
+        if prompt is not None and self.ranks.first:
+            config, path = method.context.teacher.config, self.settings.models.teacher_model_path
+            where = self.folder / ("prompt" if name == "last" else f"{name}_prompt")
+            write_folder(where, lambda beside: save_prompt(prompt, beside, path, config))
+        self.draw()
+
+    def draw(self) -> None:
+        if self.ranks.first:
+            draw_curves(
+                self.metrics.path, self.folder / "curves.png", f"{self.settings.method}: {self.folder}"
+            )
+
+
+def total_steps(optimizer, windows: Windows) -> int:
+    """Optimizer steps of the whole run: --total-iters, or --epochs times the steps of one."""
+    return optimizer.total_iters or optimizer.epochs * windows.steps_per_epoch
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed every generator from (seed, step, rank): a step is the same after a restart as without one."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))

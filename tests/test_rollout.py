@@ -1,0 +1,135 @@
+"""Rollouts: greedily the tokens of `generate`, the right distribution when sampling, nothing depends on the batch."""
+
+import numpy as np
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
+
+from promptkd.rollout import RepeatGuard, Sampling, choose, decode, example_noise
+
+EOS = 3
+
+
+def tiny(family: str):
+    torch.manual_seed(1)
+    common = dict(vocab_size=40, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
+    if family == "gpt2":
+        model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, initializer_range=0.5, **common))
+    elif family == "opt":
+        sizes = dict(num_hidden_layers=2, num_attention_heads=2, hidden_size=16, ffn_dim=32, word_embed_proj_dim=16)
+        model = OPTForCausalLM(OPTConfig(max_position_embeddings=64, init_std=0.5, **sizes, **common))
+    else:
+        sizes = dict(num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, hidden_size=16)
+        model = LlamaForCausalLM(LlamaConfig(intermediate_size=32, initializer_range=0.5, **sizes, **common))
+    return model.eval()
+
+
+def prompts(count: int = 9):
+    rng = np.random.default_rng(0)
+    return [rng.integers(4, 40, size=rng.integers(1, 12)) for _ in range(count)]
+
+
+def run(model, given, **changes):
+    options = dict(max_new_tokens=20, eos_id=EOS, sampling=Sampling(do_sample=False), noise=None, token_budget=10_000)
+    return decode(model, given, **{**options, **changes})
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+@pytest.mark.parametrize("ngram", [0, 2])
+def test_greedy_equals_generate(family, ngram):
+    model, given = tiny(family), prompts()
+    ours = run(model, given, sampling=Sampling(do_sample=False, no_repeat_ngram_size=ngram))
+    for prompt, response in zip(given, ours.responses):
+        theirs = model.generate(
+            torch.as_tensor(prompt)[None],
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=20,
+            no_repeat_ngram_size=ngram,
+        )[0, len(prompt) :]
+        assert response.tolist() == theirs.tolist()
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
+def test_states_are_those_of_a_plain_forward(family):
+    model, given = tiny(family), prompts()
+    rollout = run(model, given, keep_states=True, token_budget=80)
+    for prompt, response, states in zip(given, rollout.responses, rollout.states):
+        ids = torch.cat([torch.as_tensor(prompt), response])[None, :-1]
+        with torch.no_grad():
+            expected = model.base_model(ids).last_hidden_state[0, len(prompt) - 1 :]
+        torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_sampling_depends_on_the_example_alone():
+    model, given = tiny("gpt2"), prompts()
+
+    def noise(row):
+        return example_noise(7, 1, row, count=20)
+
+    whole = run(model, given, sampling=Sampling(), noise=noise).responses
+    packed = run(model, given, sampling=Sampling(), noise=noise, token_budget=64).responses
+    alone = run(model, given[4:5], sampling=Sampling(), noise=lambda row: noise(4)).responses
+    again = run(model, given, sampling=Sampling(), noise=noise).responses
+    other = run(model, given, sampling=Sampling(), noise=lambda row: example_noise(8, 1, row, count=20)).responses
+    assert [r.tolist() for r in whole] == [r.tolist() for r in packed] == [r.tolist() for r in again]
+    assert alone[0].tolist() == whole[4].tolist()
+    assert [r.tolist() for r in whole] != [r.tolist() for r in other]
+
+
+def test_sampling_has_the_models_distribution():
+    """Chi-square of two-token responses on a tiny vocabulary against the exact probabilities."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=5, n_layer=1, n_head=1, n_embd=8, n_positions=16, initializer_range=0.8)
+    model, rows = GPT2LMHeadModel(config).eval(), 4000
+    prompt = np.array([1, 2])
+    responses = run(
+        model, [prompt] * rows, max_new_tokens=2, eos_id=0, sampling=Sampling(),
+        noise=lambda row: example_noise(3, row, count=2),
+    ).responses  # fmt: skip
+    with torch.no_grad():
+        first = model(torch.tensor([[1, 2]])).logits[0, -1].softmax(-1)
+        second = model(torch.tensor([[1, 2, t] for t in range(5)])).logits[:, -1].softmax(-1)
+    statistic, cells = 0.0, 0
+    seen = [tuple(r.tolist()) for r in responses]
+    for a in range(5):
+        for b in range(5) if a else [None]:
+            expected = rows * float(first[a] * (second[a, b] if a else 1))
+            count = seen.count((a, b) if a else (0,))
+            statistic, cells = statistic + (count - expected) ** 2 / expected, cells + 1
+    assert cells == 21 and statistic < 45.3  # 99.9 % of chi-square with 20 degrees of freedom
+
+
+def test_responses_end_with_the_first_end_of_text_or_at_the_limit():
+    model, given = tiny("gpt2"), prompts(40)
+    responses = run(model, given, sampling=Sampling(), noise=lambda row: example_noise(1, row, count=20)).responses
+    for response in responses:
+        assert EOS not in response[:-1]
+        assert response[-1] == EOS or len(response) == 20
+    assert any(response[-1] == EOS for response in responses) and any(len(response) == 20 for response in responses)
+
+
+def test_choose_inverts_the_cumulative_distribution():
+    logits = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).repeat(5, 1)
+    picked = choose(logits, Sampling(), torch.tensor([0.0, 0.25, 0.49, 0.51, 1.0]))
+    assert picked.tolist() == [0, 0, 0, 2, 2]  # a token of probability 0 never comes, even at u = 1
+
+
+def test_top_k_and_top_p_and_temperature():
+    logits = torch.log(torch.tensor([[0.1, 0.5, 0.15, 0.25]])).repeat(200, 1)
+    uniform = torch.linspace(0, 0.999, 200)
+    assert set(choose(logits, Sampling(top_k=2), uniform).tolist()) == {1, 3}
+    assert set(choose(logits, Sampling(top_p=0.6), uniform).tolist()) == {1, 3}
+    assert set(choose(logits, Sampling(top_p=0.5), uniform).tolist()) == {1}
+    cold = choose(logits, Sampling(temperature=0.1), uniform)
+    assert (cold == 1).float().mean() > 0.98
+
+
+def test_repeat_guard_bans_what_would_complete_an_ngram():
+    guard = RepeatGuard(3, [1, 2, 3, 1, 2])
+    assert guard.banned() == [3]
+    guard.add(5)
+    assert guard.banned() == []
+    for token in (1, 2):
+        guard.add(token)
+    assert sorted(guard.banned()) == [3, 5]

@@ -1,0 +1,280 @@
+#!/usr/bin/env python
+"""Turn text into the token files that train.py reads.
+
+    python tools/process_data.py instructions --raw raw.jsonl --tokenizer MODEL --save DIR --dev-num 1000
+    python tools/process_data.py corpus --raw text.txt --tokenizer MODEL --save DIR --dev-num 1000
+
+instructions: rows {"instruction", "input", "output"} or {"prompt", "response"} of jsonl become train_0.bin/.idx
+and train.jsonl, the first --dev-num rows valid_0.bin/.idx and valid.jsonl; too long prompts are left out.
+corpus: each line is a document ("<@x(x!>" stands for a newline within it); all are packed into rows of
+--max-length tokens, the first --dev-num rows are the valid split. --help after the command lists its options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from tqdm import tqdm
+
+from promptkd.data.examples import encode_pairs, prompt_and_references, vocabulary_size
+from promptkd.data.format import TokenFileWriter, join_row, token_dtype
+from promptkd.data.jsonl import decode, json_lines, numbered_lines, parse_line
+from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, written_together
+from promptkd.errors import UserError, exit_with
+from promptkd.settings import at_least, option, parse
+
+NEWLINE_MARK = "<@x(x!>"
+KEYS = ("instruction", "prompt", "input", "output")  # of a published row, in this order
+SPLITS = ("valid", "train")
+Encoded = tuple[str, np.ndarray, np.ndarray]  # jsonl text, prompt ids, response ids
+
+
+@dataclass
+class Common:
+    raw: str = option("", "file to read")
+    tokenizer: str = option("", "folder of the model whose tokenizer is used")
+    save: str = option("", "folder to write to")
+    dev_num: int = option(0, "rows of the valid split, taken from the start")
+    workers: int = option(len(os.sched_getaffinity(0)), "worker processes; the output is the same for any number")
+    overwrite: bool = option(False, "replace token files that --save holds already")
+
+    def __post_init__(self) -> None:
+        for name in ("raw", "tokenizer", "save"):
+            if not getattr(self, name):
+                raise UserError(f"--{name} is missing: see --help")
+        at_least(1, dev_num=self.dev_num, workers=self.workers)
+
+
+@dataclass
+class InstructionSettings(Common):
+    max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
+    max_length: int | None = option(None, "cut rows to this many tokens (train.py cuts anyway); default: whole")
+    only_prompt: bool = option(False, "write prompts without marker and response to the token files")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, max_prompt_length=self.max_prompt_length)
+        if self.max_length is not None and self.max_length <= self.max_prompt_length:
+            raise UserError(
+                f"--max-length {self.max_length} has to be over --max-prompt-length {self.max_prompt_length}"
+            )
+
+
+@dataclass
+class CorpusSettings(Common):
+    max_length: int = option(512, "tokens of each row")
+    train_num: int = option(-1, "rows of the train split; -1: all there are")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, max_length=self.max_length)
+        if self.train_num != -1:
+            at_least(1, train_num=self.train_num)
+
+
+@dataclass(frozen=True)
+class EncodeInstructions:
+    """Numbered lines of jsonl -> what is written of each, None where the prompt is too long."""
+
+    tokenizer: Any
+    settings: InstructionSettings
+
+    def __call__(self, lines: Lines) -> list[Encoded | None]:
+        texts, pairs = [], []
+        for number, line in lines:
+            where = f"{self.settings.raw}, line {number}"
+            row = parse_line(line, where)
+            prompt, references = prompt_and_references(row, where)
+            texts.append(published_row(row, prompt))
+            pairs.append((prompt, references[0]))
+        encoded = zip(texts, encode_pairs(self.tokenizer, pairs))
+        return [self.fitted(text, prompt, response) for text, (prompt, response) in encoded]
+
+    def fitted(self, text: str, prompt: np.ndarray, response: np.ndarray) -> Encoded | None:
+        if len(prompt) > self.settings.max_prompt_length:
+            return None
+        if self.settings.max_length is not None:
+            response = response[: self.settings.max_length - len(prompt)]
+        return text, prompt, response
+
+
+@dataclass(frozen=True)
+class EncodeDocuments:
+    """Numbered lines of text -> their token ids in one array, end-of-text after each document."""
+
+    tokenizer: Any
+    raw: str
+
+    def __call__(self, lines: Lines) -> np.ndarray:
+        documents = []
+        for number, line in lines:
+            # as text files are read: a line ends with its newline, and a carriage return counts as one
+            text = io.StringIO(decode(line, f"{self.raw}, line {number}"), newline=None)
+            documents += [document.replace(NEWLINE_MARK, "\n") for document in text]
+        rows = self.tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
+        return np.array([token for row in rows for token in (*row, self.tokenizer.eos_token_id)], dtype=np.int64)
+
+
+def published_row(row: dict[str, Any], prompt: str) -> str:
+    """The jsonl text beside the token files."""
+    values = {**row, "prompt": prompt, "output": row["output"] if "output" in row else row["response"]}
+    if "instruction" in row:
+        values.setdefault("input", "")
+    return json.dumps({key: values[key] for key in KEYS if key in values})
+
+
+class Lengths:
+    """Counts of a split for the closing line."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self.dropped = 0
+        self.parts: dict[str, tuple[int, int]] = {}  # name -> (sum, largest)
+
+    def add(self, **parts: np.ndarray) -> None:
+        self.rows += 1
+        for name, ids in parts.items():
+            total, largest = self.parts.get(name, (0, 0))
+            self.parts[name] = (total + len(ids), max(largest, len(ids)))
+
+    def __str__(self) -> str:
+        shown = [f"{name} {n / self.rows:.1f} tokens (at most {most})" for name, (n, most) in self.parts.items()]
+        return ", ".join([f"{self.rows} rows", f"{self.dropped} dropped", *shown])
+
+
+def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
+    """Write token files and jsonl of both splits; the lengths of each split."""
+    tokenizer, dtype = prepare(settings, [f"{s}{end}" for s in SPLITS for end in ("_0.bin", "_0.idx", ".jsonl")])
+    lengths = {split: Lengths() for split in SPLITS}
+    seen = 0
+    with written_together(Path(settings.save)) as folder, ExitStack() as stack:
+        tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
+        texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
+        job = EncodeInstructions(tokenizer, settings)
+        for seen, row in enumerate(chain.from_iterable(encoded(job, json_lines(settings.raw), settings, stack)), 1):
+            split = "valid" if seen <= settings.dev_num else "train"
+            if row is None:
+                lengths[split].dropped += 1
+                continue
+            text, prompt, response = row
+            texts[split].write(text + "\n")
+            tokens[split].add(prompt if settings.only_prompt else join_row(prompt, response, dtype))
+            lengths[split].add(prompt=prompt, response=response)
+        if seen <= settings.dev_num:
+            raise UserError(
+                f"{settings.raw} has {seen} rows, --dev-num {settings.dev_num} leaves none to train on: lower it"
+            )
+        for split in SPLITS:
+            if not lengths[split].rows:
+                raise UserError(
+                    f"{settings.raw}: all {lengths[split].dropped} prompts of the {split} split are over "
+                    f"--max-prompt-length {settings.max_prompt_length}: raise it"
+                )
+    return lengths
+
+
+def corpus(settings: CorpusSettings) -> dict[str, Lengths]:
+    """Write token files of packed rows for both splits; the lengths of each split."""
+    for split in SPLITS:
+        if (other := Path(settings.save) / f"{split}.jsonl").exists():
+            raise UserError(f"{other} belongs to instructions: choose another --save for the corpus")
+    tokenizer, dtype = prepare(settings, [f"{s}_0{end}" for s in SPLITS for end in (".bin", ".idx")])
+    lengths = {split: Lengths() for split in SPLITS}
+    most = None if settings.train_num < 0 else settings.dev_num + settings.train_num
+    with written_together(Path(settings.save)) as folder, ExitStack() as stack:
+        tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
+        job = EncodeDocuments(tokenizer, settings.raw)
+        pieces = encoded(job, numbered_lines(settings.raw), settings, stack)
+        for number, row in enumerate(islice(packed(pieces, settings.max_length), most)):
+            split = "valid" if number < settings.dev_num else "train"
+            tokens[split].add(row)
+            lengths[split].add(row=row)
+        if not lengths["train"].rows:
+            raise UserError(
+                f"{settings.raw} fills {lengths['valid'].rows} rows of {settings.max_length} tokens, --dev-num "
+                f"{settings.dev_num} leaves none to train on: lower --dev-num or --max-length, or add text"
+            )
+    if lengths["train"].rows < settings.train_num:
+        print(f"{settings.raw} ended before --train-num {settings.train_num} rows were full", file=sys.stderr)
+    return lengths
+
+
+def packed(pieces: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
+    """The stream of tokens cut into rows of `length`; what does not fill the last row is left out."""
+    rest = np.empty(0, dtype=np.int64)
+    for piece in pieces:
+        rest = np.concatenate([rest, piece])
+        full = len(rest) // length * length
+        yield from rest[:full].reshape(-1, length)
+        rest = rest[full:]
+
+
+def encoded(job, lines: Iterator[tuple[int, bytes]], settings: Common, stack: ExitStack) -> Iterator[Any]:
+    """`job` over chunks of lines, with a progress bar on a terminal; `stack` ends workers and bar."""
+    bar = tqdm(total=os.path.getsize(settings.raw), unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+
+    def watched() -> Iterator[tuple[int, bytes]]:
+        for number, line in lines:
+            bar.update(len(line))
+            yield number, line
+
+    results = ordered_map(job, chunks_of_lines(watched()), settings.workers)
+    stack.callback(bar.close)
+    stack.callback(results.close)
+    return results
+
+
+def prepare(settings: Common, outputs: list[str]) -> tuple[Any, np.dtype]:
+    """(tokenizer, dtype of the token files), after looking at what is read and what would be replaced."""
+    save = Path(settings.save)
+    if not os.path.isfile(settings.raw) or not os.path.getsize(settings.raw):
+        raise UserError(f"--raw {settings.raw}: no such file, or it is empty: correct the path")
+    if save.exists() and not save.is_dir():
+        raise UserError(f"--save {save} is a file: name a folder")
+    there = [save / name for name in outputs if (save / name).exists()]
+    if there and not settings.overwrite:
+        raise UserError(f"{there[0]} is there already: --overwrite replaces it, or choose another --save")
+    if any(path.samefile(settings.raw) for path in there):
+        raise UserError(f"--raw {settings.raw} would be replaced by the output: choose another --save")
+    from promptkd.models import load_tokenizer  # here: it takes seconds, and bad options are known before
+
+    tokenizer = load_tokenizer(settings.tokenizer)
+    return tokenizer, token_dtype(vocabulary_size(tokenizer))
+
+
+COMMANDS = {"instructions": (InstructionSettings, instructions), "corpus": (CorpusSettings, corpus)}
+
+
+def main() -> None:
+    name, *argv = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+        return
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0)[0]
+        raise UserError(f"unknown command {name}: did you mean {near}?")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # --workers says how many cores are used
+    tqdm.monitor_interval = 0  # its thread must not be there when workers are forked
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is cleared away
+    kind, run = COMMANDS[name]
+    settings = parse({"options": kind}, argv, f"process_data.py {name}", dry_run=False).options
+    for split, lengths in run(settings).items():
+        print(f"{split}: {lengths}")
+
+
+if __name__ == "__main__":
+    exit_with(main)

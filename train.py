@@ -1,0 +1,56 @@
+"""Distil a teacher into a student.
+
+python train.py --method promptkd --model-path S --teacher-model-path T --data-dir D --save R      (one device)
+torchrun --nproc_per_node 8 train.py ...                                                            (8 GPUs)
+deepspeed --hostfile configs/hostfiles/two_nodes train.py ...                                       (several nodes)
+"""
+
+from __future__ import annotations
+
+import sys
+
+from promptkd.errors import UserError, exit_with
+from promptkd.methods import METHODS, method_class
+from promptkd.settings import (
+    DataSettings,
+    DecodingSettings,
+    ModelSettings,
+    OptimizerSettings,
+    RunSettings,
+    parse,
+)
+
+
+def read_settings(argv: list[str]):
+    """Settings in groups (run, models, data, optimizer, decoding, method_settings) and the method's name."""
+    named = [value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--method"]
+    named += [argument.partition("=")[2] for argument in argv if argument.startswith("--method=")]
+    if not named or named[-1] not in METHODS:
+        raise UserError(
+            f"--method {named[-1] if named else 'is missing'}: choose one of {', '.join(METHODS)}"
+        )
+    method = named[-1]
+    return parse(
+        {
+            "run": RunSettings,
+            "models": ModelSettings,
+            "data": DataSettings,
+            "optimizer": OptimizerSettings,
+            "decoding": DecodingSettings,
+            "method_settings": method_class(method).Settings,
+        },
+        argv,
+        prog="train.py",
+        choice={"method": method},
+    )
+
+
+def main() -> None:
+    settings = read_settings(sys.argv[1:])
+    from promptkd.build import build_trainer  # loads what a dry run does not need
+
+    build_trainer(settings).fit()
+
+
+if __name__ == "__main__":
+    exit_with(main)
