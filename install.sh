@@ -49,7 +49,7 @@ find_python() {
             return
         fi
     done
-    stop "no Python 3.10 or newer (python3: $(python3 -V 2>&1 || true)): install one or name it in PYTHON"
+    stop "no Python 3.10 or newer (python3: $(python3 -V 2>/dev/null || echo missing)): name one in PYTHON"
 }
 
 need_disk() { # GB for the finished .venv and the archives that pip unpacks; what .venv holds already counts
@@ -75,7 +75,7 @@ show_progress() {
     awk '/Downloading .*\(([2-9][0-9]|[0-9][0-9][0-9]+)\.[0-9]+ MB\)/ {
              print "  downloading " $2 " " $3 " " $4; fflush() }
          /^Building wheels for/ { sub(/^.*: /, ""); print "  building " $0; fflush() }
-         /^Installing collected packages/ { print "  unpacking " NF - 3 " packages"; fflush() }'
+         /^Installing collected packages/ && NF > 4 { print "  unpacking " NF - 3 " packages"; fflush() }'
 }
 
 remedy() {

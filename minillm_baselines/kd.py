@@ -1,4 +1,4 @@
-"""KD: cross-entropy on the data's responses, mixed with soft cross-entropy against the teacher on the same tokens."""
+"""KD: cross-entropy on the data's responses, mixed with soft cross-entropy against the teacher there."""
 
 from __future__ import annotations
 
@@ -33,13 +33,18 @@ class KD(Method):
         batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
         self.student.train()
         ratio = self.settings.kd_ratio
-        with window.clock("student"), self.teacher.head() as teacher_head:
 
-            def loss_of(batch: MicroBatch):
-                teacher = Fixed(self.teacher.states(batch), teacher_head)
-                terms = [Hard(batch.targets, 1 - ratio), Forward(teacher, ratio)]
-                return lambda hidden, head: distill(hidden, head, terms, batch.weights)
+        def loss_of(batch: MicroBatch):
+            teacher_hidden = self.teacher.states(batch)
 
+            def loss(hidden, head):
+                with self.teacher.head() as teacher_head:
+                    soft = Forward(Fixed(teacher_hidden, teacher_head), ratio)
+                    return distill(hidden, head, [Hard(batch.targets, 1 - ratio), soft], batch.weights)
+
+            return loss
+
+        with window.clock("student"):
             lm_loss, ds_loss = self.student.learn(batches, loss_of).tolist()
         loss = (1 - ratio) * lm_loss + ratio * ds_loss
         return {"loss": loss, "lm_loss": lm_loss, "ds_loss": ds_loss, "response_tokens": tokens}

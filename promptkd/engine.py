@@ -151,6 +151,9 @@ class Learner:
             "steps_per_print": 1 << 40,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam is compiled at run time
         }
+        # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to fetch it for us.
+        for parameter in model.head_parameters():
+            deepspeed.zero.register_external_parameter(model, parameter)
         self.engine, _, _, self.schedule = deepspeed.initialize(
             model=model, optimizer=optimizer, lr_scheduler=make_schedule(optimizer, how), config=settings
         )
@@ -204,7 +207,7 @@ class Learner:
     @contextlib.contextmanager
     def head(self) -> Iterator[Head]:
         """The output head, whole."""
-        with self._gathered(list(self.module.model.get_output_embeddings().parameters())):
+        with self._gathered(self.module.head_parameters()):
             yield self.module.head()
 
     @contextlib.contextmanager

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from transformers.utils import logging as transformers_logging
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
 from promptkd.soft_prompt import SoftPrompt
+
+transformers_logging.disable_progress_bar()  # its bars for loading and saving are noise beside ours
 
 
 class Head(NamedTuple):
@@ -38,12 +41,13 @@ class LanguageModel(nn.Module):
             raise UserError(
                 f"{model.config.model_type}: an output layer of type {type(head).__name__} is not supported"
             )
-        # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to gather it for us.
-        self._external_params = {id(parameter): parameter for parameter in head.parameters()}
 
     def head(self) -> Head:
         linear = self.model.get_output_embeddings()
         return Head(linear.weight, linear.bias)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        return list(self.model.get_output_embeddings().parameters())
 
     def states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
         """Hidden states that predict the response tokens of `batch`: [response tokens, width].

@@ -7,7 +7,7 @@ A ready prompt wins over the template; "output" may be a list of references, the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -105,29 +105,16 @@ class ExampleSet:
         if (next_part := prefix.with_name(f"{prefix.name[:-1]}1.idx")).exists():
             raise UserError(f"{next_part}: only {prefix.name} is read: put all rows into one token file")
         rows = _TokenRows(file, len(file) if limit < 0 else min(limit, len(file)), max_length, whole)
-        lengths = file.prompt_lengths(len(rows))
-        if whole:
-            lengths = np.where(lengths < 0, file.row_lengths()[: len(rows)], lengths)
-        if (over := np.flatnonzero(lengths > max_prompt_length)).size:
-            raise UserError(
-                f"{file.bin_path}, row {over[0]}: its prompt has {lengths[over[0]]} tokens, over --max-prompt-length "
-                f"{max_prompt_length}: raise it, or process the data anew with --max-prompt-length {max_prompt_length}"
-            )
+        _check_prompt_lengths(file, len(rows), max_prompt_length, whole)
         references, files = None, [file.bin_path, file.idx_path]
         if os.path.isfile(text):
-            references = [reference_texts(row, f"{text}, line {n}") for n, row in _numbered(read_jsonl(text))]
-            if len(references) != len(file):
-                raise UserError(
-                    f"{text} has {len(references)} rows, {file.bin_path.name} beside it {len(file)}: they must "
-                    "come from one run of tools/process_data.py; make both anew"
-                )
+            references = _references_beside(text, file)[: len(rows)]
             files.append(text)
-            references = references[: len(rows)]
         return cls(rows, references, files)
 
     @classmethod
     def _from_jsonl(cls, path: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int) -> ExampleSet:
-        texts = [prompt_and_references(row, f"{path}, line {n}") for n, row in _numbered(read_jsonl(path))]
+        texts = [prompt_and_references(row, f"{path}, line {n}") for n, row in enumerate(read_jsonl(path), 1)]
         rows: list[Pair] = []
         references: list[list[str]] = []
         dropped = 0
@@ -164,6 +151,29 @@ class _TokenRows(Sequence):
             return row, row[:0]
         prompt, response = split_row(row, self._file.marker)
         return prompt, response[: max(self._max_length - len(prompt), 0)]
+
+
+def _check_prompt_lengths(file: TokenFile, rows: int, most: int, whole: bool) -> None:
+    """UserError when one of the first `rows` prompts is over `most` tokens; `whole`: without marker all is prompt."""
+    lengths = file.prompt_lengths(rows)
+    if whole:
+        lengths = np.where(lengths < 0, file.row_lengths()[:rows], lengths)
+    if (over := np.flatnonzero(lengths > most)).size:
+        raise UserError(
+            f"{file.bin_path}, row {over[0]}: its prompt has {lengths[over[0]]} tokens, over --max-prompt-length "
+            f"{most}: raise it, or process the data anew with --max-prompt-length {most}"
+        )
+
+
+def _references_beside(text: Path, file: TokenFile) -> list[list[str]]:
+    """The gold texts in the jsonl beside a token file, row by row."""
+    references = [reference_texts(row, f"{text}, line {n}") for n, row in enumerate(read_jsonl(text), 1)]
+    if len(references) != len(file):
+        raise UserError(
+            f"{text} has {len(references)} rows, {file.bin_path.name} beside it {len(file)}: they must come from "
+            "one run of tools/process_data.py; make both anew"
+        )
+    return references
 
 
 def vocabulary_size(tokenizer) -> int:
@@ -238,7 +248,3 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 
 def _keys(row: dict[str, Any]) -> str:
     return ", ".join(f'"{key}"' for key in islice(row, 8)) or "no key at all"
-
-
-def _numbered(rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
-    return enumerate(rows, 1)

@@ -68,7 +68,7 @@ class TokenFile:
         self.vocab_size = vocab_size
         try:
             self.dtype, self._offsets = _read_index(self.idx_path, _file_size(self.bin_path))
-            self._tokens = np.memmap(self.bin_path, self.dtype, mode="r", shape=(int(self._offsets[-1]),))
+            self._tokens = np.memmap(self.bin_path, self.dtype, mode="r").view(np.ndarray)
         except OSError as error:
             raise UserError(f"{error.filename or self.idx_path}: cannot be read: {error.strerror}") from None
         self.marker = marker_of(self.dtype)

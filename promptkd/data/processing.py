@@ -22,6 +22,7 @@ from promptkd.errors import UserError
 Lines = list[tuple[int, bytes]]
 Result = TypeVar("Result")
 _AHEAD = 4  # chunks per worker in flight: bounds memory, keeps workers busy
+_STOPPING = {signal.SIGINT, signal.SIGTERM}
 _job: Callable[[Any], Any]
 
 
@@ -56,7 +57,8 @@ def ordered_map(job: Callable[[Any], Result], chunks: Iterable[Any], workers: in
     pending: deque = deque()
     try:
         for chunk in chunks:
-            pending.append(pool.submit(_run_job, chunk))
+            with _signals_held():  # workers are forked here
+                pending.append(pool.submit(_run_job, chunk))
             if len(pending) >= _AHEAD * workers:
                 yield pending.popleft().result()
         while pending:
@@ -67,11 +69,22 @@ def ordered_map(job: Callable[[Any], Result], chunks: Iterable[Any], workers: in
         pool.shutdown(cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM wait: what they raise amid a fork would be swallowed by Python's fork hooks."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(job: Callable[[Any], Any]) -> None:
     global _job
     _job = job
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
     threading.Thread(target=_leave_with_parent, daemon=True).start()
 
 

@@ -88,25 +88,34 @@ class PromptKD(Method):
 
         The student's states are those it decoded with: same weights, no dropout, no second forward pass.
         """
-        with self.student.head() as student_head, self.teacher.head() as teacher_head:
+        how = self.settings
 
-            def loss_of(batch: MicroBatch):
-                student = Fixed(torch.cat([student_states[i] for i in batch.members]), student_head)
-                terms = [divergence(self.settings.teacher_kld_type, student)]
-                teacher = Fixed(self.teacher.states(batch, prompted=False), teacher_head)
-                terms.append(divergence(self.settings.base_kld_type, teacher, base_coef))
-                return lambda hidden, head: distill(hidden, head, terms, batch.weights)
+        def loss_of(batch: MicroBatch):
+            student_hidden = torch.cat([student_states[i] for i in batch.members])
+            teacher_hidden = self.teacher.states(batch, prompted=False)
 
-            return self.teacher.learn(batches, loss_of).tolist()
+            def loss(hidden, head):
+                with self.student.head() as student_head:
+                    against_student = divergence(how.teacher_kld_type, Fixed(student_hidden, student_head))
+                    against_teacher = divergence(how.base_kld_type, Fixed(teacher_hidden, head), base_coef)
+                    return distill(hidden, head, [against_student, against_teacher], batch.weights)
+
+            return loss
+
+        return self.teacher.learn(batches, loss_of).tolist()
 
     def distill_student(self, batches: list[MicroBatch]) -> float:
         """Phase 3: KL(student || prompted teacher) with the updated P, a step on the student (dropout on)."""
         self.student.train()
-        with self.teacher.head() as teacher_head:
 
-            def loss_of(batch: MicroBatch):
-                teacher = Fixed(self.teacher.states(batch), teacher_head)
-                terms = [divergence(self.settings.student_kld_type, teacher)]
-                return lambda hidden, head: distill(hidden, head, terms, batch.weights)
+        def loss_of(batch: MicroBatch):
+            teacher_hidden = self.teacher.states(batch)
 
-            return float(self.student.learn(batches, loss_of)[0])
+            def loss(hidden, head):
+                with self.teacher.head() as teacher_head:
+                    against_teacher = divergence(self.settings.student_kld_type, Fixed(teacher_hidden, teacher_head))
+                    return distill(hidden, head, [against_teacher], batch.weights)
+
+            return loss
+
+        return float(self.student.learn(batches, loss_of)[0])

@@ -13,7 +13,7 @@ from promptkd.resharding.source import SourceModel
 UNITS = {
     "heads": "attention heads",
     "kv_heads": "key-value heads",
-    "ffn": "feed-forward width",
+    "ffn": "feed-forward units",
     "vocab": "vocabulary entries",
 }
 
@@ -82,7 +82,7 @@ def check_geometry(model: SourceModel, config: dict | None, target: int) -> None
             )
         return
     units = _units(model.family, config, widths, model.shards[0].where)
-    misfits = [f"{count} {UNITS[unit]}" for unit, count in units.items() if count % target]
+    misfits = [f"{units[unit]} {said}" for unit, said in UNITS.items() if units.get(unit, target) % target]
     if misfits:
         common = math.gcd(*units.values())
         sizes = [size for size in range(1, common + 1) if common % size == 0][:12]

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from promptkd.errors import UserError
 
 CHUNK_BYTES = 16 << 20  # what is worked on at a time
+RELEASE_BYTES = 128 << 20  # so much is read before the pages that have become resident are given back
 
 # Also the types that can be written: what safetensors and torch both know and models hold.
 DTYPES = {
@@ -104,11 +105,12 @@ class SafetensorsFile(TensorFile):
             raise UserError(f"{self.path} is damaged or no safetensors file: {error}") from None
 
     def _names(self) -> list[str]:
-        for name in self._file.keys():
+        names = list(self._file.keys())
+        for name in names:
             kind = self._file.get_slice(name).get_dtype()
             if kind not in DTYPES:
                 raise UserError(f"{self.path}: {name} is of the type {kind}, which cannot be resharded")
-        return list(self._file.keys())
+        return names
 
     def _metadata(self) -> dict[str, str]:
         return self._file.metadata() or {}

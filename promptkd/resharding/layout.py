@@ -89,8 +89,7 @@ _OPT = Family(
     },
     embedding="model.decoder.embed_tokens.weight",
     tied=True,
-    fields={key: field for key, field in _CONFIG.items() if key not in ("kv_heads", "head_dim")}
-    | {"ffn": "ffn_dim"},
+    fields={key: field for key, field in _CONFIG.items() if key not in ("kv_heads", "head_dim")} | {"ffn": "ffn_dim"},
 )
 
 _LLAMA = Family(

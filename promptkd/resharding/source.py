@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from promptkd.errors import UserError
-from promptkd.resharding.files import CHUNK_BYTES, TensorFile, chunks, inside, open_file, read_json
+from promptkd.resharding.files import CHUNK_BYTES, RELEASE_BYTES, TensorFile, chunks, inside, open_file, read_json
 from promptkd.resharding.layout import HEAD, Family, pieces
 
 FORMATS = {  # (a whole model's file, a shard's file)
@@ -21,7 +21,6 @@ WHOLE_NAME = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin"
     r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
 )
-RELEASE_BYTES = 128 << 20  # read so much, then give the resident pages back
 
 
 def shard_folder(root: Path, size: int) -> Path:
@@ -35,9 +34,7 @@ class Shard:
         """`files`: the file of each tensor, by the name it has there. `where`: for messages."""
         self.where = where
         bare = not any(name.startswith(family.base) for name in files)
-        self._at = {
-            family.base + name if bare and name != HEAD else name: (file, name) for name, file in files.items()
-        }
+        self._at = {family.base + name if bare and name != HEAD else name: (file, name) for name, file in files.items()}
         self.shapes = {name: file.shapes[there] for name, (file, there) in self._at.items()}
         self.dtypes = {name: file.dtypes[there] for name, (file, there) in self._at.items()}
 

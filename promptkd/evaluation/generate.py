@@ -1,0 +1,87 @@
+"""Sampled answers to many prompts with several seeds, shared out over ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from promptkd.data.windows import group_by_length
+from promptkd.distributed import Ranks
+from promptkd.rollout import Sampling, decode, example_noise
+
+Decoded = tuple[int, int, list[int]]  # place of the seed, place of the prompt, token ids without end-of-text
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer,
+    prompts: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    token_budget: int,
+    ranks: Ranks,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[str]]:
+    """The answers, seed by seed and prompt by prompt: `answers[seed place][prompt place]`, the same on all ranks.
+
+    `model` is in eval mode. An answer depends on model, prompt, seed and the prompt's place alone, not on the
+    ranks or the token budget (but for rounding). `progress` hears how many answers of this rank were finished.
+    """
+    batches = decode_share(
+        model, prompts, seeds, eos_id=tokenizer.eos_token_id, max_new_tokens=max_new_tokens,
+        sampling=sampling, token_budget=token_budget, ranks=ranks, progress=progress,
+    )  # fmt: skip
+    mine = [(seed, prompt, text_of(tokenizer, ids)) for batch in batches for seed, prompt, ids in batch]
+    answers = [[""] * len(prompts) for _ in seeds]
+    for seed, prompt, text in ranks.gather(mine):
+        answers[seed][prompt] = text
+    return answers
+
+
+def decode_share(
+    model: PreTrainedModel,
+    prompts: Sequence[np.ndarray],
+    seeds: Sequence[int],
+    *,
+    eos_id: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    token_budget: int,
+    ranks: Ranks,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[list[Decoded]]:
+    """Decode this rank's share of all (seed, prompt) pairs and hand out each batch when it is finished.
+
+    Batches mix the seeds: what counts for speed is that their prompts are equally long.
+    """
+    pairs = share(prompts, len(seeds), ranks)
+    lengths = [len(prompts[prompt]) + max_new_tokens for _, prompt in pairs]
+    for group in group_by_length(lengths, token_budget):
+        batch = [pairs[place] for place in group]
+        rollout = decode(
+            model,
+            [prompts[prompt] for _, prompt in batch],
+            max_new_tokens=max_new_tokens,
+            eos_id=eos_id,
+            sampling=sampling,
+            noise=lambda row, b=batch: example_noise(seeds[b[row][0]], b[row][1], count=max_new_tokens),
+            token_budget=token_budget,
+            progress=progress,
+        )
+        responses = [response.tolist() for response in rollout.responses]
+        ids = [tokens[:-1] if tokens[-1:] == [eos_id] else tokens for tokens in responses]
+        yield [(*pair, tokens) for pair, tokens in zip(batch, ids)]
+
+
+def share(prompts: Sequence[np.ndarray], seeds: int, ranks: Ranks) -> list[tuple[int, int]]:
+    """The (seed place, prompt place) pairs of this rank: sorted by length, then dealt in turn, so all have alike."""
+    pairs = [(seed, prompt) for prompt in range(len(prompts)) for seed in range(seeds)]
+    return sorted(pairs, key=lambda pair: -len(prompts[pair[1]]))[ranks.rank :: ranks.size]
+
+
+def text_of(tokenizer, ids: list[int]) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()

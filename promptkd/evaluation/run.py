@@ -1,0 +1,158 @@
+"""From settings to results: everything is read and checked before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from promptkd.checkpoint import fingerprint, write_json
+from promptkd.distributed import Ranks, setup
+from promptkd.engine import DTYPES
+from promptkd.errors import UserError
+from promptkd.evaluation.generate import decode_share, share, text_of
+from promptkd.evaluation.progress import AnswerBar
+from promptkd.evaluation.rouge import ScoringPool, default_workers
+from promptkd.evaluation.sets import TestSet, find_sets, read_set
+from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
+from promptkd.metrics import peak_memory_gb
+from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
+from promptkd.rollout import Sampling
+
+RESULTS = "results.json"
+
+
+def run(settings: SimpleNamespace) -> None:
+    """Evaluate one model on all sets with all seeds; write and print the table."""
+    what, data = settings.evaluation, settings.data
+    folder = Path(what.save)
+    check_save(folder, what.overwrite)
+    if not settings.decoding.do_sample and len(what.seeds) > 1:
+        raise UserError("--no-do-sample gives the same answers whatever the seed: give one seed")
+    found, missing = find_sets(data.data_dir, data.data_names.split())
+    config = load_config(what.model_path, "--model-path")
+    check_positions(config, data.max_length, "--model-path")
+    tokenizer = load_tokenizer(what.model_path)
+    cut = data.max_prompt_length, data.dev_num, data.prompt_cut == "start"
+    sets = [read_set(name, path, tokenizer, *cut) for name, path in found.items()]
+    ranks = setup()
+    dtype = choose_dtype(what.dtype, ranks.device)
+    if ranks.first:
+        for lost in missing:
+            print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
+    model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type).to(ranks.device)
+    claim(folder, ranks)
+
+    results = header(settings, missing, ranks, dtype)
+    evaluate_sets(settings, sets, model, tokenizer, ranks, results)
+    if ranks.first:
+        results["run"]["peak_memory_gb"] = round(peak_memory_gb(ranks.device), 3)
+        write_text(folder / "results.md", markdown(results))
+        write_json(folder / RESULTS, results)
+        print(f"{markdown(results)}\nwritten to {folder}/")
+    ranks.barrier()
+
+
+def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokenizer, ranks: Ranks, results) -> None:
+    """Fill in `results["sets"]`, and write the answers of each set when it is done."""
+    seeds, folder = settings.evaluation.seeds, Path(settings.evaluation.save)
+    bar = AnswerBar(sum(len(share(s.prompts, len(seeds), ranks)) for s in sets), ranks.first)
+    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    with ScoringPool(default_workers(local_ranks)) as pool:
+        for test_set in sets:
+            began = time.perf_counter()
+            bar.start(test_set.name)
+            rows = answer_and_score(settings, test_set, model, tokenizer, ranks, pool, bar)
+            answers = by_seed(rows, len(seeds))
+            results["sets"][test_set.name] = summary(test_set, answers, time.perf_counter() - began)
+            for seed, rows_of_seed in zip(seeds, answers if ranks.first else []):
+                write_answers(folder / test_set.name / f"seed{seed}", rows_of_seed)
+    bar.close()
+
+
+def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks, pool: ScoringPool, bar) -> list[Row]:
+    """The scored answers of all ranks to one set. Each rank scores its own, while it decodes the next batch."""
+    data, pending = settings.data, []
+    batches = decode_share(
+        model,
+        test_set.prompts,
+        settings.evaluation.seeds,
+        eos_id=tokenizer.eos_token_id,
+        max_new_tokens=data.max_length - data.max_prompt_length,
+        sampling=Sampling(**dataclasses.asdict(settings.decoding)),
+        token_budget=data.token_budget,
+        ranks=ranks,
+        progress=bar,
+    )
+    for batch in batches:
+        texts = [text_of(tokenizer, ids) for _, _, ids in batch]
+        scores = pool.submit([(text, test_set.references[index]) for text, (_, index, _) in zip(texts, batch)])
+        pending.append((batch, texts, scores))
+    mine = [
+        Row(seed, index, text, len(ids), *score)
+        for batch, texts, scores in pending
+        for (seed, index, ids), text, score in zip(batch, texts, scores.result())
+    ]
+    return [Row(*row) for row in ranks.gather(mine)]
+
+
+def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -> dict[str, Any]:
+    """results.json without the sets. `protocol` is what has to agree where results are compared."""
+    what, data = settings.evaluation, settings.data
+    path = what.model_path
+    return {
+        "type": what.type,
+        "model": {"path": path, "fingerprint": fingerprint(path) if Path(path).is_dir() else None},
+        "protocol": {
+            **dataclasses.asdict(settings.decoding),
+            "max_length": data.max_length,
+            "max_prompt_length": data.max_prompt_length,
+            "prompt_cut": data.prompt_cut,
+            "dev_num": data.dev_num,
+        },
+        "seeds": what.seeds,
+        "run": {"dtype": dtype, "device": ranks.device.type, "ranks": ranks.size, "token_budget": data.token_budget},
+        "missing": [dataclasses.asdict(lost) for lost in missing],
+        "sets": {},
+    }
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """ "auto" is bf16 on a GPU that has it, fp16 on another, fp32 on a CPU."""
+    if device.type == "cpu":
+        if name == "fp16":
+            raise UserError("--dtype fp16 needs a GPU: use fp32 or bf16 on a CPU")
+        return "fp32" if name == "auto" else name
+    if name == "auto":
+        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+    return name
+
+
+def check_save(folder: Path, overwrite: bool) -> None:
+    """Raise UserError when the folder holds results already, or cannot be one."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--save {folder} is a file: name a folder")
+    if (folder / RESULTS).exists() and not overwrite:
+        raise UserError(
+            f"--save {folder} already holds results: --overwrite replaces them, --save names another folder"
+        )
+
+
+def claim(folder: Path, ranks: Ranks) -> None:
+    """Make the folder, without what an earlier evaluation left there; no rank goes on before that is done."""
+    ranks.barrier()  # every rank has looked for earlier results by now
+    if ranks.first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save {folder} cannot be made ({error.strerror}): name another folder") from None
+        for old in [folder / RESULTS, folder / "results.md", *folder.glob("*/seed*/answers.jsonl")]:
+            old.unlink(missing_ok=True)
+    ranks.barrier()

@@ -1,0 +1,127 @@
+"""Test sets: where they lie, and their prompts as the published evaluation tokenises them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from promptkd.data.examples import prompt_and_references
+from promptkd.data.jsonl import read_jsonl
+from promptkd.errors import UserError
+
+FILE = "valid.jsonl"
+FOLDERS = {"dolly": "dolly", "self_inst": "self-inst", "vicuna": "vicuna", "sinst": "sinst/11_", "uinst": "uinst/11_"}
+PUBLISHED_ROWS = {"dolly": 500, "self_inst": 242, "vicuna": 80, "sinst": 1694, "uinst": 10_000}
+FIRST_ROWS = {"uinst": PUBLISHED_ROWS["uinst"]}  # its file has more; the paper's table stands on these
+
+
+def canonical(name: str) -> str:
+    """The published scripts call sinst and uinst by their folders, too."""
+    return {"sinst_11_": "sinst", "uinst_11_": "uinst"}.get(name, name)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A set that was asked for and is not there; `remedy` says how to get it."""
+
+    name: str
+    file: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.file} is not there: {self.remedy}"
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """prompts: int64 token ids of each row; references: its gold texts; cut: rows that lost part of the prompt."""
+
+    __test__ = False  # pytest: no test, whatever its name
+
+    name: str
+    path: Path
+    prompts: list[np.ndarray]
+    references: list[list[str]]
+    cut: int
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def published_rows(self) -> int | None:
+        return PUBLISHED_ROWS.get(canonical(self.name))
+
+    @property
+    def partial(self) -> bool:
+        """Fewer rows than the paper's table stands on."""
+        return self.published_rows is not None and len(self) < self.published_rows
+
+    def sha256(self) -> str:
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+
+def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Missing]]:
+    """The files of the named sets, and the sets that are not there.
+
+    Raises UserError when `data_dir` or all sets are missing, or a name is unfit or occurs twice.
+    """
+    root = Path(data_dir)
+    if not root.is_dir():
+        raise UserError(f"--data-dir {root}: no such folder: correct it, or run bash download_requirements.sh --data")
+    seen: set[str] = set()
+    for name in names:
+        if not re.fullmatch(r"\w[\w.+-]*", name):
+            raise UserError(f"--data-names {name}: a set's name is the name of its folder, without path")
+        if canonical(name) in seen:
+            raise UserError(f"--data-names names {name} twice: leave one out")
+        seen.add(canonical(name))
+    found = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
+    missing = [_missing(root, name) for name in names if name not in found]
+    if not found:
+        others = "" if len(missing) == 1 else f" (nor is any of {', '.join(lost.name for lost in missing[1:])})"
+        raise UserError(f"--data-dir {root}: {missing[0]}{others}")
+    return found, missing
+
+
+def read_set(name: str, path: Path, tokenizer, max_prompt_length: int, dev_num: int, cut_start: bool) -> TestSet:
+    """Read and tokenise the first `dev_num` rows (-1: all, or FIRST_ROWS of the set).
+
+    Special tokens included, the first max_prompt_length tokens kept (evaluate_main.py, data_utils/prompt_datasets.py
+    of the published code); `cut_start` keeps the end and a leading begin-of-text. UserError names file and line.
+    """
+    rows = read_jsonl(path)
+    if dev_num < 0:
+        dev_num = FIRST_ROWS.get(canonical(name), len(rows))
+    texts = [prompt_and_references(row, f"{path}, line {line}") for line, row in enumerate(rows[:dev_num], 1)]
+    encoded = tokenizer([prompt for prompt, _ in texts], verbose=False)["input_ids"]
+    if not all(encoded):
+        raise UserError(f"{path}, line {encoded.index([]) + 1}: its prompt has no token: give it a text")
+    over = sum(len(ids) > max_prompt_length for ids in encoded)
+    prompts = [np.array(_cut(ids, max_prompt_length, cut_start, tokenizer), dtype=np.int64) for ids in encoded]
+    return TestSet(name, path, prompts, [references for _, references in texts], over)
+
+
+def _cut(ids: list[int], most: int, cut_start: bool, tokenizer) -> list[int]:
+    if len(ids) <= most or not cut_start:
+        return ids[:most]
+    begin = ids[: int(ids[0] == tokenizer.bos_token_id and most > 1)]
+    return begin + ids[len(ids) - most + len(begin) :]
+
+
+def _file(root: Path, name: str, alone: bool) -> Path | None:
+    """valid.jsonl of a set: in its published folder, in one of its own name, or in `root` if it is asked for alone."""
+    published = FOLDERS.get(canonical(name), name)
+    folders = [root / published, root / name] + ([root] if alone else [])
+    return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
+
+
+def _missing(root: Path, name: str) -> Missing:
+    folder = FOLDERS.get(canonical(name))
+    if folder is None:
+        return Missing(name, str(root / name / FILE), "put it there, or correct --data-names")
+    command = f"bash download_requirements.sh --only data/{folder.partition('/')[0]}"
+    return Missing(name, str(root / folder / FILE), f"{command} gets it")

@@ -1,0 +1,65 @@
+"""Options of evaluate.py. The defaults are the published protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from promptkd.errors import UserError
+from promptkd.settings import DataSettings, DecodingSettings, at_least, option
+
+DEFAULT_SEED = 10
+
+
+@dataclass
+class EvaluationSettings:
+    model_path: str = option("", "the model: a Hugging Face folder or hub name")
+    model_type: str | None = option(None, "the model's family, checked against its config.json")
+    type: Literal["eval_main"] = option("eval_main", "eval_main: answers and ROUGE-L")
+    save: str = option("results/eval_main", "folder for answers, results.json and results.md")
+    overwrite: bool = option(False, "replace the results that --save already holds")
+    seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")  # noqa: RUF009
+    seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "precision; auto: bf16 on a GPU, fp32 on a CPU")
+
+    def __post_init__(self) -> None:
+        if self.seeds and self.seed is not None:
+            raise UserError("--seed and --seeds are both given: leave one out")
+        self.seeds = self.seeds or [DEFAULT_SEED if self.seed is None else self.seed]
+        self.seed = self.seeds[0]
+        at_least(0, seeds=min(self.seeds))
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
+
+
+@dataclass
+class TestSetSettings(DataSettings):
+    data_dir: str = option("data", "the root that holds all sets, or the folder of one (its valid.jsonl)")
+    data_names: str = option(
+        "dolly self_inst vicuna sinst uinst",
+        "names of the sets: published ones, or folders below --data-dir",
+        nargs="+",
+    )
+    dev_num: int = option(-1, "the first N rows of each set; -1: all (of uinst the first 10,000, as published)")
+    prompt_cut: Literal["end", "start"] = option("end", "which side a prompt over --max-prompt-length loses")
+    eval_batch_size: int = option(32, "answers of --max-length tokens that are decoded together")
+    token_budget: int | None = option(
+        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(1, eval_batch_size=self.eval_batch_size)
+        self.token_budget = self.eval_batch_size * self.max_length if self.token_budget is None else self.token_budget
+        at_least(1, token_budget=self.token_budget)
+        if self.dev_num < 1 and self.dev_num != -1:
+            raise UserError(f"--dev-num {self.dev_num}: give a number of rows, or -1 for all")
+
+
+@dataclass
+class AnswerSettings(DecodingSettings):
+    no_repeat_ngram_size: int = option(6, "no N tokens occur twice in prompt and answer; 0: no such rule")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, no_repeat_ngram_size=self.no_repeat_ngram_size)

@@ -1,0 +1,113 @@
+"""What an evaluation leaves: results.json, results.md, the answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from promptkd.evaluation.rouge import mean
+from promptkd.evaluation.sets import TestSet
+
+
+class Row(NamedTuple):
+    """One scored answer. length: its tokens, without end-of-text."""
+
+    seed: int  # place in the list of seeds
+    index: int  # row of the set
+    answer: str
+    length: int
+    rouge_l: float
+    exact_match: float
+
+
+def by_seed(rows: list[Row], seeds: int) -> list[list[Row]]:
+    """The rows of each seed in the order of the set, however they were shared out."""
+    return [sorted((row for row in rows if row.seed == seed), key=lambda row: row.index) for seed in range(seeds)]
+
+
+def summary(test_set: TestSet, answers: list[list[Row]], seconds: float) -> dict[str, Any]:
+    """The entry of one set in results.json; `rougeL_rows` has one list per seed, for paired comparisons."""
+    return {
+        "file": str(test_set.path),
+        "sha256": test_set.sha256(),
+        "rows": len(test_set),
+        "rows_cut": test_set.cut,
+        "published_rows": test_set.published_rows,
+        "partial": test_set.partial,
+        "rougeL": over_seeds([mean([row.rouge_l for row in rows]) for rows in answers]),
+        "exact_match": over_seeds([mean([row.exact_match for row in rows]) for rows in answers]),
+        "mean_length": over_seeds([mean([row.length for row in rows]) for rows in answers]),
+        "seconds": round(seconds, 3),
+        "rougeL_rows": [[round(row.rouge_l, 4) for row in rows] for rows in answers],
+    }
+
+
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """The values, their mean and their standard deviation (of a sample; null for a single seed)."""
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"per_seed": values, "mean": statistics.fmean(values), "std": std}
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """results.md: one line for each set, then the protocol."""
+    protocol, run, seeds = results["protocol"], results["run"], results["seeds"]
+    over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    lines = [
+        f"# {results['model']['path']}",
+        "",
+        "| set | rows | cut | ROUGE-L | exact match | tokens | seconds |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+        *(_line(name, entry) for name, entry in results["sets"].items()),
+        *(f"| {lost['name']} | missing | | | | | |" for lost in results["missing"]),
+        "",
+        f"ROUGE-L (stemmed, best reference, x 100): {over} ({', '.join(map(str, seeds))}). cut: prompts that lost "
+        f"their {protocol['prompt_cut']}; tokens: mean length of an answer. partial: fewer rows than the paper's.",
+        "",
+        f"{_decoding(protocol)}, at most {protocol['max_prompt_length']} tokens of prompt and "
+        f"{protocol['max_length']} in all, {run['dtype']} on {run['ranks']} x {run['device']}.",
+        *(f"\n{lost['name']} is missing ({lost['file']}): {lost['remedy']}." for lost in results["missing"]),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _line(name: str, entry: dict[str, Any]) -> str:
+    if entry["partial"]:
+        name += f" (partial: {entry['rows']:,} of {entry['published_rows']:,})"
+    values = [_spread(entry[key], digits) for key, digits in (("rougeL", 2), ("exact_match", 2), ("mean_length", 1))]
+    return f"| {name} | {entry['rows']:,} | {entry['rows_cut']} | {' | '.join(values)} | {entry['seconds']:.1f} |"
+
+
+def _spread(value: dict[str, Any], digits: int) -> str:
+    spread = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
+    return f"{value['mean']:.{digits}f}{spread}"
+
+
+def _decoding(protocol: dict[str, Any]) -> str:
+    ban = protocol["no_repeat_ngram_size"]
+    repeats = f"no {ban} tokens twice" if ban else "repeats allowed"
+    if not protocol["do_sample"]:
+        return f"Likeliest token, {repeats}"
+    return (
+        f"Sampling (temperature {protocol['temperature']:g}, top-k {protocol['top_k']}, "
+        f"top-p {protocol['top_p']:g}), {repeats}"
+    )
+
+
+def write_answers(folder: Path, rows: list[Row]) -> None:
+    """answers.jsonl of one set and seed, a line for each row of the set in its order."""
+    lines = [
+        json.dumps({"index": r.index, "answer": r.answer, "rougeL": round(r.rouge_l, 4), "length": r.length})
+        for r in rows
+    ]
+    write_text(folder / "answers.jsonl", "\n".join(lines) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one move: it is whole or not there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,237 @@
+#!/usr/bin/env python
+"""Make what the demo trains on: instruction data, a tokenizer, a teacher and a student with random weights.
+
+    python tools/make_demo.py --save results/demo
+
+writes below --save: data/{train,valid}.jsonl, test/valid.jsonl (the layout train.py and evaluate.py read) and
+models/{teacher,student}. Rows are {"task", "prompt", "output"}. The same options give the same bytes; no
+instruction occurs twice, so that none of the dev and test rows was ever trained on.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from promptkd.data.processing import written_together
+from promptkd.errors import UserError, exit_with
+from promptkd.settings import at_least, option, parse
+
+# Without the long preamble of the published template: a tiny model on a CPU would spend most of its time on it.
+PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
+END = "<|endoftext|>"
+POSITIONS = 128
+SIZES = {"teacher": dict(n_layer=4, n_embd=192, n_head=6), "student": dict(n_layer=2, n_embd=96, n_head=3)}
+
+KINDS = {
+    "animal": "cat dog fox hen pig cow bee owl goat bear mouse snail".split(),
+    "colour": "red blue green black white pink brown gold grey".split(),
+    "food": "plum corn rice bread cake pear bean jam nut".split(),
+    "tool": "saw nail pen rope hook lamp broom spoon key".split(),
+    "place": "town lake hill park moon road house well shop".split(),
+}
+RHYMES = [
+    "cat hat bat mat rat".split(),
+    "hen pen ten men den".split(),
+    "dog log fog frog jog".split(),
+    "lake cake snake rake wake".split(),
+    "moon spoon noon soon tune".split(),
+    "nail snail tail mail sail".split(),
+    "house mouse blouse".split(),
+    "pear bear chair hair".split(),
+    "town brown crown down".split(),
+    "goat boat coat note".split(),
+]
+OPPOSITES = (
+    "hot cold, big small, fast slow, old new, wet dry, hard soft, high low, open shut, early late, "
+    "near far, full empty, loud quiet, good bad, rich poor, sweet sour, light dark"
+)
+PAIRS = [tuple(pair.split()) for pair in OPPOSITES.split(", ")]
+NAMES = "Anna Tom Eva Max Lena Paul Mia Ben Rosa Jan".split()
+THINGS = "hat ball book coat boat lamp cake pen key drum".split()
+ORDINALS = "first second third fourth".split()
+TIMES = ["once", "twice", "three times", "four times", "five times"]
+ALL_WORDS = sorted({word for words in KINDS.values() for word in words})
+Task = Callable[[random.Random], tuple[str, str]]  # -> instruction, response
+
+
+def repeat(rng: random.Random) -> tuple[str, str]:
+    words = some(rng, ALL_WORDS, 3, 5)
+    return f"Repeat these words: {words}", words
+
+
+def reverse(rng: random.Random) -> tuple[str, str]:
+    words = some(rng, ALL_WORDS, 3, 5)
+    return f"Write these words in reverse order: {words}", " ".join(reversed(words.split()))
+
+
+def pick_position(rng: random.Random) -> tuple[str, str]:
+    words, place = some(rng, ALL_WORDS, 4, 5), rng.randrange(len(ORDINALS))
+    return f"What is the {ORDINALS[place]} word: {words}", f"The {ORDINALS[place]} word is {words.split()[place]}."
+
+
+def count(rng: random.Random) -> tuple[str, str]:
+    word, other = rng.sample(ALL_WORDS, 2)
+    times = rng.randint(1, 5)
+    words = [word] * times + [other] * rng.randint(1, 6 - times)
+    rng.shuffle(words)
+    return f"How often is {word} in this list: {' '.join(words)}", f"{word} is there {TIMES[times - 1]}."
+
+
+def replace(rng: random.Random) -> tuple[str, str]:
+    words, new = some(rng, ALL_WORDS, 3, 4).split(), rng.choice(ALL_WORDS)
+    old = rng.choice(words)
+    return f"Replace {old} by {new}: {' '.join(words)}", " ".join(new if word == old else word for word in words)
+
+
+def sort_numbers(rng: random.Random) -> tuple[str, str]:
+    numbers = rng.sample(range(10, 100), rng.randint(3, 4))
+    shown = " ".join(map(str, numbers))
+    return f"Sort from small to large: {shown}", " ".join(map(str, sorted(numbers)))
+
+
+def add(rng: random.Random) -> tuple[str, str]:
+    left, right = rng.randint(10, 99), rng.randint(1, 50)
+    return f"What is {left} plus {right}?", f"{left} plus {right} is {left + right}."
+
+
+def compare(rng: random.Random) -> tuple[str, str]:
+    (one, other), (left, right) = rng.sample(NAMES, 2), rng.sample(range(10, 100), 2)
+    older, younger = (one, other) if left > right else (other, one)
+    return f"{one} is {left} and {other} is {right}. Who is older?", f"{older} is older than {younger}."
+
+
+def find_kind(rng: random.Random) -> tuple[str, str]:
+    kinds = rng.sample(sorted(KINDS), 4)
+    words = [rng.choice(KINDS[kind]) for kind in kinds]
+    place = rng.randrange(len(kinds))
+    return f"Which of these is a {kinds[place]}: {' '.join(words)}", f"{words[place]} is a {kinds[place]}."
+
+
+def find_rhyme(rng: random.Random) -> tuple[str, str]:
+    families = rng.sample(RHYMES, 4)
+    word, rhyme = rng.sample(families[0], 2)
+    words = [rhyme, *(rng.choice(family) for family in families[1:])]
+    rng.shuffle(words)
+    return f"Which word rhymes with {word}: {' '.join(words)}", f"{rhyme} rhymes with {word}."
+
+
+def opposites(rng: random.Random) -> tuple[str, str]:
+    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in rng.sample(PAIRS, rng.randint(2, 4))]
+    return f"Give the opposites: {' '.join(a for a, _ in pairs)}", " ".join(b for _, b in pairs)
+
+
+def who_has(rng: random.Random) -> tuple[str, str]:
+    names, colours, things = rng.sample(NAMES, 2), rng.sample(KINDS["colour"], 2), rng.sample(THINGS, 2)
+    facts = [f"{name} has a {colour} {thing}" for name, colour, thing in zip(names, colours, things)]
+    place = rng.randrange(2)
+    if rng.random() < 0.5:
+        return f"{facts[0]} and {facts[1]}. Who has the {things[place]}?", f"{names[place]} has the {things[place]}."
+    question = f"What colour is the {things[place]}?"
+    return f"{facts[0]} and {facts[1]}. {question}", f"The {things[place]} is {colours[place]}."
+
+
+def some(rng: random.Random, words: list[str], least: int, most: int) -> str:
+    return " ".join(rng.sample(words, rng.randint(least, most)))
+
+
+TASKS: list[Task] = [
+    repeat, reverse, pick_position, count, replace, sort_numbers, add, compare, find_kind, find_rhyme, opposites, who_has,
+]  # fmt: skip
+
+
+@dataclass
+class DemoSettings:
+    save: str = option("results/demo", "folder to write to")
+    seed: int = option(1, "seeds data and weights")
+    train_num: int = option(6000, "training examples")
+    dev_num: int = option(240, "examples for the dev loss and ROUGE-L during training")
+    test_num: int = option(480, "examples for the evaluation at the end")
+    vocab_size: int = option(1024, "tokens of the byte-level BPE tokenizer")
+
+    def __post_init__(self) -> None:
+        at_least(1, train_num=self.train_num, dev_num=self.dev_num, test_num=self.test_num)
+        at_least(257, vocab_size=self.vocab_size)  # 256 bytes and end-of-text
+
+
+def make_rows(number: int, seed: int) -> list[dict[str, str]]:
+    """`number` rows of all tasks in turn, no instruction twice."""
+    rng = random.Random(seed)
+    rows: list[dict[str, str]] = []
+    seen: set[str] = set()
+    tries = 0
+    while len(rows) < number:
+        task = TASKS[len(rows) % len(TASKS)]
+        instruction, output = task(rng)
+        tries += 1
+        if tries > 20 * number + 1000:
+            raise UserError(f"{task.__name__} has no {number // len(TASKS)} different instructions: lower --train-num")
+        if instruction not in seen:
+            seen.add(instruction)
+            rows.append({"task": task.__name__, "prompt": PROMPT.format(instruction=instruction), "output": output})
+    return rows
+
+
+def make_data(settings: DemoSettings) -> dict[str, list[dict[str, str]]]:
+    """File below --save -> its rows. The test rows do not change with the number of training rows."""
+    rows = make_rows(settings.test_num + settings.dev_num + settings.train_num, settings.seed)
+    first = settings.test_num + settings.dev_num
+    return {"test": rows[: settings.test_num], "dev": rows[settings.test_num : first], "train": rows[first:]}
+
+
+def train_tokenizer(rows: list[dict[str, str]], vocab_size: int):
+    """A byte-level BPE tokenizer with single digits, as a transformers tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    digits, byte_level = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[END], initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator((row["prompt"] + row["output"] for row in rows), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, unk_token=END)
+
+
+def make_model(name: str, tokenizer, seed: int):
+    """A GPT-2 with random weights."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(seed)
+    end = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=POSITIONS, bos_token_id=end, eos_token_id=end, **SIZES[name]
+    )
+    return GPT2LMHeadModel(config)
+
+
+def main() -> None:
+    settings = parse({"options": DemoSettings}, sys.argv[1:], "make_demo.py", dry_run=False).options
+    data = make_data(settings)
+    save = Path(settings.save)
+    tokenizer = train_tokenizer(data["train"], settings.vocab_size)
+    for name, rows in {"data/train": data["train"], "data/valid": data["dev"], "test/valid": data["test"]}.items():
+        path = save / f"{name}.jsonl"
+        with written_together(path.parent) as folder:
+            (folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for number, name in enumerate(SIZES):
+        model = make_model(name, tokenizer, settings.seed + number)
+        with written_together(save / "models" / name) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        print(f"{name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    print(", ".join(f"{len(rows)} {split} rows" for split, rows in data.items()))
+
+
+if __name__ == "__main__":
+    exit_with(main)
