@@ -1,4 +1,4 @@
-"""Evaluation: scores, test sets, answers that do not depend on how they were made, evaluate.py from end to end."""
+"""Evaluation: test sets, answers that do not depend on how they were made, evaluate.py from end to end."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, start
-from rouge_score import rouge_scorer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluate import read_settings
 from promptkd.errors import UserError, exit_with
 from promptkd.evaluation.generate import answer, share
-from promptkd.evaluation.rouge import Score, ScoringPool, exact_match, rouge_l, score_all
+from promptkd.evaluation.rouge import rouge_l
 from promptkd.evaluation.run import run
 from promptkd.evaluation.sets import find_sets, read_set
-from promptkd.evaluation.tables import over_seeds
 from promptkd.rollout import Sampling
 
 MODEL = GOLDEN / "models" / "gpt2_student"
@@ -33,7 +31,6 @@ class OneOf:
 
     rank: int
     size: int
-    device: torch.device = torch.device("cpu")
 
     def gather(self, objects: list) -> list:
         return objects
@@ -77,40 +74,6 @@ def refused(argv: list[str], capsys) -> str:
     return error
 
 
-# scores
-
-
-def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence_of_stems():
-    # cats -> cat, running -> run: 2 words in common, in order, of 3 and 4: F = 2 * 2 / (3 + 4)
-    assert rouge_l("cats were running", ["cat run very fast"]) == pytest.approx(100 * 4 / 7)
-    reference = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score("a cat runs", "the cats run off")
-    assert rouge_l("the cats run off", ["a cat runs"]) == pytest.approx(100 * reference["rougeL"].fmeasure)
-
-
-def test_the_best_reference_counts():
-    assert rouge_l("alpha beta", ["gamma", "alpha beta", "alpha"]) == 100
-    assert rouge_l("", ["gamma"]) == 0
-
-
-def test_exact_match_ignores_case_punctuation_and_spaces():
-    assert exact_match("  The  answer.", ["no", "the answer"]) == 100
-    assert exact_match("the answers", ["the answer"]) == 0
-
-
-def test_scores_from_processes_are_those_made_here_in_order():
-    pairs = [(f"word {i} of many", [f"word {i % 3} of few", "many words"]) for i in range(12)]
-    with ScoringPool(2) as pool:
-        pending = [pool.submit(pairs[:5]), pool.submit(pairs[5:])]
-        scores = [score for batch in pending for score in batch.result()]
-    assert scores == score_all(pairs)
-    assert isinstance(scores[0], Score)
-
-
-def test_spread_over_seeds_is_that_of_a_sample():
-    assert over_seeds([1.0, 3.0]) == {"per_seed": [1.0, 3.0], "mean": 2.0, "std": pytest.approx(2**0.5)}
-    assert over_seeds([1.0])["std"] is None
-
-
 # sets
 
 
@@ -140,14 +103,22 @@ def test_a_long_prompt_loses_its_end_as_published_or_its_start(tmp_path, tokeniz
     assert begin.prompts[0].tolist() == whole.prompts[0][-8:].tolist()
 
 
-def test_special_tokens_stay_in_front_whichever_side_is_cut(tmp_path):
-    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "models" / "opt_teacher")
+def test_begin_of_text_stays_in_front_whichever_side_is_cut(tmp_path, tokenizer):
     write_set(tmp_path / "own", prompt="one two three four five six seven eight")
-    for cut in (False, True):
-        prompts = read_set("own", tmp_path / "own" / "valid.jsonl", tokenizer, 4, -1, cut).prompts
-        special = tokenizer.encode("one")[0] == tokenizer.bos_token_id
-        assert len(prompts[0]) == 4
-        assert (prompts[0][0] == tokenizer.bos_token_id) == special
+    path, plain = tmp_path / "own" / "valid.jsonl", tokenizer.encode("one two three four five six seven eight")
+    begin = tokenizer.bos_token_id
+
+    class WithBegin:
+        """Puts begin-of-text first, as the tokenizers of OPT and Llama do."""
+
+        bos_token_id = begin
+
+        def __call__(self, texts, **options):
+            return {"input_ids": [[begin, *ids] for ids in tokenizer(texts, **options)["input_ids"]]}
+
+    end, start_cut = (read_set("own", path, WithBegin(), 4, -1, cut).prompts[0].tolist() for cut in (False, True))
+    assert end == [begin, *plain[:3]]
+    assert start_cut == [begin, *plain[-3:]]
 
 
 def test_a_ready_prompt_wins_and_dev_num_takes_the_first_rows(tmp_path, tokenizer):

@@ -37,6 +37,16 @@ class Request:
     overwrite: bool = False
 
 
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A disk that is full or a folder that cannot be written is the user's to mend: one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error.filename or 'files'}: {error.strerror or error}") from None
+
+
+@_plain_errors()
 def convert(request: Request, max_file_bytes: int = MAX_FILE_BYTES) -> str:
     """Reshard; a line that says what was read and written. UserError for bad input: then nothing has been written."""
     root, size = request.input_path, request.target_mp_size
@@ -57,7 +67,7 @@ def convert(request: Request, max_file_bytes: int = MAX_FILE_BYTES) -> str:
     plan = _plan(model, names, request, max_file_bytes)
     total = sum(nbytes(spec) for specs, _ in plan.values() for spec in specs.values())
     target.check_space(total)
-    with _plain_errors(), target:
+    with target:
         _write(model, names, plan, target, total)
         target.copy_side_files(side, None if request.dtype == "keep" else str(TYPES[request.dtype])[6:])
         target.commit()
@@ -152,12 +162,3 @@ def _cast(part: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
 def _bar(what: str, total: int) -> tqdm:
     """A bar on a terminal, nothing in a log file."""
     return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None)
-
-
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """A disk that is full or a folder that cannot be written is the user's to mend: one line."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{error.filename or 'output'}: {error.strerror}") from None

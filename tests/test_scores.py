@@ -1,0 +1,40 @@
+"""ROUGE-L, exact match and their spread; scoring in processes."""
+
+from __future__ import annotations
+
+import pytest
+from rouge_score import rouge_scorer
+
+from promptkd.evaluation.rouge import Score, ScoringPool, exact_match, rouge_l, score_all
+from promptkd.evaluation.tables import over_seeds
+
+
+def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence_of_stems():
+    # cats -> cat, running -> run: 2 words in common, in order, of 3 and 4: F = 2 * 2 / (3 + 4)
+    assert rouge_l("cats were running", ["cat run very fast"]) == pytest.approx(100 * 4 / 7)
+    reference = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True).score("a cat runs", "the cats run off")
+    assert rouge_l("the cats run off", ["a cat runs"]) == pytest.approx(100 * reference["rougeL"].fmeasure)
+
+
+def test_the_best_reference_counts():
+    assert rouge_l("alpha beta", ["gamma", "alpha beta", "alpha"]) == 100
+    assert rouge_l("", ["gamma"]) == 0
+
+
+def test_exact_match_ignores_case_punctuation_and_spaces():
+    assert exact_match("  The  answer.", ["no", "the answer"]) == 100
+    assert exact_match("the answers", ["the answer"]) == 0
+
+
+def test_scores_from_processes_are_those_made_here_in_order():
+    pairs = [(f"word {i} of many", [f"word {i % 3} of few", "many words"]) for i in range(12)]
+    with ScoringPool(2) as pool:
+        pending = [pool.submit(pairs[:5]), pool.submit(pairs[5:])]
+        scores = [score for batch in pending for score in batch.result()]
+    assert scores == score_all(pairs)
+    assert isinstance(scores[0], Score)
+
+
+def test_spread_over_seeds_is_that_of_a_sample():
+    assert over_seeds([1.0, 3.0]) == {"per_seed": [1.0, 3.0], "mean": 2.0, "std": pytest.approx(2**0.5)}
+    assert over_seeds([1.0])["std"] is None
