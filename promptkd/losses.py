@@ -19,8 +19,10 @@ from torch import Tensor
 
 from promptkd.models import Head
 
-# Logits of this many positions exist at a time; on a CPU few enough that a pass over them stays in cache.
-CHUNK = {"cpu": 64, "cuda": 1024}
+# Logits of this many positions come from one matrix product and are all that exist at a time.
+CHUNK = {"cpu": 128, "cuda": 1024}
+# Passes over the vocabulary go block by block within them; on a CPU few enough positions to stay in cache.
+BLOCK = {"cpu": 16, "cuda": 1024}
 
 
 class Fixed(NamedTuple):
@@ -45,9 +47,12 @@ class Reverse:
         log_t = self.target.logits(slice(None)).float().log_softmax(-1)
         return (log_q.exp() * (log_q - log_t)).sum(-1)
 
-    def chunk(self, rows: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        difference = torch.sub(log_q, self.target.logits(rows).float().log_softmax(-1))
-        kl = torch.linalg.vecdot(q, difference)
+    def reference(self, rows: slice) -> Tensor:
+        return self.target.logits(rows)
+
+    def block(self, target_logits: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        difference = torch.sub(log_q, target_logits.float().log_softmax(-1))
+        kl = _row_dot(q, difference)
         return kl, difference.sub_(kl[:, None]).mul_(q)
 
 
@@ -62,9 +67,12 @@ class Forward:
         t = self.target.logits(slice(None)).float().softmax(-1)
         return -(t * logits.float().log_softmax(-1)).sum(-1)
 
-    def chunk(self, rows: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.target.logits(rows).float().softmax(-1)
-        loss = -torch.linalg.vecdot(t, log_q)
+    def reference(self, rows: slice) -> Tensor:
+        return self.target.logits(rows)
+
+    def block(self, target_logits: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        t = target_logits.float().softmax(-1)
+        loss = -_row_dot(t, log_q)
         return loss, torch.sub(q, t, out=t)
 
 
@@ -78,8 +86,10 @@ class Hard:
     def plain(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), self.tokens, reduction="none")
 
-    def chunk(self, rows: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.tokens[rows, None]
+    def reference(self, rows: slice) -> Tensor:
+        return self.tokens[rows, None]
+
+    def block(self, tokens: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         loss = -log_q.gather(1, tokens).squeeze(1)
         return loss, q.scatter_add(1, tokens, torch.full_like(loss, -1.0)[:, None])
 
@@ -128,14 +138,13 @@ class _Distill(torch.autograd.Function):
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             grad = _chunk(rows, hidden, Head(weight, bias), terms, weights, sums)
-            share = weights[rows, None]
-            low = grad.to(weight.dtype)
+            share = weights[rows, None].to(hidden.dtype)
             if needs_hidden:
-                grad_hidden[rows] = (low @ weight) * share.to(hidden.dtype)
+                grad_hidden[rows] = (grad @ weight) * share
             if needs_weight:
-                _add_product(grad_weight, low, hidden[rows] * share.to(hidden.dtype))
+                _add_product(grad_weight, grad, hidden[rows] * share)
             if needs_bias:
-                grad_bias.add_((grad * share).sum(0))
+                grad_bias.add_((grad.float() * weights[rows, None]).sum(0))
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         ctx.mark_non_differentiable(sums)
@@ -154,19 +163,30 @@ class _Distill(torch.autograd.Function):
         )
 
 
-def _chunk(
-    rows: slice, hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, sums: Tensor
-) -> Tensor:
-    """Add the chunk's losses to `sums`; return d(sum of terms)/d(logits), float32 [rows, vocabulary]."""
-    log_q = F.linear(hidden[rows], head.weight, head.bias).float().log_softmax(-1)
-    q, total = log_q.exp(), None
-    for i, term in enumerate(terms):
-        loss, grad = term.chunk(rows, log_q, q)
-        sums[i] += torch.dot(loss, weights[rows])
-        if term.coefficient != 1.0:
-            grad.mul_(term.coefficient)
-        total = grad if total is None else total.add_(grad)
-    return total
+def _chunk(rows: slice, hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, sums: Tensor) -> Tensor:
+    """Add the chunk's losses to `sums`; return d(sum of terms)/d(logits) [rows, vocabulary] in the head's precision."""
+    logits = F.linear(hidden[rows], head.weight, head.bias)
+    references = [term.reference(rows) for term in terms]
+    step = BLOCK.get(hidden.device.type, BLOCK["cuda"])
+    for start in range(0, len(logits), step):
+        block = slice(start, start + step)
+        log_q = logits[block].float().log_softmax(-1)
+        q, total = log_q.exp(), None
+        for i, (term, reference) in enumerate(zip(terms, references)):
+            loss, grad = term.block(reference[block], log_q, q)
+            sums[i] += torch.dot(loss, weights[rows][block])
+            if term.coefficient != 1.0:
+                grad.mul_(term.coefficient)
+            total = grad if total is None else total.add_(grad)
+        logits[block] = total  # the logits have served: their place takes the gradient
+    return logits
+
+
+def _row_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Dot products of rows: [rows]. One pass each on a CPU, where torch's batched form makes the product first."""
+    if a.device.type == "cpu":
+        return torch.stack([torch.dot(x, y) for x, y in zip(a, b)])
+    return torch.linalg.vecdot(a, b)
 
 
 def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:

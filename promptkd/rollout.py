@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
 from promptkd.data.windows import group_by_length
+from promptkd.kv_cache import GrowingCache
 
 Noise = Callable[[int], np.ndarray]  # row -> uniform numbers in [0, 1), one for each new token
 
@@ -90,10 +91,11 @@ class _Batch:
     sampling: Sampling
     noise: Noise | None
     rollout: Rollout
-    cache: DynamicCache = field(default_factory=DynamicCache)
+    cache: GrowingCache = field(init=False)
 
     def __post_init__(self) -> None:
         device, count = self.model.device, len(self.rows)
+        self.cache = GrowingCache(self.model.config)
         prompts = [np.asarray(self.prompts[row], dtype=np.int64) for row in self.rows]
         self.width = max(map(len, prompts))
         ids = np.zeros((count, self.width), dtype=np.int64)
@@ -188,12 +190,37 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor
         ranked, order = logits.sort(descending=True)
         before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)
         logits = logits.masked_fill((before >= sampling.top_p).gather(1, order.argsort(-1)), -torch.inf)
-    cumulative = logits.softmax(-1).cumsum_(-1)
-    aim = uniform[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, aim, right=True).squeeze(1)
-    # A product rounded up to the total itself would point past the end: take the last token that can occur.
-    last = torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()).squeeze(1)
-    return torch.minimum(tokens, last)
+    return _invert(logits.softmax(-1), uniform)
+
+
+_SPAN = 256
+
+
+def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """The first token of each row whose cumulative probability exceeds the row's number: int64 [rows].
+
+    First the span of 256 tokens in which that happens, by the spans' sums, then the token within the span:
+    running sums over the whole vocabulary would cost more than the softmax itself.
+    """
+    vocabulary = probabilities.size(-1)
+    whole = vocabulary // _SPAN * _SPAN
+    spans = probabilities[:, :whole].unflatten(1, (-1, _SPAN)).sum(-1)
+    spans = torch.cat([spans, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1).cumsum_(-1)
+    aim = uniform[:, None] * spans[:, -1:]
+    span = _first_above(spans, aim)
+    aim = aim - spans.gather(1, (span - 1).clamp(min=0)).masked_fill(span == 0, 0)
+    within = span * _SPAN + torch.arange(_SPAN, device=span.device)
+    inside = probabilities.gather(1, within.clamp(max=vocabulary - 1)).masked_fill(within >= vocabulary, 0)
+    return (span * _SPAN + _first_above(inside.cumsum_(-1), aim)).squeeze(1)
+
+
+def _first_above(cumulative: Tensor, aim: Tensor) -> Tensor:
+    """The first place whose cumulative sum exceeds the row's aim: [rows, 1].
+
+    An aim that rounding has put at or above the total means the last place that adds anything.
+    """
+    first = torch.searchsorted(cumulative, aim, right=True)
+    return torch.minimum(first, torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()))
 
 
 class RepeatGuard:

@@ -1,0 +1,54 @@
+"""A key-value cache that neither copies itself for each token nor holds rows that have ended."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+_ROOM = 64  # positions added at a time
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values [rows, heads, length, width] are views of larger buffers that fill up from the left."""
+
+    _room: Tensor | None = None  # [2, rows, heads, capacity, width]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        before = self.get_seq_length()
+        after = before + key_states.size(-2)
+        if self._room is None or after > self._room.size(-2):
+            self._move(key_states, before, after + _ROOM)
+        self._room[0, :, :, before:after] = key_states
+        self._room[1, :, :, before:after] = value_states
+        self.keys, self.values = self._room[0, :, :, :after], self._room[1, :, :, :after]
+        return self.keys, self.values
+
+    def _move(self, like: Tensor, length: int, capacity: int) -> None:
+        rows, heads, _, width = like.shape
+        room = like.new_empty(2, rows, heads, capacity, width)
+        if length:
+            room[0, :, :, :length], room[1, :, :, :length] = self.keys, self.values
+        self._room = room
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        length = self.get_seq_length()
+        kept = self.keys.index_select(0, indices), self.values.index_select(0, indices)
+        self._move(kept[0], 0, self._room.size(-2))
+        self._room[0, :, :, :length], self._room[1, :, :, :length] = kept
+        self.keys, self.values = self._room[0, :, :, :length], self._room[1, :, :, :length]
+
+
+class GrowingCache(DynamicCache):
+    """DynamicCache for models with full attention in every layer; of other layers transformers' own are kept."""
+
+    def __init__(self, config=None) -> None:
+        super().__init__(config=config)
+        for place, layer in enumerate(self.layers):
+            if type(layer) is DynamicLayer:
+                self.layers[place] = _GrowingLayer()
+        if self.layer_class_to_replicate is DynamicLayer:
+            self.layer_class_to_replicate = _GrowingLayer
