@@ -26,9 +26,7 @@ def read_settings(argv: list[str]):
     named = [value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--method"]
     named += [argument.partition("=")[2] for argument in argv if argument.startswith("--method=")]
     if not named or named[-1] not in METHODS:
-        raise UserError(
-            f"--method {named[-1] if named else 'is missing'}: choose one of {', '.join(METHODS)}"
-        )
+        raise UserError(f"--method {named[-1] if named else 'is missing'}: choose one of {', '.join(METHODS)}")
     method = named[-1]
     return parse(
         {

@@ -28,6 +28,8 @@ from promptkd.rollout import Sampling
 from promptkd.settings import flat
 from promptkd.trainer import Trainer, total_steps
 
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
+
 
 def build_trainer(settings: SimpleNamespace) -> Trainer:
     """Read models and data, check that they fit together, claim the folder, start the engines."""
@@ -70,9 +72,7 @@ def load_data(data, tokenizer) -> tuple[ExampleSet, ExampleSet | None]:
         raise UserError("--data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
     sizes = (tokenizer, data.max_prompt_length, data.max_length)
     train = ExampleSet.open(data.data_dir, "train", *sizes)
-    return train, ExampleSet.open(
-        data.data_dir, "valid", *sizes, limit=data.dev_num
-    ) if data.dev_num else None
+    return train, ExampleSet.open(data.data_dir, "valid", *sizes, limit=data.dev_num) if data.dev_num else None
 
 
 def make_windows(settings: SimpleNamespace, examples: int, ranks: Ranks) -> Windows:
@@ -122,7 +122,7 @@ def build_method(settings, config, student, teacher, tokenizer, windows: Windows
         teacher=teacher,
         tokenizer=tokenizer,
         ranks=ranks,
-        limits=Limits(data.max_length, data.max_prompt_length, how.token_budget),
+        limits=Limits(data.max_length, data.max_prompt_length, how.token_budget or TOKEN_BUDGET[ranks.device.type]),
         sampling=Sampling(decoding.do_sample, decoding.temperature, decoding.top_k, decoding.top_p),
         seed=settings.run.seed,
         optimization=optimization,

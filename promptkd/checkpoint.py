@@ -74,9 +74,7 @@ def save_model(learner: Learner, tokenizer, folder: Path) -> None:
 def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     """What config.json holds: settings, versions, commit, fingerprints of what was read."""
     root = Path(__file__).parents[1]
-    git = subprocess.run(
-        ["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
+    git = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
     return {
         "settings": settings,
         "commit": git.stdout.strip() or None,

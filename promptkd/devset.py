@@ -48,9 +48,7 @@ class DevSet:
         with student.whole() as model, torch.no_grad():
             for batch in batches:
                 total, tokens = self._batch_loss(student, batch)
-                sums += torch.tensor(
-                    [total / max(tokens, 1), 1.0] if self.published_mean else [total, tokens]
-                )
+                sums += torch.tensor([total / max(tokens, 1), 1.0] if self.published_mean else [total, tokens])
         total, count = self.ranks.total(sums.to(self.ranks.device)).tolist()
         del model
         return total / max(count, 1)
@@ -60,9 +58,7 @@ class DevSet:
         prompts, responses = [e.prompt for e in examples], [e.response for e in examples]
         total = 0.0
         for batch in pack(prompts, responses, [1.0] * len(rows), self.limits.token_budget, self.ranks.device):
-            loss, _ = student.module(
-                batch, lambda h, head, b=batch: distill(h, head, [Hard(b.targets)], b.weights)
-            )
+            loss, _ = student.module(batch, lambda h, head, b=batch: distill(h, head, [Hard(b.targets)], b.weights))
             total += float(loss)
         return total, sum(map(len, responses))
 
@@ -79,7 +75,7 @@ class DevSet:
                 seeds=[self.seed],
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
                 sampling=self.sampling,
-                token_budget=limits.token_budget * 4,
+                token_budget=limits.token_budget * 8,
                 ranks=self.ranks,
                 progress=None,
             )[0]

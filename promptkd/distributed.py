@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from promptkd.allocator import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -75,6 +77,8 @@ def setup(timeout_minutes: int = 30) -> Ranks:
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if not dist.is_initialized():
         backend, timeout = "nccl" if gpu else "gloo", datetime.timedelta(minutes=timeout_minutes)

@@ -61,9 +61,7 @@ def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, A
     """
     if path is None:
         gpu_file = (
-            "ds_config_bf16.json"
-            if device.type == "cuda" and torch.cuda.is_bf16_supported()
-            else "ds_config.json"
+            "ds_config_bf16.json" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "ds_config.json"
         )
         path = str(CONFIGS / (gpu_file if device.type == "cuda" else "ds_config_fp32.json"))
     try:
@@ -76,9 +74,7 @@ def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, A
         if config.pop(key, "auto") != "auto":
             raise UserError(f'--deepspeed_config {path} sets {key}: say "auto" there and use {options}')
     if precision(config) == "fp16" and device.type == "cpu":
-        raise UserError(
-            f"--deepspeed_config {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json"
-        )
+        raise UserError(f"--deepspeed_config {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
     if precision(config) == "bf16" and not config.get("zero_optimization", {}).get("stage"):
         raise UserError(
             f"--deepspeed_config {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more"
@@ -123,9 +119,7 @@ def _prepare_deepspeed(device: torch.device):
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__ = {}  # it would compile a collective for shared memory
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.init_distributed(
-        dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False
-    )
+    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
     return deepspeed
 
 
@@ -228,9 +222,7 @@ class Learner:
         if self.stage < 3:
             return self.module.model.state_dict()
         state = self.engine._consolidated_16bit_state_dict() or {}
-        return {
-            name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")
-        }
+        return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
     def full(self, parameter: torch.nn.Parameter) -> Tensor:
         """A trained parameter in float32, whole, detached: the optimizer's copy where there is one."""

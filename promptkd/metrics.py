@@ -27,7 +27,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, write: bool) -> None:
         self.path = path
-        self.file = open(path, "a", encoding="utf-8") if write else None
+        self.file = path.open("a", encoding="utf-8") if write else None
 
     def row(self, event: str, step: int, **values: Any) -> None:
         if self.file is not None:
@@ -51,9 +51,7 @@ class Progress:
 
     def __init__(self, name: str, total: int, show: bool, done: int = 0) -> None:
         self.name, self.total, self.show = name, total, show
-        self.bar = tqdm(
-            desc=name, total=total, initial=done, unit="step", disable=not (show and sys.stderr.isatty())
-        )
+        self.bar = tqdm(desc=name, total=total, initial=done, unit="step", disable=not (show and sys.stderr.isatty()))
         self.began, self.first, self.spoke = time.monotonic(), done, 0.0
 
     def step(self, step: int, shown: dict[str, float]) -> None:
@@ -98,15 +96,11 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
                 series[key].append((row["step"], value))
     panels = {name: [key for key in keys if series[key]] for name, keys in CURVES.items()}
     panels = {name: keys for name, keys in panels.items() if keys}
-    figure, axes = plt.subplots(
-        1, max(len(panels), 1), figsize=(4.2 * max(len(panels), 1), 3.4), squeeze=False
-    )
+    figure, axes = plt.subplots(1, max(len(panels), 1), figsize=(4.2 * max(len(panels), 1), 3.4), squeeze=False)
     for axis, (name, keys) in zip(axes[0], panels.items()):
         for key, colour in zip(keys, COLOURS):
             steps, values = zip(*series[key])
-            axis.plot(
-                steps, values, color=colour, label=key, marker="o" if len(steps) < 30 else None, ms=3, lw=1.4
-            )
+            axis.plot(steps, values, color=colour, label=key, marker="o" if len(steps) < 30 else None, ms=3, lw=1.4)
         axis.set(title=name, xlabel="optimizer step")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)

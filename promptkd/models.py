@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers.utils import logging as transformers_logging
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
@@ -76,21 +76,15 @@ def load_tokenizer(path: str):
     except Exception as error:  # transformers raises a dozen kinds here
         raise UserError(f"{path}: no tokenizer can be loaded from it: {error}") from None
     if tokenizer.eos_token_id is None:
-        raise UserError(
-            f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json"
-        )
+        raise UserError(f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json")
     return tokenizer
 
 
-def load_causal_lm(
-    path: str, dtype: torch.dtype, option: str, model_type: str | None = None
-) -> PreTrainedModel:
+def load_causal_lm(path: str, dtype: torch.dtype, option: str, model_type: str | None = None) -> PreTrainedModel:
     """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors."""
     config = load_config(path, option)
     if model_type is not None and config.model_type != model_type:
-        raise UserError(
-            f"{option} {path} is a {config.model_type} model, not {model_type}: correct --model-type"
-        )
+        raise UserError(f"{option} {path} is a {config.model_type} model, not {model_type}: correct --model-type")
     try:
         model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except Exception as error:
@@ -113,14 +107,10 @@ def load_config(path: str, option: str):
     try:
         return AutoConfig.from_pretrained(path)
     except Exception as error:
-        raise UserError(
-            f"{option} {path}: no readable config.json ({error}): name a model's folder"
-        ) from None
+        raise UserError(f"{option} {path}: no readable config.json ({error}): name a model's folder") from None
 
 
-def check_pair(
-    student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer
-) -> None:
+def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer) -> None:
     """Teacher and student must give the same tokens the same numbers. Raises UserError with both sizes."""
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
     words = [tokenizer.get_vocab() for tokenizer in (student_tokenizer, teacher_tokenizer)]

@@ -77,9 +77,7 @@ def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tens
         json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
         embeddings = load_file(path)[_KEY]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(
-            f"{folder}: no readable soft prompt ({error}): name a prompt/ folder of a run"
-        ) from None
+        raise UserError(f"{folder}: no readable soft prompt ({error}): name a prompt/ folder of a run") from None
     if embeddings.ndim != 2 or embeddings.size(1) != width:
         raise UserError(
             f"{path}: the prompt has shape {list(embeddings.shape)}, the teacher's embeddings are {width} wide: "

@@ -104,9 +104,7 @@ class Trainer:
 
     def draw(self) -> None:
         if self.ranks.first:
-            draw_curves(
-                self.metrics.path, self.folder / "curves.png", f"{self.settings.method}: {self.folder}"
-            )
+            draw_curves(self.metrics.path, self.folder / "curves.png", f"{self.settings.method}: {self.folder}")
 
 
 def total_steps(optimizer, windows: Windows) -> int:

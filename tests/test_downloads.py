@@ -151,9 +151,7 @@ def test_download_requirements_script(tmp_path):
     (tmp_path / "download_requirements.sh").unlink()
     (tmp_path / "download_requirements.sh").write_text((ROOT / "download_requirements.sh").read_text())
     python = tmp_path / ".venv/bin/python"
-    (tmp_path / "install.sh").write_text(
-        f"echo installing; mkdir -p {python.parent}; ln -s {sys.executable} {python}"
-    )
+    (tmp_path / "install.sh").write_text(f"echo installing; mkdir -p {python.parent}; ln -s {sys.executable} {python}")
     script = ["bash", tmp_path / "download_requirements.sh", "--list", "--only", "data/dolly"]
     for note in ("installing\n", ""):
         result = subprocess.run(script, capture_output=True, text=True, cwd="/", timeout=60)

@@ -128,9 +128,7 @@ def test_the_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.parametrize(
-    "name", ["../evil.json", "/etc/evil.json", "a/../../evil.json", "a\\..\\evil.json", "C:/x"]
-)
+@pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a/../../evil.json", "a\\..\\evil.json", "C:/x"])
 def test_names_that_leave_the_folder_are_refused(hub, tmp_path, capfd, name):
     hub.repos[DOLLY][name] = b"{}"
     (tmp_path / "base").mkdir()

@@ -118,9 +118,7 @@ def test_shared_tensors_without_a_tied_head_are_kept_both(tmp_path, tiny):
     weights = {"lm_head.weight": table, "embed.weight": table, "rows": table[1:3], "turned": table.t()}
     tiny.torch.save(weights, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": false}')
-    assert convert([tmp_path / "pytorch_model.bin"], tmp_path / "config.json", tmp_path) == [
-        "model.safetensors"
-    ]
+    assert convert([tmp_path / "pytorch_model.bin"], tmp_path / "config.json", tmp_path) == ["model.safetensors"]
     loaded = load_file(tmp_path / "model.safetensors")
     assert set(loaded) == set(weights)
     assert all(tiny.torch.equal(loaded[name], weights[name]) for name in weights)
@@ -196,9 +194,7 @@ def test_a_copy_that_differs_is_not_trusted(hub, tmp_path, tiny, monkeypatch, ca
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, tiny.weights)}
     real = safe_weights.save_file
     with monkeypatch.context() as patch:
-        patch.setattr(
-            safe_weights, "save_file", lambda t, *a, **k: real({n: x + 1 for n, x in t.items()}, *a, **k)
-        )
+        patch.setattr(safe_weights, "save_file", lambda t, *a, **k: real({n: x + 1 for n, x in t.items()}, *a, **k))
         assert get(tmp_path, BASE) == 1
     assert "differs from its source" in capfd.readouterr().err
     assert not (tmp_path / FOLDER).exists() and list(tmp_path.rglob("pytorch_model.bin"))

@@ -91,7 +91,10 @@ def test_dropout_acts_in_distillation_alone(tmp_path):
 
         learner.learn = spy
     rollout = trainer.method.rollout
-    trainer.method.rollout = lambda window: (rollout(window), modes.update(rollout=trainer.method.student.module.training))[0]
+    trainer.method.rollout = lambda window: (
+        rollout(window),
+        modes.update(rollout=trainer.method.student.module.training),
+    )[0]
     trainer.method.step(trainer.window(1))
     assert modes == {
         "rollout": False,

@@ -81,9 +81,7 @@ def test_no_tokens_give_zero_and_zero_gradients():
 def test_bfloat16_is_near_float32():
     hidden, trained, _, terms, weights = make("r", tokens=300)
     low = hidden.detach().bfloat16().requires_grad_()
-    low_terms = [
-        Reverse(Fixed(t.target.hidden.bfloat16(), Head(t.target.head.weight.bfloat16(), None))) for t in terms
-    ]
+    low_terms = [Reverse(Fixed(t.target.hidden.bfloat16(), Head(t.target.head.weight.bfloat16(), None))) for t in terms]
     weight = trained.weight.detach().bfloat16().requires_grad_()
     loss, _ = distill(low, Head(weight, None), low_terms, weights)
     reference, _ = distill_plain(hidden, trained, terms, weights)

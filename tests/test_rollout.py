@@ -14,7 +14,9 @@ def tiny(family: str):
     torch.manual_seed(1)
     common = dict(vocab_size=40, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
     if family == "gpt2":
-        model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, initializer_range=0.5, **common))
+        model = GPT2LMHeadModel(
+            GPT2Config(n_layer=2, n_head=2, n_embd=16, n_positions=64, initializer_range=0.5, **common)
+        )
     elif family == "opt":
         sizes = dict(num_hidden_layers=2, num_attention_heads=2, hidden_size=16, ffn_dim=32, word_embed_proj_dim=16)
         model = OPTForCausalLM(OPTConfig(max_position_embeddings=64, init_std=0.5, **sizes, **common))

@@ -120,9 +120,7 @@ class Hub:
         if part.is_file() and (file.size is None or part.stat().st_size > file.size):
             part.unlink()  # it cannot be told how it goes on
         url = hf_hub_url(listing.repo, file.path, repo_type=listing.kind, revision=listing.revision)
-        headers = build_hf_headers(
-            headers={"Accept-Encoding": "identity"}
-        )  # a packed answer cannot be continued
+        headers = build_hf_headers(headers={"Accept-Encoding": "identity"})  # a packed answer cannot be continued
         with _in_one_line(listing.repo), part.open("ab") as stream:
             http_get(
                 url,
@@ -149,9 +147,7 @@ class LocalCache:
         try:
             folder = Path(snapshot_download(repo, repo_type=kind, local_files_only=True))
         except (errors.LocalEntryNotFoundError, OSError, ValueError):
-            raise HubError(
-                f"HF_HUB_OFFLINE is set and this machine's hub cache has no whole copy of {repo}"
-            ) from None
+            raise HubError(f"HF_HUB_OFFLINE is set and this machine's hub cache has no whole copy of {repo}") from None
         paths = sorted(path for path in folder.rglob("*") if path.is_file())
         files = [RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
         listing = Listing(repo, kind, folder.name, tuple(files))
@@ -178,9 +174,7 @@ def _in_one_line(repo: str) -> Iterator[None]:
     except errors.GatedRepoError:
         raise HubError(f"{repo} wants its terms accepted on the hub, and then a token in HF_TOKEN") from None
     except errors.RepositoryNotFoundError:
-        raise HubError(
-            f"the hub has no repository {repo}, or shows it only with a token in HF_TOKEN"
-        ) from None
+        raise HubError(f"the hub has no repository {repo}, or shows it only with a token in HF_TOKEN") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         advice = "check HF_TOKEN" if status in (401, 403) else "try again later"
@@ -189,9 +183,7 @@ def _in_one_line(repo: str) -> Iterator[None]:
         raise Unreachable(f"{type(error).__name__}: {error}") from None
     except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = f"{type(error).__name__}: {error}"
-        raise HubError(
-            f"what {constants.ENDPOINT} says is not a hub's answer (HF_ENDPOINT?): {why}"
-        ) from None
+        raise HubError(f"what {constants.ENDPOINT} says is not a hub's answer (HF_ENDPOINT?): {why}") from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT) or "Consistency check" not in str(error):
             raise

@@ -28,9 +28,7 @@ class Plan:
     staging: Path  # where they are gathered
     listing: Listing
     files: dict[str, RemoteFile]
-    here: set[str] = field(
-        default_factory=set
-    )  # already in the folder, put there by hand or by an earlier run
+    here: set[str] = field(default_factory=set)  # already in the folder, put there by hand or by an earlier run
 
     @property
     def pickles(self) -> list[str]:
@@ -72,22 +70,16 @@ def make_plan(item: Item, base: Path, source: Hub | LocalCache) -> Plan:
         if name in files and files[name].is_at(path):
             plan.here.add(name)
         elif path.exists() and name not in ours:
-            raise HubError(
-                f"{item.target} holds another {name} than {item.repo}: move that folder away first"
-            )
+            raise HubError(f"{item.target} holds another {name} than {item.repo}: move that folder away first")
     return plan
 
 
 def _model_files(item: Item, listing: Listing) -> dict[str, RemoteFile]:
     """Weights in one form, configuration, tokenizer and texts; no code, no other framework, no subfolders."""
-    top = {
-        file.path: file for file in listing.files if "/" not in file.path and not file.path.startswith(".")
-    }
+    top = {file.path: file for file in listing.files if "/" not in file.path and not file.path.startswith(".")}
     if "config.json" not in top:
         raise HubError(f"{item.repo} has no config.json: it is not a model of transformers")
-    chosen = {
-        name for name in top if (name.endswith(TEXT) or name in BARE) and not name.endswith(".index.json")
-    }
+    chosen = {name for name in top if (name.endswith(TEXT) or name in BARE) and not name.endswith(".index.json")}
     return {name: top[name] for name in sorted(chosen | _weights(item, top))}
 
 
@@ -107,9 +99,7 @@ def _data_files(item: Item, listing: Listing) -> dict[str, RemoteFile]:
     """Texts, and token files as pairs of .bin and .idx; below the item's subfolder if it has one."""
     prefix = f"{item.subfolder}/" if item.subfolder else ""
     inside = {file.path.removeprefix(prefix): file for file in listing.files if file.path.startswith(prefix)}
-    visible = {
-        name: file for name, file in inside.items() if not any(p.startswith(".") for p in name.split("/"))
-    }
+    visible = {name: file for name, file in inside.items() if not any(p.startswith(".") for p in name.split("/"))}
     chosen = {
         name: file
         for name, file in sorted(visible.items())

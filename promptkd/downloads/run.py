@@ -62,9 +62,7 @@ def _without_bring_your_own(items: list[Item], base: Path) -> list[Item]:
     return [item for item in items if item.repo is not None]
 
 
-def _plan_all(
-    items: list[Item], base: Path, source: Hub | LocalCache, failures: dict[str, str]
-) -> list[Plan]:
+def _plan_all(items: list[Item], base: Path, source: Hub | LocalCache, failures: dict[str, str]) -> list[Plan]:
     """Plans for what is not complete. If the very first question is not answered, no other is asked."""
     plans = []
     for item in items:

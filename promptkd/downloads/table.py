@@ -64,13 +64,9 @@ def select(items: list[Item], only: list[str], models: list[str], data: bool) ->
         matches = {item.key for item in items if fnmatchcase(item.key, pattern)}
         if not matches:
             near = get_close_matches(pattern, [item.key for item in items], 1, 0)[0]
-            raise UserError(
-                f"--only {pattern}: there is no such item; the nearest is {near}, --list shows all"
-            )
+            raise UserError(f"--only {pattern}: there is no such item; the nearest is {near}, --list shows all")
         chosen |= matches
-    return [
-        item for item in items if item.key in chosen or item.family in models or (data and not item.family)
-    ]
+    return [item for item in items if item.key in chosen or item.family in models or (data and not item.family)]
 
 
 def read_manifest(folder: Path) -> dict[str, int] | None:

@@ -106,14 +106,11 @@ class Method(ABC):
                 eos_id=context.tokenizer.eos_token_id,
                 sampling=context.sampling,
                 noise=noise,
-                token_budget=context.limits.token_budget
-                * 4,  # no logits over the vocabulary for each position
+                token_budget=context.limits.token_budget * 4,  # no logits over the vocabulary for each position
                 keep_states=True,
             )
 
-    def micro_batches(
-        self, window: Window, responses: Sequence[Sequence[int]]
-    ) -> tuple[list[MicroBatch], int]:
+    def micro_batches(self, window: Window, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
         """Pack prompts with `responses`; as many micro-batches on each rank. Also the window's response tokens."""
         context = self.context
         lengths = [len(response) for response in responses]

@@ -44,9 +44,7 @@ class PromptKD(Method):
     def __init__(self, context: Context, settings: PromptKDSettings) -> None:
         super().__init__(context, settings)
         teacher = context.teacher.requires_grad_(False)
-        check_positions(
-            teacher.config, context.limits.max_length + settings.prompt_len, "--teacher-model-path"
-        )
+        check_positions(teacher.config, context.limits.max_length + settings.prompt_len, "--teacher-model-path")
         embedding = teacher.get_input_embeddings()
         start = initial_prompt(
             settings.prompt_init_text, settings.prompt_len, embedding, context.tokenizer, context.seed

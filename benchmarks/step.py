@@ -1,0 +1,139 @@
+"""Seconds and memory of a PromptKD step: this project, the published flow (emulated), TRL, a sketch; interleaved.
+
+    python benchmarks/step.py --models ../shared/models --data ../shared/data/minillm_processed/dolly/full/gpt2 \\
+        --raw ../shared/data/dolly/raw.jsonl --bench ../shared/bench [--trl-python ENV/bin/python] [--rounds 4]
+
+Every side runs in a process of its own, one after another, round by round, with two threads, 32 prompts a step and
+up to 256 new tokens. `--malloc keep` gives all sides glibc's setting that keeps freed memory; `system` leaves the
+allocator as it comes. The first step of each process carries its warm-up on all sides. Nothing else may run.
+Writes step.json and step.md to --save.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+from promptkd.allocator import KEEP
+
+TEACHER, STUDENT = "gpt2-dolly-teacher", "gpt2-dolly-student"
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--raw", type=Path, required=True)
+    parser.add_argument("--bench", type=Path, required=True, help="folder with trl_step.py and whole_window_step.py")
+    parser.add_argument("--trl-python")
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=2, help="steps of each process; the published flow takes one")
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
+    parser.add_argument("--malloc", nargs="+", default=["keep"], choices=["keep", "system"])
+    parser.add_argument("--sides", nargs="+", default=["ours", "sketch", "trl", "published"])
+    parser.add_argument("--save", type=Path, default=ROOT / "results/benchmarks")
+    return parser.parse_args()
+
+
+def ours(o: argparse.Namespace, precision: str, malloc: str, seed: int) -> dict:
+    with tempfile.TemporaryDirectory() as save:
+        run(
+            [sys.executable, ROOT / "train.py", "--method", "promptkd", "--model-path", o.models / STUDENT,
+             "--teacher-model-path", o.models / TEACHER, "--data-dir", o.data, "--save", Path(save) / "run",
+             "--batch-size", 2, "--gradient-accumulation-steps", 16, "--total-iters", o.steps, "--dev-num", 0,
+             "--seed", seed, "--seed-order", seed, "--overwrite",
+             "--deepspeed_config", ROOT / f"configs/deepspeed/ds_config_{precision}.json"],
+            malloc,
+        )  # fmt: skip
+        rows = [json.loads(line) for line in (Path(save) / "run/metrics.jsonl").read_text().splitlines()]
+    return {
+        "seconds_per_step": [row["step_seconds"] for row in rows],
+        "response_tokens_per_step": [row["response_tokens"] for row in rows],
+        "peak_rss_gb": max(row["peak_memory_gb"] for row in rows),
+        "phases": [[row[f"{name}_seconds"] for name in ("rollout", "prompt", "student")] for row in rows],
+    }
+
+
+def other(o: argparse.Namespace, side: str, precision: str, malloc: str, seed: int) -> dict:
+    pair = [o.models / STUDENT, o.models / TEACHER]
+    if side == "published":
+        command = [sys.executable, ROOT / "benchmarks/published_flow.py", *pair, o.data, "--seed", seed]
+    elif side == "sketch":
+        command = [sys.executable, o.bench / "whole_window_step.py", *pair, o.data, "--seed", seed]
+        command += ["--steps", o.steps, "--precision", precision]
+    else:
+        command = [o.trl_python, o.bench / "trl_step.py", *pair, o.raw, "--seed", seed, "--steps", o.steps]
+        command += ["--precision", precision, "--malloc", malloc]
+    return json.loads(run(command, malloc).strip().splitlines()[-1])
+
+
+def run(command: list, malloc: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k not in KEEP}
+    environment.update(
+        OMP_NUM_THREADS="2", PROMPTKD_MALLOC=malloc, HF_HUB_OFFLINE="1", **(KEEP if malloc == "keep" else {})
+    )
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"{command[1]} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+def middle(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    lines = [
+        "| side | seconds per step | ms per response token | peak GB | seconds: its / ours |",
+        "|---|---|---|---|---|",
+    ]
+    for name, rounds in results.items():
+        seconds = [statistics.mean(r["seconds_per_step"]) for r in rounds]
+        tokens = [1000 * sum(r["seconds_per_step"]) / sum(r["response_tokens_per_step"]) for r in rounds]
+        mine = results.get("ours " + name.split(" ", 1)[1], rounds)
+        ratios = [a / statistics.mean(b["seconds_per_step"]) for a, b in zip(seconds, mine)]
+        peak = max(r["peak_rss_gb"] for r in rounds)
+        lines.append(f"| {name} | {middle(seconds)} | {middle(tokens)} | {peak:.2f} | {middle(ratios)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    o = options()
+    sides = [side for side in o.sides if side != "trl" or o.trl_python]
+    results: dict[str, list[dict]] = {}
+    for round_ in range(o.rounds):
+        for malloc in o.malloc:
+            for precision in o.precision:
+                for side in sides:
+                    if side == "published" and precision != "fp32":
+                        continue  # it computes in float32 on a CPU
+                    measure = (
+                        ours(o, precision, malloc, round_)
+                        if side == "ours"
+                        else other(o, side, precision, malloc, round_)
+                    )
+                    results.setdefault(f"{side} {precision} {malloc}", []).append(measure)
+                    print(
+                        round_ + 1,
+                        side,
+                        precision,
+                        malloc,
+                        [round(s, 2) for s in measure["seconds_per_step"]],
+                        flush=True,
+                    )
+    o.save.mkdir(parents=True, exist_ok=True)
+    (o.save / "step.json").write_text(json.dumps(results, indent=1))
+    (o.save / "step.md").write_text(table(results) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
