@@ -1,3 +1,3 @@
-"""PromptKD: a frozen teacher carries a few trainable prompt embeddings, tuned so that it teaches what suits the student."""
+"""PromptKD: a frozen teacher with a few trainable prompt embeddings, tuned so that its teaching suits the student."""
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ class EvaluationSettings:
     type: Literal["eval_main"] = option("eval_main", "eval_main: answers and ROUGE-L")
     save: str = option("results/eval_main", "folder for answers, results.json and results.md")
     overwrite: bool = option(False, "replace the results that --save already holds")
-    seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")  # noqa: RUF009
+    seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
     seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "precision; auto: bf16 on a GPU, fp32 on a CPU")
 
