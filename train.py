@@ -15,7 +15,6 @@ from promptkd.settings import (
     DataSettings,
     DecodingSettings,
     ModelSettings,
-    OptimizerSettings,
     RunSettings,
     parse,
 )
@@ -28,14 +27,15 @@ def read_settings(argv: list[str]):
     if not named or named[-1] not in METHODS:
         raise UserError(f"--method {named[-1] if named else 'is missing'}: choose one of {', '.join(METHODS)}")
     method = named[-1]
+    kind = method_class(method)
     return parse(
         {
             "run": RunSettings,
             "models": ModelSettings,
             "data": DataSettings,
-            "optimizer": OptimizerSettings,
+            "optimizer": kind.OptimizerSettings,
             "decoding": DecodingSettings,
-            "method_settings": method_class(method).Settings,
+            "method_settings": kind.Settings,
         },
         argv,
         prog="train.py",

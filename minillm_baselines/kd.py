@@ -27,7 +27,12 @@ class KD(Method):
 
     def __init__(self, context: Context, settings: KDSettings) -> None:
         super().__init__(context, settings)
-        self.teacher = FrozenTeacher(LanguageModel(context.teacher), context.ranks.device)
+        if self.needs_teacher(settings):
+            self.teacher = FrozenTeacher(LanguageModel(context.teacher), context.ranks.device)
+
+    @classmethod
+    def needs_teacher(cls, settings: KDSettings) -> bool:
+        return settings.kd_ratio > 0
 
     def step(self, window: Window) -> dict[str, float]:
         batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
@@ -35,6 +40,8 @@ class KD(Method):
         ratio = self.settings.kd_ratio
 
         def loss_of(batch: MicroBatch):
+            if not ratio:
+                return lambda hidden, head: distill(hidden, head, [Hard(batch.targets)], batch.weights)
             teacher_hidden = self.teacher.states(batch)
 
             def loss(hidden, head):
@@ -45,6 +52,8 @@ class KD(Method):
             return loss
 
         with window.clock("student"):
-            lm_loss, ds_loss = self.student.learn(batches, loss_of).tolist()
-        loss = (1 - ratio) * lm_loss + ratio * ds_loss
-        return {"loss": loss, "lm_loss": lm_loss, "ds_loss": ds_loss, "response_tokens": tokens}
+            lm_loss, *ds_loss = self.student.learn(batches, loss_of).tolist()
+        if not ds_loss:
+            return {"loss": lm_loss, "lm_loss": lm_loss, "response_tokens": tokens}
+        loss = (1 - ratio) * lm_loss + ratio * ds_loss[0]
+        return {"loss": loss, "lm_loss": lm_loss, "ds_loss": ds_loss[0], "response_tokens": tokens}

@@ -8,7 +8,7 @@ from promptkd.methods.base import Method, Window
 
 
 class SFT(Method):
-    needs_teacher = False
+    has_teacher = False
 
     def step(self, window: Window) -> dict[str, float]:
         batches, tokens = self.micro_batches(window, [example.response for example in window.examples])

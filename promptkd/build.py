@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from promptkd.checkpoint import claim_folder, describe_run, write_json
-from promptkd.data.examples import ExampleSet
+from promptkd.checkpoint import clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.windows import Windows
 from promptkd.devset import DevSet
 from promptkd.distributed import Ranks, setup
 from promptkd.engine import DTYPES, Learner, Optimization, precision, read_deepspeed_config, with_precision
 from promptkd.errors import UserError
 from promptkd.methods import method_class
-from promptkd.methods.base import Context, Limits, Method
+from promptkd.methods.base import Context, Data, Limits, Method
+from promptkd.metrics import cut_metrics
 from promptkd.models import (
     LanguageModel,
     check_pair,
@@ -24,6 +25,7 @@ from promptkd.models import (
     load_config,
     load_tokenizer,
 )
+from promptkd.resume import Checkpoints, Identity, choose_start
 from promptkd.rollout import Sampling
 from promptkd.settings import flat
 from promptkd.trainer import Trainer, total_steps
@@ -36,29 +38,44 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     ranks = setup()
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
     tokenizer = load_student_tokenizer(settings)
-    examples, dev = load_data(settings.data, tokenizer)
-    windows = make_windows(settings, len(examples), ranks)
+    kind = method_class(settings.method)
+    data = kind.open_data(settings, tokenizer)
+    windows = kind.make_windows(settings, data, ranks)
     student, teacher = load_models(settings, config, tokenizer)
-    if ranks.first:
-        folder = claim_folder(settings.run.save, settings.run.overwrite)
-    ranks.barrier()
-    folder = claim_folder(settings.run.save, False) if not ranks.first else folder
+    checkpoints = open_folder(settings, config, data.folders, ranks)
 
-    method = build_method(settings, config, student, teacher, tokenizer, windows, ranks)
+    method = build_method(settings, config, student, teacher, tokenizer, data, windows, ranks)
+    context, published = method.context, method.context.published_mean
+    devset = DevSet(
+        data.dev, tokenizer, context.sampling, context.limits,
+        settings.optimizer.eval_batch_size, settings.run.seed, ranks, published,
+    )  # fmt: skip
+    return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
+
+
+def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str], ranks: Ranks) -> Checkpoints:
+    """Lock the run's folder, decide where the run starts (`.start`), make room and write config.json."""
+    run, start = settings.run, None
+    folder = Path(run.save)
+    checkpoints = Checkpoints(folder, ranks, run.keep_checkpoints, run.checkpoint_every, run.checkpoint_minutes)
     if ranks.first:
+        if run.resume == "must" and not checkpoints.folder.is_dir():
+            raise UserError(f"--resume: {checkpoints.folder} is not there: --resume auto starts anew then")
+        groups = {k: v for k, v in vars(settings).items() if dataclasses.is_dataclass(v)}
         inputs = {
             "student": settings.models.model_path,
             "teacher": settings.models.teacher_model_path,
-            "data": settings.data.data_dir,
+            **folders,
         }
-        groups = {k: v for k, v in vars(settings).items() if dataclasses.is_dataclass(v)}
-        write_json(folder / "config.json", describe_run({"method": settings.method, **flat(groups)}, inputs))
-    context, published = method.context, method.context.published_mean
-    devset = DevSet(
-        dev, tokenizer, context.sampling, context.limits,
-        settings.optimizer.eval_batch_size, settings.run.seed, ranks, published,
-    )  # fmt: skip
-    return Trainer(settings, method, examples, windows, devset, ranks, folder)
+        described = describe_run({"method": settings.method, **flat(groups)}, inputs)
+        checkpoints.identity = Identity.of(described["settings"], config, described["inputs"], ranks.size)
+        checkpoints.lock = lock_folder(folder)
+        start = choose_start(checkpoints, run, lambda size: cut_metrics(folder / "metrics.jsonl", size))
+        if start is None:
+            clear_folder(folder, run.overwrite, interrupted=run.resume == "auto")
+        write_json(folder / "config.json", described)
+    checkpoints.start = ranks.gather([start])[0]
+    return checkpoints
 
 
 def load_student_tokenizer(settings: SimpleNamespace):
@@ -66,37 +83,21 @@ def load_student_tokenizer(settings: SimpleNamespace):
     return load_tokenizer(settings.models.model_path)
 
 
-def load_data(data, tokenizer) -> tuple[ExampleSet, ExampleSet | None]:
-    """Training examples, and dev examples unless --dev-num is 0."""
-    if not data.data_dir:
-        raise UserError("--data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
-    sizes = (tokenizer, data.max_prompt_length, data.max_length)
-    train = ExampleSet.open(data.data_dir, "train", *sizes)
-    return train, ExampleSet.open(data.data_dir, "valid", *sizes, limit=data.dev_num) if data.dev_num else None
-
-
-def make_windows(settings: SimpleNamespace, examples: int, ranks: Ranks) -> Windows:
-    how = settings.optimizer
-    return Windows(
-        examples, how.batch_size, how.gradient_accumulation_steps, ranks.size, ranks.rank,
-        seed=settings.run.seed_order, published=how.loss_normalization == "micro-batch",
-    )  # fmt: skip
-
-
 def load_models(settings: SimpleNamespace, config: dict, tokenizer):
     """Student, and teacher if the method needs one, checked against each other."""
     models, data = settings.models, settings.data
-    wants_teacher = method_class(settings.method).needs_teacher
-    if wants_teacher and not models.teacher_model_path:
+    kind = method_class(settings.method)
+    needs_teacher = kind.needs_teacher(settings.method_settings)
+    if needs_teacher and not models.teacher_model_path:
         raise UserError(f"--method {settings.method} needs --teacher-model-path: name the teacher's folder")
-    if not wants_teacher and models.teacher_model_path:
+    if not kind.has_teacher and models.teacher_model_path:
         raise UserError(f"--method {settings.method} has no teacher: leave --teacher-model-path out")
     # Master weights are float32 whatever the engine computes in.
     student = load_causal_lm(models.model_path, torch.float32, "--model-path", models.model_type)
     check_positions(student.config, data.max_length, "--model-path")
     if models.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
-    if not wants_teacher:
+    if not needs_teacher:
         return student, None
     dtype = DTYPES[teacher_precision(models, config)]
     teacher = load_causal_lm(models.teacher_model_path, dtype, "--teacher-model-path")
@@ -109,12 +110,12 @@ def teacher_precision(models, config: dict) -> str:
     return precision(config) if models.teacher_dtype == "auto" else models.teacher_dtype
 
 
-def build_method(settings, config, student, teacher, tokenizer, windows: Windows, ranks: Ranks) -> Method:
+def build_method(settings, config, student, teacher, tokenizer, data: Data, windows: Windows, ranks) -> Method:
     """Start the student's engine and make the method, which starts the teacher's if it trains something there."""
-    how, decoding, data = settings.optimizer, settings.decoding, settings.data
+    how, decoding, sizes = settings.optimizer, settings.decoding, settings.data
     optimization = Optimization(
         how.lr, total_steps(how, windows), how.lr_decay_style, how.lr_min,
-        how.warmup_iters, how.weight_decay, how.clip_grad,
+        how.warmup_iters, how.weight_decay, how.clip_grad, how.betas,
     )  # fmt: skip
     teacher_config = with_precision(config, teacher_precision(settings.models, config))
     context = Context(
@@ -122,11 +123,13 @@ def build_method(settings, config, student, teacher, tokenizer, windows: Windows
         teacher=teacher,
         tokenizer=tokenizer,
         ranks=ranks,
-        limits=Limits(data.max_length, data.max_prompt_length, how.token_budget or TOKEN_BUDGET[ranks.device.type]),
+        limits=Limits(sizes.max_length, sizes.max_prompt_length, how.token_budget or TOKEN_BUDGET[ranks.device.type]),
         sampling=Sampling(decoding.do_sample, decoding.temperature, decoding.top_k, decoding.top_p),
         seed=settings.run.seed,
         optimization=optimization,
         learner=lambda model, optimization: Learner(model, optimization, teacher_config, ranks),
+        data=data,
+        windows=windows,
         published_mean=how.loss_normalization == "micro-batch",
     )
     return method_class(settings.method)(context, settings.method_settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -11,7 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from promptkd.engine import Learner
 from promptkd.errors import UserError
@@ -19,25 +20,52 @@ from promptkd.errors import UserError
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "numpy", "safetensors")
 
 
-def claim_folder(save: str, overwrite: bool) -> Path:
-    """The run's folder, empty. Raises UserError when it holds a run already and --overwrite was not given."""
-    folder = Path(save)
+def lock_folder(folder: Path) -> IO[str]:
+    """Make the run's folder and lock it: for as long as the returned file is open, and not after a crash.
+
+    Raises UserError when the folder cannot be made or another run has it.
+    """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--save {folder} is a file: name a folder")
-    if (folder / "metrics.jsonl").exists():
-        if not overwrite:
-            raise UserError(
-                f"--save {folder} already holds a run: --overwrite replaces it, --save names another folder"
-            )
-        for name in ("metrics.jsonl", "config.json", "curves.png", "log.txt"):
-            (folder / name).unlink(missing_ok=True)
-        for name in ("best_rougeL", "last", "prompt", "eval"):
-            shutil.rmtree(folder / name, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 - to be held
     except OSError as error:
         raise UserError(f"--save {folder} cannot be made ({error.strerror}): name another folder") from None
-    return folder
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(f"--save {folder} is in use by another run: name another folder") from None
+    return lock
+
+
+def clear_folder(folder: Path, overwrite: bool, interrupted: bool) -> None:
+    """Make room for a new run. Raises UserError when there is a run already that may not be replaced.
+
+    overwrite: --overwrite was given. interrupted: an unfinished run may be replaced too (--resume auto after a kill
+    that came before the first checkpoint).
+    """
+    if not (folder / "metrics.jsonl").exists():
+        return
+    if not overwrite and not (interrupted and not (folder / "last").exists()):
+        raise UserError(
+            f"--save {folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
+            "--save names another folder"
+        )
+    for name in ("metrics.jsonl", "config.json", "curves.png", "log.txt"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("best_rougeL", "best_rougeL_prompt", "last", "prompt", "eval", "checkpoints"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder reach the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:

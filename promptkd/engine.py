@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from transformers import (
     PreTrainedModel,
     get_constant_schedule_with_warmup,
+    get_cosine_schedule_with_warmup,
     get_polynomial_decay_schedule_with_warmup,
 )
 
@@ -103,11 +105,13 @@ def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, how: Optimization) -> LRScheduler:
-    """The published schedules: torch's cosine (which knows no warm-up), transformers' constant and noam."""
+    """The published schedules: torch's cosine (without warm-up), transformers' constant, cosine and noam."""
     if how.style == "cosine":
         return CosineAnnealingLR(optimizer, T_max=how.total, eta_min=how.lr_min)
     if how.style == "noam":
         return get_polynomial_decay_schedule_with_warmup(optimizer, how.warmup, how.total, power=0.5)
+    if how.style == "cosine_trm":
+        return get_cosine_schedule_with_warmup(optimizer, how.warmup, how.total)
     return get_constant_schedule_with_warmup(optimizer, how.warmup)
 
 
@@ -181,10 +185,19 @@ class Learner:
             self.engine.backward(loss * self.ranks.size)
             if last:
                 self.grad_norm = self._norm()
+                if not math.isfinite(self.grad_norm):
+                    # No update, as ZeRO's optimizers do by themselves.
+                    self.module.zero_grad(set_to_none=True)
+                    self.engine.set_gradient_accumulation_boundary(False)
             self.engine.step()
             terms = part if terms is None else terms + part
         self.grad_norm = self.grad_norm or float(self.engine.get_global_grad_norm() or 0.0)
         return self.ranks.total(terms)
+
+    def drop_nonfinite(self) -> None:
+        """Leave the weights alone when a gradient is not finite. All but ZeRO 1 and 2 in bf16 do so unasked."""
+        if self.stage in (1, 2):
+            self.engine.optimizer.check_grad_overflow = True
 
     def _norm(self) -> float:
         """Stage 0 keeps whole gradients and forgets their norm; the other stages tell it after the step."""

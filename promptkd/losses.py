@@ -6,6 +6,8 @@ model's distribution t, or a token. With z the logits of q, the gradients that `
     reverse   KL(q || t)     d/dz = q (log q - log t - KL)
     forward   -sum t log q   d/dz = q - t        (the cross-entropy form of KL(t || q), as published)
     hard      -log q[token]  d/dz = q - onehot(token)
+    policy    max(-A r, -A clip(r)) with r = w q[token] / q_old[token]
+                             d/dz = A r (q - onehot(token)) where the clipped side is not the larger, else 0
 """
 
 from __future__ import annotations
@@ -94,12 +96,58 @@ class Hard:
         return loss, q.scatter_add(1, tokens, torch.full_like(loss, -1.0)[:, None])
 
 
-Term = Reverse | Forward | Hard
+@dataclass(frozen=True)
+class Policy:
+    """coefficient * PPO's clipped loss of tokens that an earlier policy drew; all fields but the last two [tokens].
+
+    tokens int64; advantages float32; old: float32 log-probability under the earlier policy; importance:
+    float32 weight w of a token that came from yet another distribution. clip: the ratio's range is 1 +- clip.
+    """
+
+    tokens: Tensor
+    advantages: Tensor
+    old: Tensor
+    importance: Tensor
+    clip: float
+    coefficient: float = 1.0
+
+    def plain(self, logits: Tensor) -> Tensor:
+        log_q = logits.float().log_softmax(-1).gather(1, self.tokens[:, None]).squeeze(1)
+        ratio = (log_q - self.old).exp() * self.importance
+        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
+        return torch.maximum(-self.advantages * ratio, -self.advantages * clipped)
+
+    def __getitem__(self, rows: slice) -> Policy:
+        parts = (part[rows] for part in (self.tokens, self.advantages, self.old, self.importance))
+        return Policy(*parts, self.clip)
+
+    def reference(self, rows: slice) -> Policy:
+        return self[rows]
+
+    def block(self, of: Policy, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = of.tokens[:, None]
+        ratio = (log_q.gather(1, tokens).squeeze(1) - of.old).exp() * of.importance
+        free, clipped = -of.advantages * ratio, -of.advantages * ratio.clamp(1 - self.clip, 1 + self.clip)
+        slope = torch.where(free >= clipped, -free, 0)[:, None]
+        return torch.maximum(free, clipped), (q * slope).scatter_add_(1, tokens, -slope)
+
+
+Term = Reverse | Forward | Hard | Policy
 
 
 def divergence(kind: str, target: Fixed, coefficient: float = 1.0) -> Term:
     """The term that an option's value `reverse` or `forward` names."""
     return {"reverse": Reverse, "forward": Forward}[kind](target, coefficient)
+
+
+def log_probs(model: Fixed, tokens: Tensor) -> Tensor:
+    """log p(token) at each position: float32 [tokens]. One chunk of logits at a time."""
+    step = CHUNK.get(tokens.device.type, CHUNK["cuda"])
+    parts = [
+        model.logits(slice(i, i + step)).float().log_softmax(-1).gather(1, tokens[i : i + step, None]).squeeze(1)
+        for i in range(0, len(tokens), step)
+    ]
+    return torch.cat([tokens.new_empty(0, dtype=torch.float32), *parts])
 
 
 def distill_plain(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:

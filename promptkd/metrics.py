@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -13,8 +14,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from promptkd.errors import UserError
+
 CURVES = {  # panel title -> keys drawn in it, in order
-    "loss per response token": ["student_loss", "loss", "prompt_kd_loss", "prompt_base_loss"],
+    "loss per response token": ["student_loss", "loss", "pt_loss", "prompt_kd_loss", "prompt_base_loss"],
+    "policy": ["pg_loss", "reg_loss", "rev_kl"],
+    "reward": ["reward"],
     "dev loss": ["dev_loss"],
     "dev ROUGE-L": ["rougeL"],
     "distance of the prompt from its start": ["prompt_drift"],
@@ -33,6 +38,20 @@ class MetricsFile:
         if self.file is not None:
             self.file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
             self.file.flush()
+
+    def synced_size(self) -> int:
+        """Bytes so far, all of them on disk."""
+        if self.file is None:
+            return 0
+        os.fsync(self.file.fileno())
+        return os.fstat(self.file.fileno()).st_size
+
+
+def cut_metrics(path: Path, size: int) -> None:
+    """Drop what was written after a checkpoint. Raises UserError when the file is shorter than it was then."""
+    if not path.is_file() or path.stat().st_size < size:
+        raise UserError(f"{path} is shorter than at the checkpoint: --overwrite starts anew")
+    os.truncate(path, size)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
 from promptkd.data.windows import MicroBatch
@@ -69,6 +70,18 @@ class LanguageModel(nn.Module):
         return loss(self.states(batch, prompted), self.head())
 
 
+def without_dropout(model: nn.Module) -> None:
+    """Set all dropout to 0, so that a model in train mode (gradient checkpointing needs it) has none.
+
+    transformers' models keep the rates of functional dropout as plain numbers beside their layers.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            is_rate = "dropout" in name or name == "layerdrop" or (name == "p" and isinstance(module, nn.Dropout))
+            if is_rate and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
 def load_tokenizer(path: str):
     """The tokenizer beside a model. Raises UserError when there is none or it has no end-of-text token."""
     try:
@@ -94,7 +107,16 @@ def load_causal_lm(path: str, dtype: torch.dtype, option: str, model_type: str |
         raise UserError(
             f"{option} {path}: {len(wrong)} tensors are missing or misshapen, {wrong[0]} first: fetch it anew"
         )
-    return model.eval()
+    return fuse_activations(model).eval()
+
+
+def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
+    """Put torch's one-pass GELU where GPT-2 has its tanh form in eight passes: the same function, less memory."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, NewGELUActivation):
+                setattr(module, name, nn.GELU(approximate="tanh"))
+    return model
 
 
 def load_config(path: str, option: str):

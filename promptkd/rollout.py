@@ -10,7 +10,7 @@ batch, nor on the rank, nor on the order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,6 +30,19 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     no_repeat_ngram_size: int = 0
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Draw from (1 - share) * the model's distribution + share * this one's. `model` is in eval mode."""
+
+    model: PreTrainedModel
+    share: float
+
+    def __call__(self, logits: Tensor, other: Tensor) -> Tensor:
+        """Log-probabilities of the mixture, float32, of two models' logits [rows, vocabulary]."""
+        mine, theirs = logits.float().softmax(-1), other.float().softmax(-1)
+        return torch.lerp(mine, theirs, self.share).log()
 
 
 @dataclass
@@ -59,19 +72,22 @@ def decode(
     noise: Noise | None,
     token_budget: int,
     keep_states: bool = False,
+    mix: Mix | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollout:
     """Decode a response of at most `max_new_tokens` for each prompt. `model` is in eval mode.
 
-    `noise` is needed when sampling. `token_budget` bounds rows x (longest prompt + max_new_tokens) of a
-    batch. `progress` is told how many rows have ended each time some do.
+    `mix` lets another model have a say in each token. `noise` is needed when sampling. `token_budget` bounds
+    rows x (longest prompt + max_new_tokens) of a batch. `progress` is told how many rows have ended each time some do.
     """
     rollout = Rollout([torch.empty(0, dtype=torch.long)] * len(prompts), [] if keep_states else None)
     if keep_states:
         rollout.states = [torch.empty(0)] * len(prompts)
     lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    models = [model] if mix is None else [model, mix.model]
+    heads = [_decoding_head(each) for each in models]
     for rows in group_by_length(lengths, token_budget):
-        batch = _Batch(model, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout)
+        batch = _Batch(models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix)
         while batch.rows:
             ended = batch.step()
             if progress is not None and ended:
@@ -79,11 +95,24 @@ def decode(
     return rollout
 
 
+def _decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """hidden [rows, width] -> logits. On a CPU from a transposed copy of the weight, kept while decoding lasts:
+    for the few rows of a decoding step that is twice as fast as the weight as it lies."""
+    head = model.get_output_embeddings()
+    if model.device.type != "cpu" or not isinstance(head, torch.nn.Linear):
+        return head
+    transposed = head.weight.t().contiguous()
+    if head.bias is None:
+        return lambda hidden: hidden @ transposed
+    return lambda hidden: torch.addmm(head.bias, hidden, transposed)
+
+
 @dataclass
 class _Batch:
     """Rows that are decoded together. All tensors have one row for each sequence that has not ended."""
 
-    model: PreTrainedModel
+    models: list[PreTrainedModel]  # the second one is the mix's
+    heads: list[Callable[[Tensor], Tensor]]
     rows: list[int]
     prompts: Sequence[Sequence[int]]
     max_new_tokens: int
@@ -91,11 +120,11 @@ class _Batch:
     sampling: Sampling
     noise: Noise | None
     rollout: Rollout
-    cache: GrowingCache = field(init=False)
+    mix: Mix | None
 
     def __post_init__(self) -> None:
-        device, count = self.model.device, len(self.rows)
-        self.cache = GrowingCache(self.model.config)
+        device, count = self.models[0].device, len(self.rows)
+        self.caches = [GrowingCache(model.config) for model in self.models]
         prompts = [np.asarray(self.prompts[row], dtype=np.int64) for row in self.rows]
         self.width = max(map(len, prompts))
         ids = np.zeros((count, self.width), dtype=np.int64)
@@ -122,14 +151,10 @@ class _Batch:
 
     def step(self) -> int:
         """Decode one token for each row; return how many rows ended with it."""
-        hidden = self.model.base_model(
-            input_ids=self.inputs,
-            attention_mask=self.mask[:, : self.width + self.length],
-            position_ids=self.positions,
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
-        logits = self.model.get_output_embeddings()(hidden)
+        hidden, *others = [self._states(model, cache) for model, cache in zip(self.models, self.caches)]
+        logits = self.heads[0](hidden)
+        if self.mix is not None:
+            logits = self.mix(logits, self.heads[1](others[0]))
         if self.repeats is not None:
             _ban(logits, [guard.banned() for guard in self.repeats])
         uniform = None if self.uniform is None else self.uniform[:, self.length]
@@ -142,6 +167,15 @@ class _Batch:
         self.inputs = self.made[:, self.length - 1 : self.length]
         self.positions = self.positions[:, -1:] + 1
         return count
+
+    def _states(self, model: PreTrainedModel, cache: GrowingCache) -> Tensor:
+        return model.base_model(
+            input_ids=self.inputs,
+            attention_mask=self.mask[:, : self.width + self.length],
+            position_ids=self.positions,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, -1]
 
     def _keep(self, tokens: Tensor, hidden: Tensor) -> None:
         if self.rollout.states is not None:
@@ -166,7 +200,8 @@ class _Batch:
         self.rows = [self.rows[place] for place in stays]
         if not stays:
             return
-        self.cache.batch_select_indices(keep)
+        for cache in self.caches:
+            cache.batch_select_indices(keep)
         self.made, self.mask, self.positions = self.made[keep], self.mask[keep], self.positions[keep]
         self.uniform = None if self.uniform is None else self.uniform[keep]
         self.states = None if self.states is None else self.states[keep]

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 from promptkd.errors import UserError
 
@@ -24,6 +24,14 @@ def option(default: Any, help: str, **argparse_extras: Any) -> Any:
 class RunSettings:
     save: str = option("results/run", "folder for metrics.jsonl, config.json, curves and models")
     overwrite: bool = option(False, "replace what --save already holds")
+    resume: Literal["never", "auto", "must"] = option(
+        "never", "go on from the newest whole checkpoint; auto: start anew where there is none", nargs="?", const="must"
+    )
+    resume_anyway: bool = option(False, "go on though settings that decide the numbers differ")
+    keep_checkpoints: int = option(2, "checkpoints to keep; 0: write none. A finished run keeps the last one")
+    checkpoint_every: int = option(0, "write a checkpoint every N optimizer steps; evaluations are followed by one")
+    checkpoint_minutes: float = option(30.0, "write one when the last is M minutes old; 0: leave it to the steps")
+    skip_nonfinite: int = option(0, "drop up to N updates whose loss or gradient is not finite, then stop")
     seed: int = option(10, "seeds sampling and dropout")
     seed_order: int = option(0, "seeds the order of the examples")
     log_interval: int = option(1, "write a metrics row every N optimizer steps")
@@ -32,6 +40,15 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         at_least(1, log_interval=self.log_interval)
+        at_least(
+            0,
+            keep_checkpoints=self.keep_checkpoints,
+            checkpoint_every=self.checkpoint_every,
+            checkpoint_minutes=self.checkpoint_minutes,
+            skip_nonfinite=self.skip_nonfinite,
+        )
+        if self.resume != "never" and self.overwrite:
+            raise UserError("--resume and --overwrite exclude each other: leave one out")
 
 
 @dataclass
@@ -66,6 +83,8 @@ class DataSettings:
 
 @dataclass
 class OptimizerSettings:
+    betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # AdamW's
+
     lr: float = option(5e-5, "student's peak learning rate")
     lr_decay_style: Literal["constant", "cosine", "noam"] = option("constant", "schedule of all rates")
     lr_min: float = option(1e-7, "where the cosine schedule ends")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,11 @@ from promptkd.data.examples import ExampleSet
 from promptkd.data.windows import Windows
 from promptkd.devset import DevSet
 from promptkd.distributed import Ranks
+from promptkd.finite import FiniteGuard
 from promptkd.methods.base import Method, Window
 from promptkd.metrics import MetricsFile, Progress, draw_curves, peak_memory_gb
+from promptkd.resume import Checkpoints
+from promptkd.signals import StopSignals, name_of, status_of
 from promptkd.soft_prompt import save_prompt
 
 
@@ -31,27 +33,69 @@ class Trainer:
         windows: Windows,
         dev: DevSet,
         ranks: Ranks,
-        folder: Path,
+        checkpoints: Checkpoints,
     ) -> None:
-        self.settings, self.method, self.ranks, self.folder = settings, method, ranks, folder
+        self.settings, self.method, self.ranks = settings, method, ranks
+        self.folder, self.checkpoints = checkpoints.run, checkpoints
         self.examples, self.windows, self.dev = examples, windows, dev
         self.total = total_steps(settings.optimizer, windows)
-        self.best = -1.0
-        self.metrics = MetricsFile(folder / "metrics.jsonl", ranks.first)
-        self.progress = Progress(settings.method, self.total, ranks.first)
+        self.best, self.done, skipped = -1.0, 0, 0
+        if checkpoints.start is not None:
+            state = checkpoints.read(checkpoints.start, method)
+            self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
+        self.guard = FiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.first)
+        self.progress = Progress(settings.method, self.total, ranks.first, self.done)
+        self.signals = StopSignals()
 
     def fit(self) -> None:
-        self.evaluate(0)
-        for step in range(1, self.total + 1):
-            began = time.perf_counter()
-            window = self.window(step)
-            seed_step(self.settings.run.seed, step, self.ranks.rank)
-            row = self.method.step(window)
-            self.log(step, row, window, time.perf_counter() - began)
+        """Train to the end. Leaves with SystemExit when a signal asked for it, after a checkpoint."""
+        try:
+            with self.signals:
+                self.run()
+        finally:
+            self.progress.close()
+            self.checkpoints.unlock()
+
+    def run(self) -> None:
+        if self.checkpoints.start is None:
+            self.evaluate(0)
+        else:
+            self.progress.line(f"{self.settings.method}  goes on after step {self.done}/{self.total}")
+        for step in range(self.done + 1, self.total + 1):
+            self.take(step)
             if self.is_evaluation_due(step):
                 self.evaluate(step)
+            self.keep(step)
         self.save("last")
-        self.progress.close()
+        self.checkpoints.prune(1)
+
+    def take(self, step: int) -> None:
+        """One optimizer step and its row in the log."""
+        began = time.perf_counter()
+        window = self.window(step)
+        seed_step(self.settings.run.seed, step, self.ranks.rank)
+        row = self.method.step(window)
+        wrong = self.guard.find(row)
+        if not wrong:
+            self.log(step, row, window, time.perf_counter() - began)
+            return
+        self.guard.report(step, wrong, window, self.ranks, self.folder)
+        self.metrics.row("skipped", step, epoch=self.windows.epoch_of(step), parts=sorted(wrong))
+
+    def keep(self, step: int) -> None:
+        """Write a checkpoint if one is due or a signal came on any rank; after a signal, leave."""
+        late = 1 if self.checkpoints.is_late() else 0
+        asked = self.ranks.largest(late + 2 * self.signals.place)
+        stop = asked // 2
+        keeps = self.checkpoints.keep > 0
+        if keeps and (asked or self.checkpoints.is_due(step) or self.is_evaluation_due(step)):
+            numbers = {"best": self.best, "skipped": self.guard.skipped, "metrics_bytes": self.metrics.synced_size()}
+            self.checkpoints.write(step, self.method, numbers)
+        if stop:
+            how = "with a checkpoint; --resume goes on" if keeps else "without a checkpoint (--keep-checkpoints 0)"
+            self.progress.line(f"{name_of(stop)}: stopped after step {step} {how}")
+            raise SystemExit(status_of(stop))
 
     def window(self, step: int) -> Window:
         """This rank's examples of an optimizer step."""

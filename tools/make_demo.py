@@ -3,9 +3,10 @@
 
     python tools/make_demo.py --save results/demo
 
-writes below --save: data/{train,valid}.jsonl, test/valid.jsonl (the layout train.py and evaluate.py read) and
-models/{teacher,student}. Rows are {"task", "prompt", "output"}. The same options give the same bytes; no
-instruction occurs twice, so that none of the dev and test rows was ever trained on.
+writes below --save: {teacher_data,data}/{train,valid}.jsonl, test/valid.jsonl (the layout train.py and evaluate.py
+read) and models/{teacher,student}. Rows are {"task", "prompt", "output"}. The same options give the same bytes;
+train, dev and test have no instruction in common. The students see a part of what the teacher sees, as a teacher
+that was pre-trained on more has more to teach than the data.
 """
 
 from __future__ import annotations
@@ -24,41 +25,47 @@ from promptkd.errors import UserError, exit_with
 from promptkd.settings import at_least, option, parse
 
 # Without the long preamble of the published template: a tiny model on a CPU would spend most of its time on it.
-PROMPT = "### Instruction:\n{instruction}\n\n### Response:\n"
+PROMPT = "{preamble}### Instruction:\n{instruction}\n\n### Response:\n"
+# A teacher that never saw a text before the instruction cannot read behind a soft prompt: in half of its rows
+# there is one. A pre-trained teacher has read far more than that.
+PREAMBLES = [
+    "Suppose you are a student.",
+    "Suppose you are a teacher.",
+    "You are a good teacher and this is a short test.",
+    "Please answer.",
+    "Be short and clear.",
+    "Read this first, then write the answer.",
+    "Here is a task.",
+]
 END = "<|endoftext|>"
 POSITIONS = 128
 SIZES = {"teacher": dict(n_layer=4, n_embd=128, n_head=4), "student": dict(n_layer=2, n_embd=64, n_head=2)}
 # GPT-2's 0.02 suits models ten times as wide; no dropout, since no row is seen more than a few times.
 START = dict(initializer_range=0.08, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 
-KINDS = {
-    "animal": "cat dog fox hen pig cow bee owl goat bear mouse snail".split(),
-    "colour": "red blue green black white pink brown gold grey".split(),
-    "food": "plum corn rice bread cake pear bean jam nut".split(),
-    "tool": "saw nail pen rope hook lamp broom spoon key".split(),
-    "place": "town lake hill park moon road house well shop".split(),
+_KINDS = {
+    "animal": "cat dog fox hen pig cow bee owl goat bear mouse snail",
+    "colour": "red blue green black white pink brown gold grey",
+    "food": "plum corn rice bread cake pear bean jam nut",
+    "tool": "saw nail pen rope hook lamp broom spoon key",
+    "place": "town lake hill park moon road house well shop",
 }
-RHYMES = [
-    "cat hat bat mat rat".split(),
-    "hen pen ten men den".split(),
-    "dog log fog frog jog".split(),
-    "lake cake snake rake wake".split(),
-    "moon spoon noon soon tune".split(),
-    "nail snail tail mail sail".split(),
-    "house mouse blouse".split(),
-    "pear bear chair hair".split(),
-    "town brown crown down".split(),
-    "goat boat coat note".split(),
-]
-OPPOSITES = (
+_RHYMES = (
+    "cat hat bat mat rat, hen pen ten men den, dog log fog frog jog, lake cake snake rake wake, "
+    "moon spoon noon soon tune, nail snail tail mail sail, house mouse blouse, pear bear chair hair, "
+    "town brown crown down, goat boat coat note"
+)
+_OPPOSITES = (
     "hot cold, big small, fast slow, old new, wet dry, hard soft, high low, open shut, early late, "
     "near far, full empty, loud quiet, good bad, rich poor, sweet sour, light dark"
 )
-PAIRS = [tuple(pair.split()) for pair in OPPOSITES.split(", ")]
-NAMES = "Anna Tom Eva Max Lena Paul Mia Ben Rosa Jan".split()
-THINGS = "hat ball book coat boat lamp cake pen key drum".split()
-ORDINALS = "first second third fourth".split()
-TIMES = ["once", "twice", "three times", "four times", "five times"]
+KINDS = {kind: words.split() for kind, words in _KINDS.items()}
+RHYMES = [family.split() for family in _RHYMES.split(", ")]
+OPPOSITES = [tuple(pair.split()) for pair in _OPPOSITES.split(", ")]
+NAMES = ("Anna", "Tom", "Eva", "Max", "Lena", "Paul", "Mia", "Ben", "Rosa", "Jan")
+THINGS = ("hat", "ball", "book", "coat", "boat", "lamp", "cake", "pen", "key", "drum")
+ORDINALS = ("first", "second", "third", "fourth")
+TIMES = ("once", "twice", "three times", "four times", "five times")
 ALL_WORDS = sorted({word for words in KINDS.values() for word in words})
 Task = Callable[[random.Random], tuple[str, str]]  # -> instruction, response
 
@@ -113,7 +120,7 @@ def find_kind(rng: random.Random) -> tuple[str, str]:
     kinds = rng.sample(sorted(KINDS), 4)
     words = [rng.choice(KINDS[kind]) for kind in kinds]
     place = rng.randrange(len(kinds))
-    return f"Which of these is a {kinds[place]}: {' '.join(words)}", f"{words[place]} is a {kinds[place]}."
+    return f"Which of these is the {kinds[place]}: {' '.join(words)}", f"The {kinds[place]} is {words[place]}."
 
 
 def find_rhyme(rng: random.Random) -> tuple[str, str]:
@@ -125,7 +132,7 @@ def find_rhyme(rng: random.Random) -> tuple[str, str]:
 
 
 def opposites(rng: random.Random) -> tuple[str, str]:
-    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in rng.sample(PAIRS, rng.randint(2, 4))]
+    pairs = [pair if rng.random() < 0.5 else pair[::-1] for pair in rng.sample(OPPOSITES, rng.randint(2, 4))]
     return f"Give the opposites: {' '.join(a for a, _ in pairs)}", " ".join(b for _, b in pairs)
 
 
@@ -144,7 +151,8 @@ def some(rng: random.Random, words: list[str], least: int, most: int) -> str:
 
 
 TASKS: list[Task] = [
-    repeat, reverse, pick_position, count, replace, sort_numbers, add, compare, find_kind, find_rhyme, opposites, who_has,
+    repeat, reverse, pick_position, count, replace, sort_numbers, add, compare, find_kind, find_rhyme, opposites,
+    who_has,
 ]  # fmt: skip
 
 
@@ -152,39 +160,53 @@ TASKS: list[Task] = [
 class DemoSettings:
     save: str = option("results/demo", "folder to write to")
     seed: int = option(1, "seeds data and weights")
-    train_num: int = option(20000, "training examples")
+    teacher_num: int = option(20000, "the teacher's training examples")
+    train_num: int = option(2000, "the students' training examples: the first of the teacher's")
     dev_num: int = option(240, "examples for the dev loss and ROUGE-L during training")
     test_num: int = option(480, "examples for the evaluation at the end")
     vocab_size: int = option(1024, "tokens of the byte-level BPE tokenizer")
 
     def __post_init__(self) -> None:
         at_least(1, train_num=self.train_num, dev_num=self.dev_num, test_num=self.test_num)
+        at_least(self.train_num, teacher_num=self.teacher_num)
         at_least(257, vocab_size=self.vocab_size)  # 256 bytes and end-of-text
 
 
 def make_rows(number: int, seed: int) -> list[dict[str, str]]:
-    """`number` rows of all tasks in turn, no instruction twice."""
+    """`number` rows {"task", "instruction", "output"} of all tasks in turn, no instruction twice."""
     rng = random.Random(seed)
-    rows: list[dict[str, str]] = []
-    seen: set[str] = set()
-    tries = 0
-    while len(rows) < number:
+    rows: dict[str, dict[str, str]] = {}
+    for _ in range(20 * number):
+        if len(rows) == number:
+            break
         task = TASKS[len(rows) % len(TASKS)]
         instruction, output = task(rng)
-        tries += 1
-        if tries > 20 * number + 1000:
-            raise UserError(f"{task.__name__} has no {number // len(TASKS)} different instructions: lower --train-num")
-        if instruction not in seen:
-            seen.add(instruction)
-            rows.append({"task": task.__name__, "prompt": PROMPT.format(instruction=instruction), "output": output})
-    return rows
+        rows.setdefault(instruction, {"task": task.__name__, "instruction": instruction, "output": output})
+    else:
+        raise UserError(f"{task.__name__} has no {number // len(TASKS)} different instructions: lower --teacher-num")
+    return list(rows.values())
+
+
+def with_prompt(row: dict[str, str], preamble: str = "") -> dict[str, str]:
+    """What train.py and evaluate.py read."""
+    prompt = PROMPT.format(preamble=preamble, instruction=row["instruction"])
+    return {"task": row["task"], "prompt": prompt, "output": row["output"]}
 
 
 def make_data(settings: DemoSettings) -> dict[str, list[dict[str, str]]]:
-    """File below --save -> its rows. The test rows do not change with the number of training rows."""
-    rows = make_rows(settings.test_num + settings.dev_num + settings.train_num, settings.seed)
-    first = settings.test_num + settings.dev_num
-    return {"test": rows[: settings.test_num], "dev": rows[settings.test_num : first], "train": rows[first:]}
+    """File below --save -> its rows. Test and dev rows are the same whatever the number of training rows."""
+    test, dev = settings.test_num, settings.test_num + settings.dev_num
+    rows = make_rows(dev + settings.teacher_num, settings.seed)
+    rng = random.Random(settings.seed + 1)
+    preambles = [rng.choice(PREAMBLES) + "\n\n" if rng.random() < 0.5 else "" for _ in rows[dev:]]
+    plain = [with_prompt(row) for row in rows]
+    return {
+        "teacher_data/train": [with_prompt(row, preamble) for row, preamble in zip(rows[dev:], preambles)],
+        "teacher_data/valid": plain[test:dev],
+        "data/train": plain[dev : dev + settings.train_num],
+        "data/valid": plain[test:dev],
+        "test/valid": plain[:test],
+    }
 
 
 def train_tokenizer(rows: list[dict[str, str]], vocab_size: int):
@@ -219,20 +241,19 @@ def make_model(name: str, tokenizer, seed: int):
 
 def main() -> None:
     settings = parse({"options": DemoSettings}, sys.argv[1:], "make_demo.py", dry_run=False).options
-    data = make_data(settings)
-    save = Path(settings.save)
-    tokenizer = train_tokenizer(data["train"], settings.vocab_size)
-    for name, rows in {"data/train": data["train"], "data/valid": data["dev"], "test/valid": data["test"]}.items():
+    save, data = Path(settings.save), make_data(settings)
+    tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
+    for name, rows in data.items():
         path = save / f"{name}.jsonl"
         with written_together(path.parent) as folder:
             (folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"{path}: {len(rows)} rows")
     for number, name in enumerate(SIZES):
         model = make_model(name, tokenizer, settings.seed + number)
         with written_together(save / "models" / name) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-        print(f"{name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    print(", ".join(f"{len(rows)} {split} rows" for split, rows in data.items()))
+        print(f"{save / 'models' / name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 
     python tools/process_data.py instructions --raw raw.jsonl --tokenizer MODEL --save DIR --dev-num 1000
     python tools/process_data.py corpus --raw text.txt --tokenizer MODEL --save DIR --dev-num 1000
+    python tools/process_data.py pseudo --generated generated.jsonl --data-dir FULL --tokenizer MODEL --save DIR
 
 instructions: rows {"instruction", "input", "output"} or {"prompt", "response"} of jsonl become train_0.bin/.idx
 and train.jsonl, the first --dev-num rows valid_0.bin/.idx and valid.jsonl; too long prompts are left out.
 corpus: each line is a document ("<@x(x!>" stands for a newline within it); all are packed into rows of
---max-length tokens, the first --dev-num rows are the valid split. --help after the command lists its options.
+--max-length tokens, the first --dev-num rows are the valid split.
+pseudo: the teacher's answers of tools/generate.py become the responses; the valid split is copied.
+--help after the command lists its options.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ from promptkd.data.examples import encode_pairs, prompt_and_references, vocabula
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import decode, json_lines, numbered_lines, parse_line
 from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, written_together
+from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.errors import UserError, exit_with
 from promptkd.settings import at_least, option, parse
 
@@ -256,7 +260,11 @@ def prepare(settings: Common, outputs: list[str]) -> tuple[Any, np.dtype]:
     return tokenizer, token_dtype(vocabulary_size(tokenizer))
 
 
-COMMANDS = {"instructions": (InstructionSettings, instructions), "corpus": (CorpusSettings, corpus)}
+COMMANDS = {
+    "instructions": (InstructionSettings, instructions),
+    "corpus": (CorpusSettings, corpus),
+    "pseudo": (PseudoSettings, pseudo),
+}
 
 
 def main() -> None:

@@ -72,8 +72,11 @@ class ExampleSet:
         max_length: int,
         limit: int = -1,
         prompts_only: bool = False,
+        as_text: bool = False,
     ) -> ExampleSet:
         """Open `<split>_0.bin/.idx` in `folder`, or else `<split>.jsonl`; the first `limit` examples (-1: all).
+
+        `as_text` reads the jsonl even beside token files: with a folder of prompts it has the responses.
 
         Prompt and response together are cut to `max_length` tokens, as the published loader does. A prompt
         over `max_prompt_length` is an error in a token file (its maker drops them) and is left out of jsonl.
@@ -85,7 +88,7 @@ class ExampleSet:
             raise UserError(f"{folder}: no such folder: correct --data-dir, or make it with tools/process_data.py")
         prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
         parts = [os.path.isfile(f"{prefix}{end}") for end in (".bin", ".idx")]
-        if any(parts):
+        if any(parts) and not as_text:
             if not all(parts):
                 missing = ".idx" if parts[0] else ".bin"
                 raise UserError(f"{prefix}{missing} is missing beside the other: process the data anew")

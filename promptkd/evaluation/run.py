@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
 from promptkd.distributed import Ranks, setup
-from promptkd.engine import DTYPES
+from promptkd.engine import DTYPES, precision, read_deepspeed_config
 from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share, text_of
 from promptkd.evaluation.progress import AnswerBar
@@ -43,7 +43,7 @@ def run(settings: SimpleNamespace) -> None:
     cut = data.max_prompt_length, data.dev_num, data.prompt_cut == "start"
     sets = [read_set(name, path, tokenizer, *cut) for name, path in found.items()]
     ranks = setup()
-    dtype = choose_dtype(what.dtype, ranks.device)
+    dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     if ranks.first:
         for lost in missing:
             print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
@@ -124,14 +124,15 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
     }
 
 
-def choose_dtype(name: str, device: torch.device) -> str:
-    """ "auto" is bf16 on a GPU that has it, fp16 on another, fp32 on a CPU."""
-    if device.type == "cpu":
-        if name == "fp16":
-            raise UserError("--dtype fp16 needs a GPU: use fp32 or bf16 on a CPU")
-        return "fp32" if name == "auto" else name
+def choose_dtype(name: str, deepspeed_config: str | None, device: torch.device) -> str:
+    """ "auto" is the DeepSpeed file's precision; without one bf16 on a GPU that has it, fp16 on another, fp32 on a CPU.
+
+    Raises UserError for fp16 on a CPU and for a file that training would refuse.
+    """
     if name == "auto":
-        return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        return precision(read_deepspeed_config(deepspeed_config, device))
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("--dtype fp16 needs a GPU: use fp32 or bf16 on a CPU")
     return name
 
 

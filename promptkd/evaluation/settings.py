@@ -20,7 +20,10 @@ class EvaluationSettings:
     overwrite: bool = option(False, "replace the results that --save already holds")
     seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
     seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option("auto", "precision; auto: bf16 on a GPU, fp32 on a CPU")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
+    )
+    deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
 
     def __post_init__(self) -> None:
         if self.seeds and self.seed is not None:

@@ -10,6 +10,8 @@ METHODS = {
     "promptkd": "promptkd.methods.promptkd:PromptKD",
     "sft": "minillm_baselines.sft:SFT",
     "kd": "minillm_baselines.kd:KD",
+    "seqkd": "minillm_baselines.seqkd:SeqKD",
+    "minillm": "minillm_baselines.minillm:MiniLLM",
 }
 
 

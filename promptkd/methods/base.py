@@ -7,17 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
 
-from promptkd.data.examples import Example
-from promptkd.data.windows import MicroBatch, group_by_length, pack
+from promptkd.data.examples import Example, ExampleSet
+from promptkd.data.windows import MicroBatch, Windows, group_by_length, pack
 from promptkd.distributed import Ranks
 from promptkd.engine import Learner, Optimization
+from promptkd.errors import UserError
 from promptkd.models import LanguageModel
-from promptkd.rollout import Rollout, Sampling, decode, example_noise
+from promptkd.rollout import Mix, Rollout, Sampling, decode, example_noise
+from promptkd.settings import OptimizerSettings
 
 
 @dataclass
@@ -35,6 +38,16 @@ class Limits:
 
 
 @dataclass
+class Data:
+    """What a method trains and is evaluated on. folders: where it came from, by name, for the run's record."""
+
+    train: ExampleSet
+    dev: ExampleSet | None
+    folders: dict[str, str]
+    corpus: ExampleSet | None = None  # plain text, for a method that goes on with pre-training
+
+
+@dataclass
 class Context:
     """What the trainer hands to a method: the two models and what it takes to use them."""
 
@@ -47,6 +60,8 @@ class Context:
     seed: int
     optimization: Optimization  # the student's; a method that trains more builds on it
     learner: Callable[[LanguageModel, Optimization], Learner]  # makes a further engine, for the teacher
+    data: Data
+    windows: Windows
     published_mean: bool = False  # mean of micro-batch means instead of the window's mean
 
 
@@ -72,11 +87,37 @@ class Method(ABC):
     """One algorithm. `step` sees a window and the two models; it knows no launcher, file or other's option."""
 
     Settings: ClassVar[type] = NoSettings
-    needs_teacher: ClassVar[bool] = True
+    OptimizerSettings: ClassVar[type] = OptimizerSettings
+    has_teacher: ClassVar[bool] = True
 
     def __init__(self, context: Context, settings: Any) -> None:
         self.context, self.settings = context, settings
         self.student = context.student
+
+    @classmethod
+    def needs_teacher(cls, settings: Any) -> bool:
+        """Whether the teacher is ever asked, with these settings of the method."""
+        return cls.has_teacher
+
+    @classmethod
+    def open_data(cls, settings: SimpleNamespace, tokenizer) -> Data:
+        """Open what all settings together name: training examples, and dev examples unless --dev-num is 0."""
+        data = settings.data
+        if not data.data_dir:
+            raise UserError("--data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
+        sizes = (tokenizer, data.max_prompt_length, data.max_length)
+        train = ExampleSet.open(data.data_dir, "train", *sizes)
+        dev = ExampleSet.open(data.data_dir, "valid", *sizes, limit=data.dev_num) if data.dev_num else None
+        return Data(train, dev, {"data": data.data_dir})
+
+    @classmethod
+    def make_windows(cls, settings: SimpleNamespace, data: Data, ranks: Ranks) -> Windows:
+        """Which of the training examples make up each optimizer step."""
+        how = settings.optimizer
+        return Windows(
+            len(data.train), how.batch_size, how.gradient_accumulation_steps, ranks.size, ranks.rank,
+            seed=settings.run.seed_order, published=how.loss_normalization == "micro-batch",
+        )  # fmt: skip
 
     @abstractmethod
     def step(self, window: Window) -> dict[str, float]:
@@ -86,28 +127,38 @@ class Method(ABC):
         """Everything that learns, by name."""
         return {"student": self.student}
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """What this rank has to remember from one step to the next besides its learners, by name."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027 - nothing to take, by default
+        """Take back what `state` gave; called before the first step of a resumed run, if there was anything."""
+
     def prompt(self) -> torch.Tensor | None:
         """The teacher's soft prompt, float32 [prompt_len, width], if the method tunes one."""
         return None
 
-    def rollout(self, window: Window) -> Rollout:
-        """The student, in eval mode, answers every prompt of the window."""
+    def rollout(
+        self,
+        examples: Sequence[Example],
+        keys: Sequence[tuple[int, ...]],
+        mix: Mix | None = None,
+        keep_states: bool = False,
+    ) -> Rollout:
+        """The student, in eval mode, answers every prompt. keys: what each row's sampling noise belongs to."""
         context = self.context
         new_tokens = context.limits.max_length - context.limits.max_prompt_length
-
-        def noise(row: int):
-            return example_noise(context.seed, window.step, window.examples[row].index, count=new_tokens)
-
         with self.student.whole() as model:
             return decode(
                 model,
-                [example.prompt for example in window.examples],
+                [example.prompt for example in examples],
                 max_new_tokens=new_tokens,
                 eos_id=context.tokenizer.eos_token_id,
                 sampling=context.sampling,
-                noise=noise,
+                noise=lambda row: example_noise(context.seed, *keys[row], count=new_tokens),
                 token_budget=context.limits.token_budget * 4,  # no logits over the vocabulary for each position
-                keep_states=True,
+                keep_states=keep_states,
+                mix=mix,
             )
 
     def micro_batches(self, window: Window, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:

@@ -64,7 +64,8 @@ class PromptKD(Method):
 
     def step(self, window: Window) -> dict[str, float]:
         with window.clock("rollout"):
-            rollout = self.rollout(window)
+            keys = [(window.step, example.index) for example in window.examples]
+            rollout = self.rollout(window.examples, keys, keep_states=True)
         batches, tokens = self.micro_batches(window, rollout.responses)
         base_coef = (1 - window.step / window.total) * self.settings.base_coef
         with window.clock("prompt"):

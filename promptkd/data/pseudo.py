@@ -1,0 +1,89 @@
+"""SeqKD's training data: the teacher's answers in the place of the gold ones."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from promptkd.data.examples import encode_pairs, render_prompt, vocabulary_size
+from promptkd.data.format import TokenFileWriter, join_row, token_dtype
+from promptkd.data.jsonl import read_jsonl
+from promptkd.data.processing import written_together
+from promptkd.errors import UserError
+from promptkd.settings import at_least, option
+
+TRAIN = ("train_0.bin", "train_0.idx", "train.jsonl")
+VALID = ("valid_0.bin", "valid_0.idx", "valid.jsonl")
+
+
+@dataclass
+class PseudoSettings:
+    generated: str = option("", "generated.jsonl of tools/generate.py")
+    data_dir: str = option("", "processed folder its prompts came from: they are checked, its valid split is copied")
+    tokenizer: str = option("", "folder of the model whose tokenizer is used")
+    save: str = option("", "folder to write to")
+    max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
+    overwrite: bool = option(False, "replace token files that --save holds already")
+
+    def __post_init__(self) -> None:
+        for name in ("generated", "data_dir", "tokenizer", "save"):
+            if not getattr(self, name):
+                raise UserError(f"--{name.replace('_', '-')} is missing: see --help")
+        at_least(1, max_prompt_length=self.max_prompt_length)
+
+
+def pseudo(settings: PseudoSettings) -> dict[str, str]:
+    """Write token files and train.jsonl whose responses are the teacher's answers; says how many of each split."""
+    save, source = Path(settings.save), Path(settings.data_dir)
+    answers = read_generated(Path(settings.generated), source / "train.jsonl")
+    valid = [source / name for name in VALID if (source / name).is_file()]
+    if not valid:
+        raise UserError(f"--data-dir {source} has no valid split: name the processed folder the prompts came from")
+    if save.exists() and (not save.is_dir() or save.samefile(source)):
+        raise UserError(f"--save {save} is a file, or --data-dir itself: name another folder")
+    there = [save / name for name in (*TRAIN, *VALID) if (save / name).exists()]
+    if there and not settings.overwrite:
+        raise UserError(f"{there[0]} is there already: --overwrite replaces it, or choose another --save")
+    from promptkd.models import load_tokenizer  # here: it takes seconds, and bad options are known before
+
+    tokenizer = load_tokenizer(settings.tokenizer)
+    dtype = token_dtype(vocabulary_size(tokenizer))
+    kept = [
+        (pair, ids)
+        for pair, ids in zip(answers, encode_pairs(tokenizer, answers))
+        if len(ids[0]) <= settings.max_prompt_length
+    ]
+    if not kept:
+        raise UserError(f"all prompts are over --max-prompt-length {settings.max_prompt_length}: raise it")
+    with written_together(save) as folder:
+        with TokenFileWriter(folder / "train_0", dtype) as tokens:
+            for _, (prompt, response) in kept:
+                tokens.add(join_row(prompt, response, dtype))
+        with open(folder / "train.jsonl", "w", encoding="utf-8") as texts:
+            texts.writelines(json.dumps({"prompt": prompt, "output": said}) + "\n" for (prompt, said), _ in kept)
+        for file in valid:
+            shutil.copyfile(file, folder / file.name)
+    dropped = len(answers) - len(kept)
+    return {"valid": f"copied from {source}", "train": f"{len(kept)} rows, {dropped} dropped"}
+
+
+def read_generated(path: Path, train: Path) -> list[tuple[str, str]]:
+    """(prompt, the teacher's answer) of each row; UserError where a prompt is not one of `train`'s."""
+    if not os.path.isfile(train):
+        raise UserError(f"{train} is missing: --data-dir is the processed folder the prompts came from")
+    known = {render_prompt(row, f"{train}, line {n}") for n, row in enumerate(read_jsonl(train), 1)}
+    answers = []
+    for number, row in enumerate(read_jsonl(path), 1):
+        where = f"{path}, line {number}"
+        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("gen_answer"), str):
+            raise UserError(f'{where}: "prompt" and "gen_answer" are needed, as tools/generate.py writes them')
+        if row["prompt"] not in known:
+            raise UserError(
+                f"{where}: its prompt is not in {train}: the file was generated for another split or other data; "
+                "name that folder as --data-dir, or generate anew"
+            )
+        answers.append((row["prompt"], row["gen_answer"]))
+    return answers

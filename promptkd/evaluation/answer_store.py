@@ -1,0 +1,102 @@
+"""Answers that are being generated: appended batch by batch, so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from promptkd.checkpoint import write_json
+from promptkd.distributed import Ranks
+from promptkd.errors import UserError
+
+
+class AnswerStore:
+    """`answers` holds what earlier runs answered, by row. Each rank appends to a file of its own below `folder`.
+
+    generation.json keeps the identity of the run. Raises UserError when the folder holds answers of another
+    identity and `overwrite` was not given.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks) -> None:
+        self.folder, self.file, self.ranks = folder, folder / "generated.jsonl", ranks
+        found = _read_json(folder / "generation.json") if not overwrite else None
+        if found is not None and found != identity:
+            name = next(key for key in [*identity, *found] if identity.get(key) != found.get(key))
+            raise UserError(
+                f"--save {folder} holds answers of another run: {name} is {identity.get(name)}, there it was "
+                f"{found.get(name)}: name another folder, or pass --overwrite"
+            )
+        if found is None and self.file.exists() and not overwrite:
+            raise UserError(f"{self.file} is there already: name another folder, or pass --overwrite")
+        ranks.barrier()  # every rank has looked
+        if ranks.first:
+            self._tidy(identity, keep=found is not None)
+        ranks.barrier()
+        self.answers = dict(_rows([self._path("done")]))
+        self.part = self._path(str(ranks.rank)).open("w", encoding="utf-8")
+
+    def add(self, answers: dict[int, str]) -> None:
+        """Write a batch of this rank's answers down."""
+        self.part.writelines(json.dumps([row, text]) + "\n" for row, text in answers.items())
+        self.part.flush()
+
+    def in_order(self, count: int) -> list[str]:
+        """All ranks' answers, row by row."""
+        found = dict(_rows(self._parts()))
+        return [found[row] for row in range(count)]
+
+    def finish(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Write generated.jsonl in one move. The parts stay: a rerun finds everything answered."""
+        beside = self.folder / ".generated.jsonl.new"
+        with beside.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, self.file)
+
+    def _tidy(self, identity: dict[str, Any], keep: bool) -> None:
+        """Bring what earlier runs answered, on however many ranks, into one file without half a line."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save {self.folder} cannot be made ({error.strerror}): name another folder") from None
+        earlier = self._parts()
+        answers = dict(_rows(earlier)) if keep else {}
+        beside = self._path("new")
+        beside.write_text("".join(json.dumps(row) + "\n" for row in answers.items()), encoding="utf-8")
+        if not keep:
+            self.file.unlink(missing_ok=True)
+        os.replace(beside, self._path("done"))
+        for path in earlier:
+            if path != self._path("done"):
+                path.unlink(missing_ok=True)
+        write_json(self.folder / "generation.json", identity)
+
+    def _path(self, name: str) -> Path:
+        return self.folder / f"answers-{name}.jsonl"
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("answers-*.jsonl"))
+
+
+def _rows(paths: list[Path]) -> Iterator[tuple[int, str]]:
+    """(row, answer) of all files; a last line that a kill cut short is left out."""
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row, text = json.loads(line)
+            except ValueError:
+                break
+            yield row, text
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}): pass --overwrite, or name another --save") from None

@@ -1,0 +1,56 @@
+"""Numbers that went wrong: what, where, with which examples; drop a few such updates, or stop."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from promptkd.checkpoint import write_json
+from promptkd.distributed import Ranks
+from promptkd.engine import Learner
+from promptkd.errors import RunError
+from promptkd.methods.base import Window
+
+PARTS = {"teacher": "prompt"}  # what learns in a learner, where that is not its name
+
+
+class FiniteGuard:
+    """Looks at what the log holds anyway, so it costs no wait for the device.
+
+    Losses and norms are sums over ranks: all ranks see the same. A scaled fp16 gradient that overflows is part
+    of finding the scale, no fault.
+    """
+
+    def __init__(self, method: str, learners: dict[str, Learner], allowed: int, skipped: int) -> None:
+        self.method, self.learners, self.allowed, self.skipped = method, learners, allowed, skipped
+        for learner in learners.values() if allowed else ():
+            learner.drop_nonfinite()  # at some cost; without allowance the run ends and keeps no weights
+
+    def find(self, row: dict[str, float]) -> dict[str, float]:
+        """The log's entries, and gradient norms by part, that are not finite."""
+        wrong = {key: value for key, value in row.items() if not math.isfinite(value) and not key.endswith("_norm")}
+        for name, learner in self.learners.items():
+            norm = learner.grad_norm
+            if not (math.isfinite(norm) and norm >= 0) and not learner.engine.fp16_enabled():
+                wrong[f"{PARTS.get(name, name)} gradient"] = norm
+        return wrong
+
+    def report(self, step: int, wrong: dict[str, float], window: Window, ranks: Ranks, folder: Path) -> None:
+        """Save the step for study; raise RunError unless --skip-nonfinite allows one more."""
+        mine = [
+            {"index": int(e.index), "prompt": e.prompt.tolist(), "response": e.response.tolist()}
+            for e in window.examples
+        ]
+        examples = ranks.gather(mine)
+        path = folder / f"nonfinite-step-{step}.json"
+        values = {key: str(value) for key, value in wrong.items()}
+        if ranks.first:
+            content = {"step": step, "method": self.method, "values": values, "examples": examples}
+            write_json(path, content)
+        self.skipped += 1
+        if self.skipped > self.allowed:
+            ids = ", ".join(str(example["index"]) for example in examples[:64])
+            raise RunError(
+                f"{self.method}, step {step}: not finite: {', '.join(f'{k} ({v})' for k, v in values.items())}; "
+                f"training examples {ids}; saved in {path} (--skip-nonfinite N drops N such updates)"
+            )

@@ -1,0 +1,257 @@
+"""Checkpoints: whole or not there. Which one a run goes on from, and whether it may.
+
+<save>/checkpoints/step-<N>/ holds, for each learner and rank, a safetensors file with masters and optimizer states
+(the frozen teacher is not saved), the method's own tensors, state.json, and manifest.json with size and sha256 of
+each file. It is written beside, synced and renamed. Nothing else is needed to go on: windows, seeds and sampling
+noise are functions of the step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from promptkd.checkpoint import sync_folder
+from promptkd.distributed import Ranks
+from promptkd.engine_state import is_sharded, restore, saved_state, state_numbers, state_tensors
+from promptkd.errors import RunError, UserError
+from promptkd.methods.base import Method
+from promptkd.tensor_file import TensorFile, digest_of, write_tensors
+
+# Options that do not change what a step computes. Paths count by what is behind them.
+FREE = {
+    "save", "overwrite", "resume", "resume_anyway", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes",
+    "skip_nonfinite", "log_interval", "eval_interval", "eval_gen", "eval_batch_size", "dev_num",
+    "model_path", "teacher_model_path", "data_dir", "prompt_data_dir", "lm_data_dir", "deepspeed_config",
+}  # fmt: skip
+BATCH = ("batch_size", "gradient_accumulation_steps")
+INPUTS = {"student": "model_path", "teacher": "teacher_model_path", "data": "data_dir", "corpus": "lm_data_dir"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What decides a run's numbers: all options, the DeepSpeed file's content, fingerprints of what is read."""
+
+    options: dict[str, Any]
+    deepspeed: dict[str, Any]
+    inputs: dict[str, Any]  # see INPUTS; each {"path", "files", "bytes", "sha256_of_ends"}
+    ranks: int
+
+    @classmethod
+    def of(cls, *values: Any) -> Identity:
+        """From any values, as they read after a way through JSON."""
+        return cls(*json.loads(json.dumps(values)))
+
+    def differences(self, saved: dict[str, Any]) -> list[str]:
+        """What a checkpoint's identity has otherwise: "--lr 0.1 (there: 0.2)"."""
+        found, free = [], FREE
+        if self.ranks != saved["ranks"]:
+            free = FREE.union(BATCH)
+            now, then = _examples(self.options, self.ranks), _examples(saved["options"], saved["ranks"])
+            if now != then:
+                found.append(f"{now} examples a step, batch x accumulation x ranks (there: {then})")
+        for name in sorted((self.options.keys() | saved["options"].keys()) - free):
+            now, then = self.options.get(name), saved["options"].get(name)
+            if now != then:
+                found.append(f"{_option(name)} {now} (there: {then})")
+        if self.deepspeed != saved["deepspeed"]:
+            found.append("--deepspeed_config (other content)")
+        for name in sorted(self.inputs.keys() | saved["inputs"].keys()):
+            now, then = (_content(inputs.get(name)) for inputs in (self.inputs, saved["inputs"]))
+            if now != then:
+                found.append(f"{_option(INPUTS[name])} (other content)")
+        return found
+
+
+def _examples(options: dict[str, Any], ranks: int) -> int:
+    return options[BATCH[0]] * options[BATCH[1]] * ranks
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _content(entry: dict[str, Any] | None) -> Any:
+    """A folder's content; for a hub's name, the name."""
+    if not entry or not entry["files"]:
+        return entry and entry["path"]
+    return entry["files"], entry["bytes"], entry["sha256_of_ends"]
+
+
+class Checkpoints:
+    """The checkpoints of a run's folder. All ranks hold one; the first one looks after the folder."""
+
+    def __init__(self, run: Path, ranks: Ranks, keep: int, every: int, minutes: float) -> None:
+        self.run, self.folder, self.ranks = run, run / "checkpoints", ranks
+        self.keep, self.every, self.minutes = keep, every, minutes
+        self.identity: Identity | None = None  # the first rank's
+        self.lock: IO[str] | None = None  # the first rank's; held while open
+        self.start: str | None = None  # the checkpoint that the run goes on from
+        self.saved_at = time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        return self.every > 0 and step % self.every == 0
+
+    def is_late(self) -> bool:
+        """Whether --checkpoint-minutes have passed, by the first rank's clock."""
+        age = time.monotonic() - self.saved_at
+        return self.ranks.first and 0 < self.minutes * 60 < age
+
+    def write(self, step: int, method: Method, numbers: dict[str, Any]) -> None:
+        """Write <save>/checkpoints/step-<step>; drop the oldest beyond --keep-checkpoints. All ranks call it.
+
+        numbers: what the trainer wants back from `read`. Raises RunError when the disk is full or gone; earlier
+        checkpoints are not touched before this one is whole.
+        """
+        place, beside = self.folder / f"step-{step}", self.folder / f".step-{step}.new"
+        try:
+            if self.ranks.first:
+                self._sweep()
+                beside.mkdir(parents=True)
+            self.ranks.barrier()
+            files = dict(self.ranks.gather(self._write_tensors(beside, method)))
+            if self.ranks.first:
+                learners = {name: state_numbers(learner) for name, learner in method.learners().items()}
+                state = {"step": step, "identity": vars(self.identity), "learners": learners, **numbers}
+                _write_synced(beside / "state.json", state)
+                files["state.json"] = digest_of(beside / "state.json")
+                _write_synced(beside / "manifest.json", {"files": files})
+                sync_folder(beside)
+                _remove(place)  # a damaged one that was passed over
+                beside.rename(place)
+                sync_folder(self.folder)
+                self.prune(self.keep)
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise RunError(
+                f"checkpoint {place} cannot be written ({error.strerror}): the last whole one is kept"
+            ) from None
+        self.ranks.barrier()
+        self.saved_at = time.monotonic()
+
+    def _write_tensors(self, beside: Path, method: Method) -> list:
+        rank, written = self.ranks.rank, []
+        for name, learner in method.learners().items():
+            if self.ranks.first or is_sharded(learner):
+                file = f"{name}-rank{rank}.safetensors"
+                written.append([file, write_tensors(beside / file, state_tensors(learner))])
+        if tensors := method.state():
+            file = f"method-rank{rank}.safetensors"
+            written.append([file, write_tensors(beside / file, tensors)])
+        return written
+
+    def unlock(self) -> None:
+        if self.lock is not None:
+            self.lock.close()
+
+    def read(self, name: str, method: Method) -> dict[str, Any]:
+        """Put a checkpoint's state into learners and method; returns its numbers, "step" among them."""
+        folder = self.folder / name
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        for key, learner in method.learners().items():
+            ranks = state["identity"]["ranks"] if is_sharded(learner) else 1
+            files = [TensorFile(folder / f"{key}-rank{rank}.safetensors") for rank in range(ranks)]
+            restore(learner, saved_state(learner, files), state["learners"][key])
+        own = folder / f"method-rank{self.ranks.rank}.safetensors"
+        if own.exists():
+            method.load_state(dict(TensorFile(own)))
+        return state
+
+    def newest(self) -> tuple[str, dict[str, Any]] | None:
+        """Name and state.json of the newest whole checkpoint. Damaged ones are named on stderr and passed over."""
+        for name in self._names():
+            problem = find_damage(self.folder / name)
+            if problem is None:
+                return name, json.loads((self.folder / name / "state.json").read_text(encoding="utf-8"))
+            print(f"checkpoint {self.folder / name} is damaged ({problem}): passed over", file=sys.stderr, flush=True)
+        if self._names():
+            raise UserError(f"no checkpoint in {self.folder} is whole: --overwrite starts anew")
+        return None
+
+    def prune(self, keep: int) -> None:
+        """Keep the newest `keep` checkpoints."""
+        if self.ranks.first:
+            for name in self._names()[keep:]:
+                _remove(self.folder / name)
+
+    def _names(self) -> list[str]:
+        """Newest first."""
+        names = [path.name for path in self.folder.glob("step-*") if re.fullmatch(r"step-\d{1,12}", path.name)]
+        return sorted(names, key=lambda name: -int(name[5:]))
+
+    def _sweep(self) -> None:
+        """Remove what a kill left half written or half removed."""
+        for path in [*self.folder.glob(".step-*.new"), *self.folder.glob(".step-*.old")]:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def find_damage(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, or None: each file is compared with the manifest's size and sha256."""
+    try:
+        files = json.loads((folder / "manifest.json").read_bytes())["files"]
+        if files.keys() | {"manifest.json"} != {path.name for path in folder.iterdir()} or "state.json" not in files:
+            return "files are missing or too many"
+        for name, entry in files.items():
+            if (folder / name).stat().st_size != entry["bytes"]:
+                return f"{name} has another size than the manifest says"
+            if digest_of(folder / name) != entry:
+                return f"{name} has another checksum than the manifest says"
+    except OSError as error:
+        return f"{Path(error.filename or folder).name}: {error.strerror}"
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return "manifest.json is not readable"
+    return None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint so that a kill cannot leave half of one under its name."""
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old")
+        folder.rename(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_synced(path: Path, content: Any) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def choose_start(checkpoints: Checkpoints, run, cut: Callable[[int], None]) -> str | None:
+    """On the first rank: the checkpoint to go on from as --resume says, or None to start anew.
+
+    `cut` shortens the metrics file to the size it had. Raises UserError when there is nothing to go on from
+    (--resume) or when what decides the numbers differs (unless --resume-anyway).
+    """
+    found = checkpoints.newest() if run.resume != "never" else None
+    if found is None:
+        if run.resume == "must":
+            raise UserError(f"--resume: {checkpoints.folder} holds no checkpoint: --resume auto starts anew then")
+        return None
+    name, state = found
+    now, then = checkpoints.identity, state["identity"]
+    if now.ranks != then["ranks"]:
+        own = (checkpoints.folder / name / "method-rank0.safetensors").exists()
+        if own or now.options["loss_normalization"] == "micro-batch":
+            raise UserError(f"--resume: {name} is of {then['ranks']} ranks, these are {now.ranks}: start as many")
+        print(f"{name} is of {then['ranks']} ranks, these are {now.ranks}: goes on, not bitwise", file=sys.stderr)
+    _check_identity(now, then, name, run.resume_anyway)
+    cut(state["metrics_bytes"])
+    return name
+
+
+def _check_identity(now: Identity, saved: dict[str, Any], name: str, anyway: bool) -> None:
+    found = now.differences(saved)
+    if found and not anyway:
+        raise UserError(f"--resume: other settings than {name} was made with: {', '.join(found)} (--resume-anyway)")
+    if found:
+        print(f"resuming {name} with other settings: {', '.join(found)}", file=sys.stderr, flush=True)

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Dolly as token files of gpt2: prompts with responses (full), and prompts alone for MiniLLM (prompt).
+#   bash scripts/gpt2/tools/process_data_dolly.sh [base_path] [options...]
+# Reads data/dolly/raw.jsonl: bash download_requirements.sh --only data/dolly gets it.
+source "$(dirname "${BASH_SOURCE[0]}")/../../launch.sh"
+
+dolly=(--raw "${base}data/dolly/raw.jsonl" --tokenizer gpt2)
+dolly+=(--max-prompt-length 256 --dev-num 1000)
+process instructions "${dolly[@]}" --save "${base}processed_data/dolly/full/gpt2/" "$@"
+process instructions "${dolly[@]}" --save "${base}processed_data/dolly/prompt/gpt2/" --only-prompt "$@"

@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Self-Instruct: answers with one seed (--seeds 10 20 30: several), scored by ROUGE-L.
+#   bash scripts/opt/eval/eval_main_self_inst.sh [base_path] [port] [gpus] [checkpoint] [options...]
+# checkpoint: folder below base_path; the published name is a placeholder. On a CPU: --dtype fp32
+source "$(dirname "${BASH_SOURCE[0]}")/../../launch.sh"
+
+evaluate opt self_inst opt-1.3B \
+    --data-dir "${base}data/self-inst" --data-names self_inst \
+    --deepspeed_config "${configs}ds_config_zero2_offload.json" \
+    "$@"

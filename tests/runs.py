@@ -1,0 +1,106 @@
+"""Runs of train.py that may be killed: forked from a process that has imported everything, so that one takes a second.
+
+A run is a process of its own (or one for each rank) that gets real signals.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from conftest import GOLDEN, ROOT, golden_argv
+
+PRELOAD = ["train", "promptkd.build", "deepspeed", "transformers.models.gpt2.modeling_gpt2", "matplotlib.pyplot"]
+UNREPEATABLE = ("seconds", "peak_memory_gb")
+
+
+def _train(argv: list[str], environment: dict[str, str], log: str) -> None:
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.path[:0] = [str(ROOT)]
+    sys.argv = ["train.py", *argv]
+    from promptkd.errors import exit_with
+    from train import main
+
+    exit_with(main)
+
+
+class Run:
+    """A training run in the background. log: what it printed, all ranks."""
+
+    def __init__(self, argv: list[str], log: Path, ranks: int = 1) -> None:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(PRELOAD)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        self.log, self.processes = log, []
+        for rank in range(ranks):
+            names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
+            process = context.Process(target=_train, args=(argv, {**names, "OMP_NUM_THREADS": "1"}, str(log)))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, seconds: float = 120) -> list[int | None]:
+        """Exit statuses by rank; negative: killed by that signal."""
+        for process in self.processes:
+            process.join(seconds)
+        return [process.exitcode for process in self.processes]
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
+        """Wait until something is so, or all ranks have ended."""
+        end = time.monotonic() + seconds
+        while not condition() and any(process.is_alive() for process in self.processes):
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.01)
+
+    def signal(self, number: int) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, number)
+
+
+def rows_of(save: Path) -> list[dict]:
+    """The rows of metrics.jsonl without what no two runs have in common."""
+    path = save / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+    return [{key: value for key, value in row.items() if not key.endswith(UNREPEATABLE)} for row in rows]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Metrics and final weights are equal to the last bit."""
+    assert rows_of(one) == rows_of(other)
+    for pattern in ("last/*.safetensors", "prompt/*.safetensors", "best_rougeL/*.safetensors"):
+        names = [path.relative_to(one) for path in sorted(one.glob(pattern))]
+        assert names == [path.relative_to(other) for path in sorted(other.glob(pattern))]
+        for name in names:
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def tiny_argv(method: str, save: Path, *extra: str) -> list[str]:
+    """Options of a run of any method on the golden models and data."""
+    argv = golden_argv(method, save)
+    if method == "minillm":
+        place = argv.index("--data-dir")
+        argv[place : place + 2] = ["--prompt-data-dir", str(GOLDEN / "processed/dolly/prompt/gpt2")]
+        argv += ["--lm-data-dir", str(GOLDEN / "processed/corpus/gpt2")]
+        argv += ["--num-rollouts", "8", "--chunk-size", "4", "--ppo-epochs", "2"]
+    return [*argv, *extra]
+
+
+def student_with_dropout(folder: Path) -> Path:
+    """The golden student, with dropout."""
+    shutil.copytree(GOLDEN / "models/gpt2_student", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.update(attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder

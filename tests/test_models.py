@@ -1,0 +1,102 @@
+"""The teacher's prompt, padding and positions, in three families; loading refuses what does not fit."""
+
+import pytest
+import torch
+from test_rollout import prompts, run, tiny
+
+from promptkd.data.windows import pack
+from promptkd.models import LanguageModel, fuse_activations
+from promptkd.soft_prompt import SoftPrompt, load_prompt, save_prompt
+
+CPU = torch.device("cpu")
+FAMILIES = ["gpt2", "opt", "llama"]
+
+
+def pairs(count: int = 6):
+    given = prompts(2 * count)
+    return given[:count], given[count:]
+
+
+def states_alone(model, prompt, response, soft=None):
+    """Hidden states that predict the response, from one unpadded sequence."""
+    ids = torch.as_tensor([*prompt, *response])[None, :-1]
+    embedded = model.get_input_embeddings()(ids)
+    if soft is not None:
+        embedded = torch.cat([soft[None], embedded], 1)
+    start = len(prompt) - 1 + (0 if soft is None else len(soft))
+    return model.base_model(inputs_embeds=embedded).last_hidden_state[0, start:]
+
+
+@pytest.mark.parametrize("prompted", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_sequences_equal_single_ones(family, prompted):
+    model = tiny(family)
+    soft = torch.randn(3, 16)
+    seen = LanguageModel(model, SoftPrompt(soft) if prompted else None)
+    given, responses = pairs()
+    with torch.no_grad():
+        for batch in pack(given, responses, [1.0] * len(given), 60, CPU):
+            states = seen.states(batch).split([len(responses[i]) for i in batch.members])
+            for i, ours in zip(batch.members, states):
+                alone = states_alone(model, given[i], responses[i], soft if prompted else None)
+                torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_left_padded_equals_unpadded(family):
+    """Decoding pads on the left: together with a longer prompt, each row's states are those it has alone."""
+    model, given = tiny(family), prompts()
+    together = run(model, given, keep_states=True)
+    for i, prompt in enumerate(given):
+        alone = run(model, [prompt], keep_states=True)
+        assert alone.responses[0].tolist() == together.responses[i].tolist()
+        torch.testing.assert_close(alone.states[0], together.states[i], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_reaches_the_prompt_alone(family):
+    model = tiny(family).requires_grad_(False)
+    seen = LanguageModel(model, SoftPrompt(torch.randn(3, 16)))
+    given, responses = pairs()
+    (batch,) = pack(given, responses, [1.0] * len(given), 10_000, CPU)
+    seen.states(batch).square().sum().backward()
+    assert seen.prompt.embeddings.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_fused_gelu_is_gpt2s_function():
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=16, vocab_size=40, initializer_range=0.5)).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        after = fuse_activations(model)(ids).logits
+    torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_prompt_is_saved_and_refused_when_it_does_not_fit(tmp_path):
+    from promptkd.errors import UserError
+
+    soft = torch.randn(3, 16)
+    save_prompt(soft, tmp_path / "prompt", "teacher", tiny("gpt2").config)
+    assert torch.equal(load_prompt(tmp_path / "prompt", 16, 3), soft)
+    with pytest.raises(UserError, match="16 wide|shape"):
+        load_prompt(tmp_path / "prompt", 32)
+    with pytest.raises(UserError, match="--prompt-len"):
+        load_prompt(tmp_path / "prompt", 16, 7)
+    with pytest.raises(UserError, match="no readable soft prompt"):
+        load_prompt(tmp_path / "nowhere", 16)
+
+
+def test_packing_keeps_the_budget_and_the_wanted_number():
+    given, responses = pairs()
+    sizes = [len(p) + len(r) for p, r in zip(given, responses)]
+    for budget in (20, 40, 80):
+        for batch in pack(given, responses, [0.5] * 6, budget, CPU):
+            assert len(batch.members) == 1 or len(batch.members) * max(sizes[i] for i in batch.members) <= budget
+    for wanted in (1, 4, 6, 9):
+        batches = pack(given, responses, [0.5] * 6, 10_000, CPU, wanted)
+        assert len(batches) == wanted
+        assert float(sum(batch.weights.sum() for batch in batches)) == pytest.approx(0.5 * sum(map(len, responses)))

@@ -1,0 +1,186 @@
+#!/usr/bin/env python
+"""Let the teacher answer the training prompts, for SeqKD.
+
+python tools/generate.py --model-path TEACHER --data-dir processed_data/dolly/full/gpt2 --save results/gen
+torchrun --nproc_per_node 8 tools/generate.py ...                                                  (8 GPUs)
+
+<save>/generated.jsonl gets a row {"prompt", "gen_answer", "output"} for each prompt of train.jsonl: what the
+teacher said, and the gold text apart from it. tools/process_data.py pseudo makes training data of it. An
+interrupted run goes on when it is started again, on any number of ranks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from promptkd.errors import UserError, exit_with
+from promptkd.settings import DecodingSettings, at_least, option, parse
+
+
+@dataclass
+class GenerationSettings:
+    model_path: str = option("", "the teacher: a Hugging Face folder or hub name")
+    model_type: str | None = option(None, "the teacher's family, checked against its config.json")
+    save: str = option("results/gen", "folder for generated.jsonl")
+    overwrite: bool = option(False, "start anew where --save holds answers of other settings")
+    seed: int = option(10, "seeds sampling")
+    gen_num: int = option(-1, "answer N of the prompts, picked by --seed-ppo; -1: all")
+    seed_ppo: int = option(42, "picks the prompts when --gen-num is not -1")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
+    )
+    deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
+
+    def __post_init__(self) -> None:
+        if not self.model_path:
+            raise UserError("--model-path is missing: name the teacher's folder")
+        at_least(0, seed=self.seed, seed_ppo=self.seed_ppo)
+        if self.gen_num != -1:
+            at_least(1, gen_num=self.gen_num)
+
+
+@dataclass
+class PromptSettings:
+    data_dir: str = option("", "processed folder with train.jsonl, or the root of such folders")
+    data_names: str = option("", "name of the folder below --data-dir, where --data-dir has no train.jsonl itself")
+    max_length: int = option(512, "most tokens of prompt and answer together")
+    max_prompt_length: int = option(256, "most tokens of a prompt; longer ones are left out")
+    eval_batch_size: int = option(32, "answers of --max-length tokens that are decoded together")
+    token_budget: int | None = option(
+        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length"
+    )
+
+    def __post_init__(self) -> None:
+        if not self.data_dir:
+            raise UserError("--data-dir is missing: name the processed folder whose train.jsonl has the prompts")
+        if not 0 < self.max_prompt_length < self.max_length:
+            raise UserError(
+                f"--max-prompt-length {self.max_prompt_length} leaves no room for an answer within "
+                f"--max-length {self.max_length}: lower the first or raise the second"
+            )
+        at_least(1, eval_batch_size=self.eval_batch_size)
+        self.token_budget = self.eval_batch_size * self.max_length if self.token_budget is None else self.token_budget
+        at_least(1, token_budget=self.token_budget)
+
+    @property
+    def file(self) -> Path:
+        """train.jsonl in --data-dir or, if it is not there, in the folder of its name."""
+        folders = [Path(self.data_dir), Path(self.data_dir) / self.data_names]
+        found = next((f / "train.jsonl" for f in folders if (f / "train.jsonl").is_file()), None)
+        if found is None:
+            raise UserError(f"--data-dir {self.data_dir}: there is no train.jsonl: tools/process_data.py makes it")
+        return found
+
+
+def read_settings(argv: list[str]):
+    """Settings in groups: generation, data, decoding."""
+    groups = {"generation": GenerationSettings, "data": PromptSettings, "decoding": DecodingSettings}
+    return parse(groups, argv, prog="generate.py")
+
+
+def identity(settings, prompts: list[str], dtype: str) -> dict:
+    """What decides the answers: a run goes on with earlier ones only where all of this agrees."""
+    import hashlib
+
+    from promptkd.checkpoint import fingerprint
+
+    what, data = settings.generation, settings.data
+    model = what.model_path
+    return {
+        "model": fingerprint(model)["sha256_of_ends"] if Path(model).is_dir() else model,
+        "prompts": hashlib.sha256("\0".join(prompts).encode()).hexdigest(),
+        "dtype": dtype,
+        "seed": what.seed,
+        "max_length": data.max_length,
+        "max_prompt_length": data.max_prompt_length,
+        **dataclasses.asdict(settings.decoding),
+    }
+
+
+def read_prompts(settings, tokenizer) -> tuple[list[str], list, list[list[str]]]:
+    """(texts, token ids, gold texts) of the prompts to answer."""
+    import numpy as np
+
+    from promptkd.data.examples import encode_pairs, prompt_and_references
+    from promptkd.data.jsonl import read_jsonl
+
+    what, file = settings.generation, settings.data.file
+    rows = [prompt_and_references(row, f"{file}, line {n}") for n, row in enumerate(read_jsonl(file), 1)]
+    ids = [prompt for prompt, _ in encode_pairs(tokenizer, [(text, "") for text, _ in rows])]
+    kept = [i for i, prompt in enumerate(ids) if len(prompt) <= settings.data.max_prompt_length]
+    if not kept:
+        raise UserError(f"{file}: all prompts are over --max-prompt-length {settings.data.max_prompt_length}: raise it")
+    if what.gen_num != -1:
+        picked = np.random.default_rng(what.seed_ppo).permutation(len(kept))[: what.gen_num]
+        kept = [kept[i] for i in sorted(picked)]
+    return [rows[i][0] for i in kept], [ids[i] for i in kept], [rows[i][1] for i in kept]
+
+
+def run(settings) -> None:
+    """Answer what is not answered yet; write generated.jsonl when all is."""
+    from promptkd.distributed import setup
+    from promptkd.engine import DTYPES
+    from promptkd.evaluation.answer_store import AnswerStore
+    from promptkd.evaluation.progress import AnswerBar
+    from promptkd.evaluation.run import choose_dtype
+    from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
+
+    what, data = settings.generation, settings.data
+    check_positions(load_config(what.model_path, "--model-path"), data.max_length, "--model-path")
+    tokenizer = load_tokenizer(what.model_path)
+    texts, prompts, gold = read_prompts(settings, tokenizer)
+    ranks = setup()
+    dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
+    store = AnswerStore(Path(what.save), identity(settings, texts, dtype), what.overwrite, ranks)
+    todo = [i for i in range(len(prompts)) if i not in store.answers]
+    todo = sorted(todo, key=lambda i: -len(prompts[i]))[ranks.rank :: ranks.size]
+    if ranks.largest(len(todo)):
+        model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type).to(ranks.device)
+        bar = AnswerBar(len(todo), ranks.first)
+        bar.start("generate")
+        answer(settings, model, tokenizer, prompts, todo, store, bar)
+        bar.close()
+    ranks.barrier()  # every rank has written its last answer
+    if ranks.first:
+        store.finish(
+            {"prompt": text, "gen_answer": said, "output": references if len(references) > 1 else references[0]}
+            for text, references, said in zip(texts, gold, store.in_order(len(texts)))
+        )
+        print(f"{len(texts)} answers in {store.file}")
+    ranks.barrier()
+
+
+def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, bar) -> None:
+    """Decode this rank's share batch by batch; an answer depends on its row and the seed, not on batch or rank."""
+    from promptkd.data.windows import group_by_length
+    from promptkd.evaluation.generate import text_of
+    from promptkd.rollout import Sampling, decode, example_noise
+
+    data, new_tokens = settings.data, settings.data.max_length - settings.data.max_prompt_length
+    for group in group_by_length([len(prompts[i]) + new_tokens for i in todo], data.token_budget):
+        rows = [todo[place] for place in group]
+        responses = decode(
+            model,
+            [prompts[row] for row in rows],
+            max_new_tokens=new_tokens,
+            eos_id=tokenizer.eos_token_id,
+            sampling=Sampling(**dataclasses.asdict(settings.decoding)),
+            noise=lambda place, rows=rows: example_noise(settings.generation.seed, rows[place], count=new_tokens),
+            token_budget=data.token_budget,
+            progress=bar,
+        ).responses
+        store.add({row: text_of(tokenizer, response.tolist()) for row, response in zip(rows, responses)})
+
+
+def main() -> None:
+    run(read_settings(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    exit_with(main)
