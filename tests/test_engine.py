@@ -91,8 +91,8 @@ def test_dropout_acts_in_distillation_alone(tmp_path):
 
         learner.learn = spy
     rollout = trainer.method.rollout
-    trainer.method.rollout = lambda window: (
-        rollout(window),
+    trainer.method.rollout = lambda *given, **how: (
+        rollout(*given, **how),
         modes.update(rollout=trainer.method.student.module.training),
     )[0]
     trainer.method.step(trainer.window(1))

@@ -114,7 +114,7 @@ def test_another_number_of_ranks(stage, before, after, options, tmp_path):
 
 
 def test_killed_at_random_moments(options, tmp_path):
-    extra = ["--dev-num", "2", "--eval-interval", "2", "--checkpoint-every", "1", "--resume", "auto"]
+    extra = ["--dev-num", "2", "--eval-interval", "3", "--checkpoint-every", "1", "--resume", "auto"]
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
     run = Run(options(whole, *extra), log)
     assert run.wait() == [0], log.read_text()
@@ -165,7 +165,7 @@ def test_two_runs_cannot_share_a_folder(options, tmp_path):
             train_here(options(tmp_path / "run", *extra))
     run.signal(signal.SIGKILL)
     run.wait()
-    train_here(options(tmp_path / "run", "--overwrite"))
+    train_here(options(tmp_path / "run", "--overwrite", "--total-iters", "1"))
 
 
 @pytest.fixture

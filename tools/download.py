@@ -42,22 +42,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="show the items and what is there; needs no network"
-    )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="KEY", help="an item, or a pattern of items"
-    )
-    parser.add_argument(
-        "--models", nargs="+", default=[], choices=table.FAMILIES, help="all models of a family"
-    )
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser.add_argument("--list", action="store_true", help="show the items and what is there; needs no network")
+    parser.add_argument("--only", action="append", default=[], metavar="KEY", help="an item, or a pattern of items")
+    parser.add_argument("--models", nargs="+", default=[], choices=table.FAMILIES, help="all models of a family")
     parser.add_argument("--data", action="store_true", help="all data sets, raw and processed")
-    parser.add_argument(
-        "--base-path", type=Path, default=ROOT, metavar="DIR", help="default: this project's folder"
-    )
+    parser.add_argument("--base-path", type=Path, default=ROOT, metavar="DIR", help="default: this project's folder")
     return parser.parse(argv)
 
 

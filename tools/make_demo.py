@@ -3,10 +3,10 @@
 
     python tools/make_demo.py --save results/demo
 
-writes below --save: {teacher_data,data}/{train,valid}.jsonl, test/valid.jsonl (the layout train.py and evaluate.py
-read) and models/{teacher,student}. Rows are {"task", "prompt", "output"}. The same options give the same bytes;
-train, dev and test have no instruction in common. The students see a part of what the teacher sees, as a teacher
-that was pre-trained on more has more to teach than the data.
+writes below --save: {teacher_data,data}/{train,valid}.jsonl and test/valid.jsonl, the layout that train.py and
+evaluate.py read, and models/{teacher,student}. Rows are {"task", "instruction", "output", "prompt"}. The same
+options give the same bytes; train, dev and test have no instruction in common. The students see a part of what the
+teacher sees: as after pre-training on more, it has more to teach than their data.
 """
 
 from __future__ import annotations
@@ -188,9 +188,8 @@ def make_rows(number: int, seed: int) -> list[dict[str, str]]:
 
 
 def with_prompt(row: dict[str, str], preamble: str = "") -> dict[str, str]:
-    """What train.py and evaluate.py read."""
-    prompt = PROMPT.format(preamble=preamble, instruction=row["instruction"])
-    return {"task": row["task"], "prompt": prompt, "output": row["output"]}
+    """What train.py and evaluate.py read: a ready prompt goes before the template around the instruction."""
+    return {**row, "prompt": PROMPT.format(preamble=preamble, instruction=row["instruction"])}
 
 
 def make_data(settings: DemoSettings) -> dict[str, list[dict[str, str]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from promptkd.reporting.results import Result
 
@@ -64,7 +65,7 @@ def ranking(compared: list[Result], references: list[Result]) -> str:
         around = ", ".join(f"{label(result)} {column.value(result)['mean']:.2f}" for result in references)
         close = [
             f"{label(one)} and {label(two)}"
-            for one, two in zip(ranked, ranked[1:])
+            for one, two in pairwise(ranked)
             if column.value(one)["mean"] - column.value(two)["mean"] < _deviation(column, one, two)
         ]
         sentence = f"ROUGE-L on {column.set}: {shown}" + (f" ({around})." if around else ".")
