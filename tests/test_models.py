@@ -82,7 +82,7 @@ def test_a_prompt_is_saved_and_refused_when_it_does_not_fit(tmp_path):
     soft = torch.randn(3, 16)
     save_prompt(soft, tmp_path / "prompt", "teacher", tiny("gpt2").config)
     assert torch.equal(load_prompt(tmp_path / "prompt", 16, 3), soft)
-    with pytest.raises(UserError, match="16 wide|shape"):
+    with pytest.raises(UserError, match="embeddings are"):
         load_prompt(tmp_path / "prompt", 32)
     with pytest.raises(UserError, match="--prompt-len"):
         load_prompt(tmp_path / "prompt", 16, 7)

@@ -23,8 +23,8 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from promptkd.downloads import table  # noqa: E402
-from promptkd.errors import UserError, exit_with  # noqa: E402
+from promptkd.downloads import table
+from promptkd.errors import UserError, exit_with
 
 
 class Parser(argparse.ArgumentParser):

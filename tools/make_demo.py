@@ -161,7 +161,7 @@ class DemoSettings:
     save: str = option("results/demo", "folder to write to")
     seed: int = option(1, "seeds data and weights")
     teacher_num: int = option(20000, "the teacher's training examples")
-    train_num: int = option(2000, "the students' training examples: the first of the teacher's")
+    train_num: int = option(1000, "the students' training examples: the first of the teacher's")
     dev_num: int = option(240, "examples for the dev loss and ROUGE-L during training")
     test_num: int = option(480, "examples for the evaluation at the end")
     vocab_size: int = option(1024, "tokens of the byte-level BPE tokenizer")
