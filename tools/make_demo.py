@@ -12,6 +12,7 @@ teacher sees: as after pre-training on more, it has more to teach than their dat
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from collections.abc import Callable
@@ -39,7 +40,7 @@ PREAMBLES = [
 ]
 END = "<|endoftext|>"
 POSITIONS = 128
-SIZES = {"teacher": dict(n_layer=4, n_embd=128, n_head=4), "student": dict(n_layer=2, n_embd=64, n_head=2)}
+SIZES = {"teacher": dict(n_layer=3, n_embd=128, n_head=4), "student": dict(n_layer=2, n_embd=64, n_head=2)}
 # GPT-2's 0.02 suits models ten times as wide; no dropout, since no row is seen more than a few times.
 START = dict(initializer_range=0.08, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
 
@@ -228,8 +229,9 @@ def train_tokenizer(rows: list[dict[str, str]], vocab_size: int):
 def make_model(name: str, tokenizer, seed: int):
     """A GPT-2 with random weights."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel, logging
 
+    logging.disable_progress_bar()
     torch.manual_seed(seed)
     end = tokenizer.eos_token_id
     config = GPT2Config(
@@ -240,6 +242,7 @@ def make_model(name: str, tokenizer, seed: int):
 
 def main() -> None:
     settings = parse({"options": DemoSettings}, sys.argv[1:], "make_demo.py", dry_run=False).options
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
     save, data = Path(settings.save), make_data(settings)
     tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
     for name, rows in data.items():
