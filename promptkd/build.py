@@ -40,6 +40,8 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     tokenizer = load_student_tokenizer(settings)
     kind = method_class(settings.method)
     data = kind.open_data(settings, tokenizer)
+    if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
+        raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
     windows = kind.make_windows(settings, data, ranks)
     student, teacher = load_models(settings, config, tokenizer)
     checkpoints = open_folder(settings, config, data.folders, ranks)

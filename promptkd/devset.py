@@ -8,9 +8,9 @@ from promptkd.data.examples import ExampleSet
 from promptkd.data.windows import pack
 from promptkd.distributed import Ranks
 from promptkd.engine import Learner
-from promptkd.errors import UserError
 from promptkd.evaluation.generate import answer
 from promptkd.evaluation.rouge import rouge_l
+from promptkd.kv_cache import tokens_within_budget
 from promptkd.losses import Hard, distill
 from promptkd.methods.base import Limits
 from promptkd.rollout import Sampling
@@ -64,8 +64,6 @@ class DevSet:
 
     def rouge_l(self, student: Learner) -> float:
         """ROUGE-L x 100 of one sampled answer for each dev prompt, mean over rows."""
-        if self.examples.references is None:
-            raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
         limits = self.limits
         with student.whole() as model:
             answers = answer(
@@ -75,7 +73,7 @@ class DevSet:
                 seeds=[self.seed],
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
                 sampling=self.sampling,
-                token_budget=limits.token_budget * 8,
+                token_budget=tokens_within_budget([model]),
                 ranks=self.ranks,
                 progress=None,
             )[0]

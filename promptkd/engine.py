@@ -25,6 +25,7 @@ from promptkd.data.windows import MicroBatch
 from promptkd.distributed import Ranks
 from promptkd.errors import UserError
 from promptkd.models import Head, LanguageModel
+from promptkd.profiling import part
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -180,17 +181,21 @@ class Learner:
         for micro_step, batch in enumerate(batches):
             last = micro_step == len(batches) - 1
             self.engine.set_gradient_accumulation_boundary(last)
-            loss, part = self.engine(batch, loss_of(batch))
+            loss_function = loss_of(batch)
+            with part("forward and loss"):
+                loss, sums = self.engine(batch, loss_function)
             # Shares are of the mean over all ranks' tokens, but DeepSpeed averages over ranks.
-            self.engine.backward(loss * self.ranks.size)
+            with part("backward"):
+                self.engine.backward(loss * self.ranks.size)
             if last:
                 self.grad_norm = self._norm()
                 if not math.isfinite(self.grad_norm):
                     # No update, as ZeRO's optimizers do by themselves.
                     self.module.zero_grad(set_to_none=True)
                     self.engine.set_gradient_accumulation_boundary(False)
-            self.engine.step()
-            terms = part if terms is None else terms + part
+            with part("optimizer"):
+                self.engine.step()
+            terms = sums if terms is None else terms + sums
         self.grad_norm = self.grad_norm or float(self.engine.get_global_grad_norm() or 0.0)
         return self.ranks.total(terms)
 
@@ -209,7 +214,8 @@ class Learner:
     @torch.no_grad()
     def states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
         """Hidden states at the response positions, without gradient: [response tokens, width]."""
-        return self.engine(batch, lambda hidden, head: hidden, prompted)
+        with part("fixed forward"):
+            return self.engine(batch, lambda hidden, head: hidden, prompted)
 
     @contextlib.contextmanager
     def head(self) -> Iterator[Head]:
@@ -260,7 +266,8 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def states(self, batch: MicroBatch) -> Tensor:
-        return self.module.states(batch)
+        with part("fixed forward"):
+            return self.module.states(batch)
 
     @contextlib.contextmanager
     def head(self) -> Iterator[Head]:

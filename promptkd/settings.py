@@ -35,6 +35,7 @@ class RunSettings:
     seed: int = option(10, "seeds sampling and dropout")
     seed_order: int = option(0, "seeds the order of the examples")
     log_interval: int = option(1, "write a metrics row every N optimizer steps")
+    profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save")
     eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
 

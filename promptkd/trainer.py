@@ -17,6 +17,7 @@ from promptkd.distributed import Ranks
 from promptkd.finite import FiniteGuard
 from promptkd.methods.base import Method, Window
 from promptkd.metrics import MetricsFile, Progress, draw_curves, peak_memory_gb
+from promptkd.profiling import profile_step
 from promptkd.resume import Checkpoints
 from promptkd.signals import StopSignals, name_of, status_of
 from promptkd.soft_prompt import save_prompt
@@ -75,7 +76,9 @@ class Trainer:
         began = time.perf_counter()
         window = self.window(step)
         seed_step(self.settings.run.seed, step, self.ranks.rank)
-        row = self.method.step(window)
+        profiled = self.settings.run.profile and step == self.done + 2 and self.ranks.first
+        with profile_step(self.folder, profiled):
+            row = self.method.step(window)
         wrong = self.guard.find(row)
         if not wrong:
             self.log(step, row, window, time.perf_counter() - began)
