@@ -55,7 +55,8 @@ def clear_folder(folder: Path, overwrite: bool, interrupted: bool) -> None:
         )
     for name in ("metrics.jsonl", "config.json", "curves.png", "log.txt"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("best_rougeL", "best_rougeL_prompt", "last", "prompt", "eval", "checkpoints"):
+    best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
+    for name in ("last", "prompt", *best, "eval", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 

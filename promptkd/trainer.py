@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from typing import Any
@@ -22,6 +23,8 @@ from promptkd.resume import Checkpoints
 from promptkd.signals import StopSignals, name_of, status_of
 from promptkd.soft_prompt import save_prompt
 
+BEST = {"best_rougeL": ("rougeL", 1), "best_loss": ("dev_loss", -1)}  # folder -> what decides; -1: the lower wins
+
 
 class Trainer:
     """Windows of examples go to the method; rows go to metrics.jsonl; the best and the last model to folders."""
@@ -40,7 +43,8 @@ class Trainer:
         self.folder, self.checkpoints = checkpoints.run, checkpoints
         self.examples, self.windows, self.dev = examples, windows, dev
         self.total = total_steps(settings.optimizer, windows)
-        self.best, self.done, skipped = -1.0, 0, 0
+        self.best: dict[str, float] = {}  # see BEST: folder -> the value its model had
+        self.done, skipped = 0, 0
         if checkpoints.start is not None:
             state = checkpoints.read(checkpoints.start, method)
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
@@ -122,7 +126,7 @@ class Trainer:
         return step == self.total or (every > 0 and step % every == 0)
 
     def evaluate(self, step: int) -> None:
-        """Dev loss and, if asked for, sampled ROUGE-L; the best student by it is kept."""
+        """Dev loss and, if asked for, sampled ROUGE-L; the best student by each is kept."""
         if not len(self.dev):
             return
         began = time.perf_counter()
@@ -133,10 +137,16 @@ class Trainer:
         self.metrics.row("eval", step, epoch=epoch, **row, eval_seconds=time.perf_counter() - began)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in row.items())
         self.progress.line(f"{self.settings.method}  step {step}/{self.total}  {shown}")
-        if step and row.get("rougeL", -1.0) > self.best:
-            self.best = row["rougeL"]
-            self.save("best_rougeL")
+        if step:
+            self.keep_best(row)
         self.draw()
+
+    def keep_best(self, row: dict[str, float]) -> None:
+        """Write the student to each folder of BEST whose value it improves on."""
+        for folder, (key, sign) in BEST.items():
+            if key in row and sign * row[key] > sign * self.best.get(folder, -sign * math.inf):
+                self.best[folder] = row[key]
+                self.save(folder)
 
     def save(self, name: str) -> None:
         """Write the student, and the prompt if there is one, below the run's folder."""

@@ -79,7 +79,7 @@ def rows_of(save: Path) -> list[dict]:
 def assert_same_run(one: Path, other: Path) -> None:
     """Metrics and final weights are equal to the last bit."""
     assert rows_of(one) == rows_of(other)
-    for pattern in ("last/*.safetensors", "prompt/*.safetensors", "best_rougeL/*.safetensors"):
+    for pattern in ("last/*.safetensors", "prompt/*.safetensors", "best_*/*.safetensors"):
         names = [path.relative_to(one) for path in sorted(one.glob(pattern))]
         assert names == [path.relative_to(other) for path in sorted(other.glob(pattern))]
         for name in names:
