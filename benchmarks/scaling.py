@@ -41,45 +41,55 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_models(folder: Path, tokenizer: Path, vocabulary: int, width: int) -> int:
-    """A student of four layers and a teacher of eight, random; returns the bytes that their weights take."""
+def make_models(folder: Path, tokenizer: Path, vocabulary: int, shapes: dict[str, dict[str, int]]) -> dict[str, int]:
+    """Random GPT-2s in folders of their names; returns how many parameters each has."""
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-    total = 0
-    for name, layers, bytes_each in (("student", 4, 16), ("teacher", 8, 4)):
+    counts = {}
+    for name, shape in shapes.items():
         torch.manual_seed(0)
-        config = GPT2Config(vocab_size=vocabulary, n_embd=width, n_layer=layers, n_head=width // 64, n_positions=512)
-        model = GPT2LMHeadModel(config)
+        model = GPT2LMHeadModel(GPT2Config(vocab_size=vocabulary, n_positions=512, **shape))
+        counts[name] = sum(p.numel() for p in model.parameters())
         model.save_pretrained(folder / name)
         AutoTokenizer.from_pretrained(tokenizer).save_pretrained(folder / name)
-        total += bytes_each * sum(p.numel() for p in model.parameters())
-    return total
+    return counts
+
+
+def train(folder: Path, window: int, response: int, precision: str, steps: int = 3) -> list[dict]:
+    """Train the models in `folder` on made-up prompts; returns the rows of metrics.jsonl."""
+    rows = [json.dumps({"prompt": "word " * (20 + i % 10), "response": "x"}) for i in range(64)]
+    (folder / "train.jsonl").write_text("\n".join(rows))
+    command = [
+        sys.executable, ROOT / "train.py", "--method", "promptkd", "--model-path", folder / "student",
+        "--teacher-model-path", folder / "teacher", "--data-dir", folder, "--save", folder / "run",
+        "--batch-size", window, "--total-iters", steps, "--dev-num", 0, "--keep-checkpoints", 0,
+        "--max-prompt-length", 192, "--max-length", 192 + response,
+        "--deepspeed_config", ROOT / f"configs/deepspeed/ds_config_{precision}.json",
+    ]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise SystemExit(f"train.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
 
 
 def measure(o: argparse.Namespace, point: dict[str, int]) -> dict[str, float]:
     """Seconds of a step and peak memory in GB: all, and beyond the weights."""
+    shape = {"n_embd": point["width"], "n_head": point["width"] // 64}
+    shapes = {"student": {**shape, "n_layer": 4}, "teacher": {**shape, "n_layer": 8}}
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        weights = make_models(folder, o.tokenizer, point["vocabulary"], point["width"])
-        rows = [json.dumps({"prompt": "word " * (20 + i % 10), "response": "x"}) for i in range(64)]
-        (folder / "train.jsonl").write_text("\n".join(rows))
-        command = [
-            sys.executable, ROOT / "train.py", "--method", "promptkd", "--model-path", folder / "student",
-            "--teacher-model-path", folder / "teacher", "--data-dir", folder, "--save", folder / "run",
-            "--batch-size", point["window"], "--total-iters", 3, "--dev-num", 0, "--keep-checkpoints", 0,
-            "--max-prompt-length", 192, "--max-length", 192 + point["response"],
-            "--deepspeed_config", ROOT / f"configs/deepspeed/ds_config_{o.precision}.json",
-        ]  # fmt: skip
-        environment = {**os.environ, "OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
-        if done.returncode:
-            raise SystemExit(f"train.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
-        rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    taken = [row["step_seconds"] for row in rows if row["event"] == "train"][1:]
+        counts = make_models(Path(place), o.tokenizer, point["vocabulary"], shapes)
+        rows = train(Path(place), point["window"], point["response"], o.precision)
+    seconds = [row["step_seconds"] for row in rows][1:]
     peak = max(row["peak_memory_gb"] for row in rows)
-    tokens = rows[-1]["response_tokens"]
-    return {"seconds": sum(taken) / len(taken), "peak_gb": peak, "beyond_gb": peak - weights / 1e9, "tokens": tokens}
+    weights = (16 * counts["student"] + 4 * counts["teacher"]) / 1e9
+    return {
+        "seconds": sum(seconds) / len(seconds),
+        "peak_gb": peak,
+        "beyond_gb": peak - weights,
+        "tokens": rows[-1]["response_tokens"],
+    }
 
 
 def exponent(values: list[int], measured: list[float]) -> float:
