@@ -15,7 +15,6 @@ from promptkd.distributed import Ranks, setup
 from promptkd.engine import (
     DTYPES,
     Learner,
-    Optimization,
     precision,
     read_deepspeed_config,
     with_precision,
@@ -35,6 +34,7 @@ from promptkd.models import (
 )
 from promptkd.resume import Checkpoints, Identity, choose_start
 from promptkd.rollout import Sampling
+from promptkd.schedules import Optimization
 from promptkd.settings import flat
 from promptkd.tensor_parallel import TensorGroup, tensor_group
 from promptkd.trainer import Trainer, total_steps

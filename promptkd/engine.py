@@ -7,25 +7,19 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from transformers import (
-    PreTrainedModel,
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_polynomial_decay_schedule_with_warmup,
-)
+from transformers import PreTrainedModel
 
 from promptkd.data.windows import MicroBatch
 from promptkd.distributed import Ranks
 from promptkd.errors import UserError
 from promptkd.models import Head, LanguageModel
 from promptkd.profiling import part
+from promptkd.schedules import Optimization, make_schedule
 from promptkd.tensor_parallel import is_part, whole_state
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
@@ -41,20 +35,6 @@ OWNED = {
 }
 # Names (parts of them) of parameters without weight decay, as published (utils.py, get_optimizer_params).
 NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How one model learns: AdamW, a schedule over `total` optimizer steps, clipping."""
-
-    lr: float
-    total: int
-    style: str = "constant"
-    lr_min: float = 1e-7
-    warmup: int = 0
-    weight_decay: float = 0.01
-    clip_grad: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
 
 
 def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, Any]:
@@ -109,17 +89,6 @@ def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
         if not zero_stage(changed):
             changed["zero_optimization"] = {"stage": 1}
     return changed
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, how: Optimization) -> LRScheduler:
-    """The published schedules: torch's cosine (without warm-up), transformers' constant, cosine and noam."""
-    if how.style == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=how.total, eta_min=how.lr_min)
-    if how.style == "noam":
-        return get_polynomial_decay_schedule_with_warmup(optimizer, how.warmup, how.total, power=0.5)
-    if how.style == "cosine_trm":
-        return get_cosine_schedule_with_warmup(optimizer, how.warmup, how.total)
-    return get_constant_schedule_with_warmup(optimizer, how.warmup)
 
 
 def _prepare_deepspeed(device: torch.device):

@@ -127,8 +127,8 @@ def load_shard(path: str, config, dtype: torch.dtype, group: TensorGroup, option
     """This rank's part of the causal LM in folder `path`, in `dtype`, on the CPU; its `config` is the whole model's.
 
     Reads the whole model's files or, where there are none, shards (mp<N>/) of this or any other size. option: the
-    folder's, for messages. Raises UserError when the size does not divide heads
-    or feed-forward units, and when files are missing or not one model's.
+    folder's, for messages. Raises UserError when the size does not divide heads or feed-forward units, and when files
+    are missing or not one model's.
     """
     root, size_option = Path(path), option.replace("path", "parallel-size")
     if config.model_type not in FAMILIES:
@@ -145,11 +145,21 @@ def load_shard(path: str, config, dtype: torch.dtype, group: TensorGroup, option
     names = checks.output_names(source, described, 1)
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    _check_shapes(model, source, names, f"{option} {path}")
     if (root / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(root)
     shard(model, group)
     fill(model, source, names, dtype)
     return model
+
+
+def _check_shapes(model: PreTrainedModel, source: SourceModel, names: Container[str], where: str) -> None:
+    """Raise UserError unless `source` has every tensor of the model (a tied head is not in `names`) in its shape."""
+    for name, parameter in model.named_parameters():
+        if name == HEAD and HEAD not in names:
+            continue
+        if name not in names or source.shape(name, 1) != tuple(parameter.shape):
+            raise UserError(f"{where}: {name} is missing or misshapen: fetch it anew")
 
 
 def open_source(root: Path, size: int, family: Family) -> SourceModel:
