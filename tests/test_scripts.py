@@ -117,10 +117,10 @@ def test_effective_batch_is_kept(script, gpus, steps, started):
 
 
 def test_effective_batch_is_kept_by_groups_of_gpus(started):
-    argv, said = started(OPT, ".", "0", "4", *"--model-parallel --model-parallel-size 2".split())
+    argv, said = started(OPT, ".", "0", "4", *["--model-parallel", "--model-parallel-size", "2"])
     assert settings_of(argv)["gradient_accumulation_steps"] == 2
     assert "2 groups of 2 GPUs instead of 4: accumulation 1 -> 2" in said
-    sizes = "--model-parallel --model_parallel_size=1 --teacher-model-parallel-size 4".split()
+    sizes = ["--model-parallel", "--model_parallel_size=1", "--teacher-model-parallel-size", "4"]
     assert settings_of(started(OPT, ".", "0", "8", *sizes)[0])["gradient_accumulation_steps"] == 2
 
 
