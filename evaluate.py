@@ -11,12 +11,17 @@ import sys
 
 from promptkd.errors import exit_with
 from promptkd.evaluation.settings import AnswerSettings, EvaluationSettings, TestSetSettings
-from promptkd.settings import parse
+from promptkd.settings import ParallelSettings, parse
 
 
 def read_settings(argv: list[str]):
     """Settings in groups: evaluation, data, decoding."""
-    groups = {"evaluation": EvaluationSettings, "data": TestSetSettings, "decoding": AnswerSettings}
+    groups = {
+        "evaluation": EvaluationSettings,
+        "parallel": ParallelSettings,
+        "data": TestSetSettings,
+        "decoding": AnswerSettings,
+    }
     return parse(groups, argv, prog="evaluate.py")
 
 

@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
 from promptkd.soft_prompt import SoftPrompt
+from promptkd.tensor_parallel import TensorGroup, load_shard
 
 transformers_logging.disable_progress_bar()  # its bars for loading and saving are noise beside ours
 
@@ -39,6 +40,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.prompt = prompt
+
+    @property
+    def group(self) -> TensorGroup | None:
+        """The ranks that hold the model together, None for whole models."""
+        return getattr(self.model, "tensor_group", None)
 
     def head(self) -> Head:
         linear = self.model.get_output_embeddings()
@@ -90,11 +96,18 @@ def load_tokenizer(path: str):
     return tokenizer
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, option: str, model_type: str | None = None) -> PreTrainedModel:
-    """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors."""
+def load_causal_lm(
+    path: str, dtype: torch.dtype, option: str, model_type: str | None = None, group: TensorGroup | None = None
+) -> PreTrainedModel:
+    """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors.
+
+    group: the ranks that hold it together; then this rank's part of it.
+    """
     config = load_config(path, option)
     if model_type is not None and config.model_type != model_type:
         raise UserError(f"{option} {path} is a {config.model_type} model, not {model_type}: correct --model-type")
+    if group is not None:
+        return fuse_activations(load_shard(path, config, dtype, group, option)).eval()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except Exception as error:

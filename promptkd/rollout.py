@@ -74,11 +74,13 @@ def decode(
     keep_states: bool = False,
     mix: Mix | None = None,
     progress: Callable[[int], None] | None = None,
+    agree: Callable[[Tensor], Tensor] | None = None,
 ) -> Rollout:
     """Decode a response of at most `max_new_tokens` for each prompt. `model` is in eval mode.
 
     `mix` lets another model have a say in each token. `noise` is needed when sampling. `token_budget` bounds
     rows x (longest prompt + max_new_tokens) of a batch. `progress` is told how many rows have ended each time some do.
+    `agree` makes the tokens those of one rank where several decode together (`Ranks.agree`).
     """
     rollout = Rollout([torch.empty(0, dtype=torch.long)] * len(prompts), [] if keep_states else None)
     if keep_states:
@@ -87,7 +89,7 @@ def decode(
     models = [model] if mix is None else [model, mix.model]
     heads = [_decoding_head(each) for each in models]
     for rows in group_by_length(lengths, token_budget):
-        batch = _Batch(models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix)
+        batch = _Batch(models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix, agree)
         while batch.rows:
             ended = batch.step()
             if progress is not None and ended:
@@ -121,6 +123,7 @@ class _Batch:
     noise: Noise | None
     rollout: Rollout
     mix: Mix | None
+    agree: Callable[[Tensor], Tensor] | None
 
     def __post_init__(self) -> None:
         device, count = self.models[0].device, len(self.rows)
@@ -159,6 +162,8 @@ class _Batch:
             _ban(logits, [guard.banned() for guard in self.repeats])
         uniform = None if self.uniform is None else self.uniform[:, self.length]
         tokens = choose(logits, self.sampling, uniform)
+        if self.agree is not None:
+            tokens = self.agree(tokens)
         self._keep(tokens, hidden)
         ended = (tokens == self.eos_id) | (self.length == self.max_new_tokens)
         count = int(ended.sum())

@@ -74,6 +74,7 @@ class HuggingFaceEngine:
                 token_budget=tokens_within_budget([model] + ([request.mix.model] if request.mix else [])),
                 keep_states=request.keep_states,
                 mix=request.mix,
+                agree=student.ranks.agree,
             )
 
 

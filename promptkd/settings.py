@@ -68,6 +68,52 @@ class ModelSettings:
 
 
 @dataclass
+class ParallelSettings:
+    model_parallel: bool = option(False, "tensor parallelism: neighbouring ranks hold a model together")
+    model_parallel_size: int | None = option(None, "how many ranks do; reads shards in mp<N>/ where no whole model is")
+
+    def __post_init__(self) -> None:
+        if self.model_parallel == (self.model_parallel_size is None):
+            raise UserError("--model-parallel and --model-parallel-size N go together: give both or neither")
+        if self.model_parallel_size is not None:
+            at_least(1, model_parallel_size=self.model_parallel_size)
+
+    @property
+    def size(self) -> int:
+        return self.model_parallel_size or 1
+
+
+@dataclass
+class TrainingParallelSettings(ParallelSettings):
+    teacher_model_parallel_size: int | None = option(
+        None,
+        "the same for the teacher; default: the student's size. All ranks of the larger of the two groups work on "
+        "the same examples",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_model_parallel_size is not None:
+            if not self.model_parallel:
+                raise UserError("--teacher-model-parallel-size needs --model-parallel --model-parallel-size N, be it 1")
+            at_least(1, teacher_model_parallel_size=self.teacher_model_parallel_size)
+        if self.copies % self.size or self.copies % self.teacher_size:
+            raise UserError(
+                f"--model-parallel-size {self.size} and --teacher-model-parallel-size {self.teacher_size}: one of "
+                "them has to divide the other"
+            )
+
+    @property
+    def teacher_size(self) -> int:
+        return self.teacher_model_parallel_size or self.size
+
+    @property
+    def copies(self) -> int:
+        """Ranks that work on the same examples."""
+        return max(self.size, self.teacher_size)
+
+
+@dataclass
 class DataSettings:
     data_dir: str = option("", "folder with train_0.bin/.idx or train.jsonl, and valid likewise")
     max_length: int = option(512, "most tokens of prompt and response together")

@@ -25,6 +25,7 @@ from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_an
 from promptkd.metrics import peak_memory_gb
 from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
 from promptkd.rollout import Sampling
+from promptkd.tensor_parallel import tensor_group
 
 RESULTS = "results.json"
 
@@ -42,12 +43,13 @@ def run(settings: SimpleNamespace) -> None:
     tokenizer = load_tokenizer(what.model_path)
     cut = data.max_prompt_length, data.dev_num, data.prompt_cut == "start"
     sets = [read_set(name, path, tokenizer, *cut) for name, path in found.items()]
-    ranks = setup()
+    ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     if ranks.first:
         for lost in missing:
             print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
-    model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type).to(ranks.device)
+    group = tensor_group(ranks, settings.parallel.size)
+    model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
     claim(folder, ranks)
 
     results = header(settings, missing, ranks, dtype)
@@ -118,7 +120,12 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "dev_num": data.dev_num,
         },
         "seeds": what.seeds,
-        "run": {"dtype": dtype, "device": ranks.device.type, "ranks": ranks.size, "token_budget": data.token_budget},
+        "run": {
+            "dtype": dtype,
+            "device": ranks.device.type,
+            "ranks": ranks.world.size,
+            "token_budget": data.token_budget,
+        },
         "missing": [dataclasses.asdict(lost) for lost in missing],
         "sets": {},
     }

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from promptkd.data.examples import Example, ExampleSet
 from promptkd.data.windows import MicroBatch, Windows, group_by_length, pack
 from promptkd.distributed import Ranks
-from promptkd.engine import Learner, Optimization
+from promptkd.engine import Learner
 from promptkd.errors import UserError
 from promptkd.models import LanguageModel
 from promptkd.profiling import phase
 from promptkd.rollout import Mix, Rollout, Sampling
 from promptkd.rollout_engine import HuggingFaceEngine, Request, RolloutEngine
+from promptkd.schedules import Optimization
 from promptkd.settings import OptimizerSettings
 
 
