@@ -73,21 +73,26 @@ def decode(
     token_budget: int,
     keep_states: bool = False,
     mix: Mix | None = None,
+    prefix: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Rollout:
     """Decode a response of at most `max_new_tokens` for each prompt. `model` is in eval mode.
 
-    `mix` lets another model have a say in each token. `noise` is needed when sampling. `token_budget` bounds
-    rows x (longest prompt + max_new_tokens) of a batch. `progress` is told how many rows have ended each time some do.
+    `mix` lets another model have a say in each token. `prefix`, embeddings [length, width], stands in front of every
+    prompt (not together with `mix`: the models' positions would differ). `noise` is needed when sampling.
+    `token_budget` bounds rows x (longest prompt + max_new_tokens) of a batch. `progress` is told how many rows have
+    ended each time some do.
     """
     rollout = Rollout([torch.empty(0, dtype=torch.long)] * len(prompts), [] if keep_states else None)
     if keep_states:
         rollout.states = [torch.empty(0)] * len(prompts)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    assert mix is None or prefix is None
+    longest = max_new_tokens + (0 if prefix is None else len(prefix))
+    lengths = [len(prompt) + longest for prompt in prompts]
     models = [model] if mix is None else [model, mix.model]
     heads = [_decoding_head(each) for each in models]
     for rows in group_by_length(lengths, token_budget):
-        batch = _Batch(models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix)
+        batch = _Batch(models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix, prefix)
         while batch.rows:
             ended = batch.step()
             if progress is not None and ended:
@@ -121,18 +126,25 @@ class _Batch:
     noise: Noise | None
     rollout: Rollout
     mix: Mix | None
+    prefix: Tensor | None
 
     def __post_init__(self) -> None:
         device, count = self.models[0].device, len(self.rows)
         self.caches = [GrowingCache(model.config) for model in self.models]
         prompts = [np.asarray(self.prompts[row], dtype=np.int64) for row in self.rows]
-        self.width = max(map(len, prompts))
+        ahead = 0 if self.prefix is None else len(self.prefix)
+        self.width = ahead + max(map(len, prompts))
         ids = np.zeros((count, self.width), dtype=np.int64)
         mask = np.zeros((count, self.width + self.max_new_tokens), dtype=np.int64)
         for place, prompt in enumerate(prompts):
             ids[place, self.width - len(prompt) :] = prompt
-            mask[place, self.width - len(prompt) :] = 1
-        self.inputs = torch.from_numpy(ids).to(device)
+            mask[place, self.width - len(prompt) - ahead :] = 1
+        self.inputs = {"input_ids": torch.from_numpy(ids).to(device)}
+        if self.prefix is not None:
+            embedded = self.models[0].get_input_embeddings()(self.inputs["input_ids"])
+            for row, prompt in zip(embedded, prompts):
+                row[self.width - len(prompt) - ahead : self.width - len(prompt)] = self.prefix
+            self.inputs = {"inputs_embeds": embedded}
         self.mask = torch.from_numpy(mask).to(device)
         self.positions = (self.mask[:, : self.width].cumsum(-1) - 1).clamp(min=0)
         self.made = torch.zeros(count, self.max_new_tokens, dtype=torch.long, device=device)
@@ -164,13 +176,13 @@ class _Batch:
         count = int(ended.sum())
         if count:
             self._leave(ended)
-        self.inputs = self.made[:, self.length - 1 : self.length]
+        self.inputs = {"input_ids": self.made[:, self.length - 1 : self.length]}
         self.positions = self.positions[:, -1:] + 1
         return count
 
     def _states(self, model: PreTrainedModel, cache: GrowingCache) -> Tensor:
         return model.base_model(
-            input_ids=self.inputs,
+            **self.inputs,
             attention_mask=self.mask[:, : self.width + self.length],
             position_ids=self.positions,
             past_key_values=cache,
