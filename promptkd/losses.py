@@ -157,7 +157,7 @@ def log_probs(model: Fixed, tokens: Tensor) -> Tensor:
 
 def kl_divergences(p: Fixed, q: Fixed) -> Tensor:
     """KL(p || q) at each position: float32 [tokens]. One chunk of logits at a time."""
-    step = CHUNK.get(p.hidden.device.type, CHUNK["cuda"])
+    step = positions_at_a_time(p.head)
     parts = [p.hidden.new_empty(0, dtype=torch.float32)]
     for start in range(0, len(p.hidden), step):
         log_p, log_q = (model.logits(slice(start, start + step)).float().log_softmax(-1) for model in (p, q))

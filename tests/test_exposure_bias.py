@@ -21,7 +21,7 @@ from promptkd.rollout import Sampling, example_noise
 from promptkd.soft_prompt import SoftPrompt, save_prompt
 
 EOS, LIMIT, PROMPT_LIMIT, SAMPLES = 3, 12, 10, 2
-GREEDY = Protocol(LIMIT, EOS, Sampling(do_sample=False), samples=1, seed=5, token_budget=200)
+GREEDY = Protocol(LIMIT, EOS, Sampling(do_sample=False), samples=1, seed=5, token_budget=200, forward_budget=100)
 
 
 @dataclass
@@ -159,7 +159,7 @@ def test_two_ranks_and_another_token_budget_change_nothing():
     first = OneOf(0, 2)
     accumulated_errors(student, teacher, prompts(), how, first)
     second = OneOf(1, 2, before=first.seen)
-    both = accumulated_errors(student, teacher, prompts(), replace(how, token_budget=30), second)
+    both = accumulated_errors(student, teacher, prompts(), replace(how, token_budget=30, forward_budget=20), second)
     torch.testing.assert_close(both, whole, rtol=1e-6, atol=1e-6)
     assert all(bool(seen.any()) for seen in (first.seen[0], second.seen[0]))
 

@@ -43,7 +43,10 @@ FILE = "exposure_bias.json"
 
 @dataclass(frozen=True)
 class Protocol:
-    """How answers are drawn. samples: answers to each prompt from each of the two models."""
+    """How answers are drawn. samples: answers to each prompt from each of the two models.
+
+    Budgets are padded tokens, prompts and answers together: of a batch that is decoded, of a forward pass over answers.
+    """
 
     max_new_tokens: int
     eos_id: int
@@ -51,6 +54,7 @@ class Protocol:
     samples: int
     seed: int
     token_budget: int
+    forward_budget: int
     published: bool = False
 
 
@@ -89,7 +93,7 @@ def accumulated_errors(
                 progress=progress,
             ).responses
             states = published_states(asked, responses, how.eos_id) if how.published else (asked, responses)
-            for (_, row), errors in zip(batch, state_errors(student, teacher, *states, how.token_budget)):
+            for (_, row), errors in zip(batch, state_errors(student, teacher, *states, how.forward_budget)):
                 sums[source, row, : len(errors)] += errors
                 alive[source, row, : len(errors)] += 1
     sums, alive = ranks.total(sums), ranks.total(alive)
@@ -174,6 +178,7 @@ def run(settings: SimpleNamespace) -> None:
         samples=how.sample_times or (3 if settings.decoding.do_sample else 1),
         seed=what.seed,
         token_budget=data.token_budget,
+        forward_budget=data.token_budget,
         published=how.published,
     )
     warn_of_missing(missing, ranks)
