@@ -53,6 +53,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
     windows = kind.make_windows(settings, data, ranks)
+    check_exposure_bias(settings, data)
     student, teacher = load_models(settings, config, tokenizer, groups)
     checkpoints = open_folder(settings, config, data.folders, ranks)
 
@@ -63,6 +64,16 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         settings.optimizer.eval_batch_size, settings.run.seed, ranks, published,
     )  # fmt: skip
     return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
+
+
+def check_exposure_bias(settings: SimpleNamespace, data: Data) -> None:
+    """Raise UserError when --exposure-bias-every asks for what this run does not have."""
+    if not settings.run.exposure_bias_every:
+        return
+    if not method_class(settings.method).needs_teacher(settings.method_settings):
+        raise UserError(f"--exposure-bias-every compares with a teacher, which --method {settings.method} does not ask")
+    if not data.dev:
+        raise UserError("--exposure-bias-every needs dev prompts: leave --dev-num 0 out, and have a valid split")
 
 
 def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str], ranks: Ranks) -> Checkpoints:

@@ -273,6 +273,11 @@ class FrozenTeacher:
     def __init__(self, model: LanguageModel, device: torch.device) -> None:
         self.module = model.to(device).eval().requires_grad_(False)
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """As a Learner's: the transformers model, for decoding."""
+        yield self.module.model
+
     @torch.no_grad()
     def states(self, batch: MicroBatch) -> Tensor:
         with part("fixed forward"):

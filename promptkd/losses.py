@@ -155,6 +155,16 @@ def log_probs(model: Fixed, tokens: Tensor) -> Tensor:
     return torch.cat([tokens.new_empty(0, dtype=torch.float32), *parts])
 
 
+def kl_divergences(p: Fixed, q: Fixed) -> Tensor:
+    """KL(p || q) at each position: float32 [tokens]. One chunk of logits at a time."""
+    step = positions_at_a_time(p.head)
+    parts = [p.hidden.new_empty(0, dtype=torch.float32)]
+    for start in range(0, len(p.hidden), step):
+        log_p, log_q = (model.logits(slice(start, start + step)).float().log_softmax(-1) for model in (p, q))
+        parts.append(_row_dot(log_p.exp(), log_p - log_q))
+    return torch.cat(parts)
+
+
 def distill_plain(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
     """What `distill` computes, with all logits at once and autograd: the reference."""
     logits = F.linear(hidden, head.weight, head.bias)

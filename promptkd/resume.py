@@ -30,6 +30,7 @@ from promptkd.tensor_file import TensorFile, digest_of, write_tensors
 FREE = {
     "save", "overwrite", "resume", "resume_anyway", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes",
     "skip_nonfinite", "log_interval", "eval_interval", "eval_gen", "eval_batch_size", "dev_num",
+    "exposure_bias_every", "exposure_bias_rows",
     "model_path", "teacher_model_path", "data_dir", "prompt_data_dir", "lm_data_dir", "deepspeed_config",
 }  # fmt: skip
 BATCH = ("batch_size", "gradient_accumulation_steps")

@@ -39,14 +39,18 @@ class RunSettings:
     eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
 
+    exposure_bias_every: int = option(0, "record the student's exposure bias every N optimizer steps; 0: never")
+    exposure_bias_rows: int = option(32, "dev prompts it is measured on, the first ones; an answer from each model")
+
     def __post_init__(self) -> None:
-        at_least(1, log_interval=self.log_interval)
+        at_least(1, log_interval=self.log_interval, exposure_bias_rows=self.exposure_bias_rows)
         at_least(
             0,
             keep_checkpoints=self.keep_checkpoints,
             checkpoint_every=self.checkpoint_every,
             checkpoint_minutes=self.checkpoint_minutes,
             skip_nonfinite=self.skip_nonfinite,
+            exposure_bias_every=self.exposure_bias_every,
         )
         if self.resume != "never" and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other: leave one out")

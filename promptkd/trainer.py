@@ -65,12 +65,14 @@ class Trainer:
     def run(self) -> None:
         if self.checkpoints.start is None:
             self.evaluate(0)
+            self.measure_exposure_bias(0)
         else:
             self.progress.line(f"{self.settings.method}  goes on after step {self.done}/{self.total}")
         for step in range(self.done + 1, self.total + 1):
             self.take(step)
             if self.is_evaluation_due(step):
                 self.evaluate(step)
+            self.measure_exposure_bias(step)
             self.keep(step)
         self.save("last")
         self.checkpoints.prune(1)
@@ -147,6 +149,19 @@ class Trainer:
             if key in row and sign * row[key] > sign * self.best.get(folder, -sign * math.inf):
                 self.best[folder] = row[key]
                 self.save(folder)
+
+    def measure_exposure_bias(self, step: int) -> None:
+        """A row with the student's exposure bias on dev prompts, every --exposure-bias-every steps and before all."""
+        every = self.settings.run.exposure_bias_every
+        if not every or step % every:
+            return
+        began = time.perf_counter()
+        rows = self.settings.run.exposure_bias_rows
+        row = self.dev.exposure_bias(self.method.student, self.method.teacher, rows)
+        epoch = self.windows.epoch_of(step) if step else 0
+        seconds = time.perf_counter() - began
+        self.metrics.row("exposure_bias", step, epoch=epoch, **row, exposure_bias_seconds=seconds)
+        self.draw()
 
     def save(self, name: str) -> None:
         """Write the student, and the prompt if there is one, below the run's folder."""

@@ -74,7 +74,10 @@ def test_resume_is_bitwise_with_each_engine(stage, bf16, offload, options, tmp_p
 
 @pytest.mark.parametrize("method", ["sft", "kd", "minillm"])
 def test_resume_is_bitwise_for_other_methods_and_with_evaluation(method, options, tmp_path):
-    check_resume(options, tmp_path, "--dev-num", "2", "--eval-interval", "3", method=method)
+    often = ["--dev-num", "2", "--eval-interval", "3"]
+    if method != "sft":
+        often += ["--exposure-bias-every", "2", "--exposure-bias-rows", "2"]
+    check_resume(options, tmp_path, *often, method=method)
 
 
 def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):

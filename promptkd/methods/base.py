@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from promptkd.data.examples import Example, ExampleSet
 from promptkd.data.windows import MicroBatch, Windows, group_by_length, pack
 from promptkd.distributed import Ranks
-from promptkd.engine import Learner
+from promptkd.engine import FrozenTeacher, Learner
 from promptkd.errors import UserError
 from promptkd.models import LanguageModel
 from promptkd.profiling import phase
@@ -93,6 +93,7 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     OptimizerSettings: ClassVar[type] = OptimizerSettings
     has_teacher: ClassVar[bool] = True
+    teacher: Learner | FrozenTeacher  # of a method that asks one
     rollout_engine: RolloutEngine = HuggingFaceEngine()
 
     def __init__(self, context: Context, settings: Any) -> None:
