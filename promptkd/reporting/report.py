@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from promptkd.data.examples import prompt_and_references
 from promptkd.data.jsonl import read_jsonl
+from promptkd.data.templates import prompt_and_references
 from promptkd.evaluation.tables import write_text
 from promptkd.reporting.curves import draw_comparison
 from promptkd.reporting.results import Result
