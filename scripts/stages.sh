@@ -30,6 +30,6 @@ stage() { # NAME "EARLIER STAGES" COMMAND...: unless it was done with the same f
 key_of() { # WORDS...: of the words, and of the content of those that are files
     for word in "$@"; do
         echo "$word"
-        if [ -f "$word" ]; then cat "$word"; fi
+        if [ -f "$word" ] && [ "$word" != "$python" ]; then cat "$word"; fi
     done | cksum
 }

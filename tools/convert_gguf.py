@@ -31,10 +31,15 @@ class GgufSettings:
             raise UserError("--save is missing: name a folder to write to")
         if not Path(self.gguf).is_file():
             raise UserError(f"--gguf {self.gguf}: no such file: correct the path")
-        if Path(self.gguf).open("rb").read(4) != b"GGUF":
+        if not is_gguf(self.gguf):
             raise UserError(f"--gguf {self.gguf}: this is no GGUF file: get it anew")
         if (Path(self.save) / "config.json").exists():
             raise UserError(f"--save {self.save} holds a model already: name another folder, or remove it")
+
+
+def is_gguf(path: str) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4) == b"GGUF"
 
 
 def read(gguf: Path):
