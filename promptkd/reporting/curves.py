@@ -45,7 +45,12 @@ def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
     ]
     prompted = [result for result in compared if result.series("prompt_drift")[0]]
     for result in prompted[:1]:
-        made.append(Panel(f"{label(result)}: losses per response token", lambda axis: _draw_losses(axis, prompted[0])))
+        made.append(
+            Panel(
+                f"{label(result)}: KL divergences, nats per response token",
+                lambda axis: _draw_losses(axis, prompted[0]),
+            )
+        )
     if prompted:
         made.append(Panel("distance of the soft prompt from its start", lambda axis: _draw_drift(axis, prompted)))
     everyone = [*compared, *references]

@@ -165,8 +165,8 @@ def cost(result: Result) -> Cost | None:
 
 
 def costs(results: list[Result]) -> Table:
-    heads = ["model", "steps", "time", "s per step", "peak memory, GB", "student's parameters"]
-    made = Table([*heads, "teacher's", "trained in the teacher", "of it, %"])
+    heads = ["model", "steps", "time", "s per step", "peak memory, GB", "student, parameters"]
+    made = Table([*heads, "teacher, parameters", "tuned in the teacher", "share, %"])
     for result in results:
         if (one := cost(result)) is None:
             continue
