@@ -112,15 +112,18 @@ def test_what_a_row_says_to_a_chat_model(teacher):
 
 
 def test_a_pruned_student_has_the_teachers_layers_and_learns_from_it(teacher, data, tmp_path):
-    assert prune_layers.kept_layers(6, 4) == [0, 1, 3, 5]
+    assert prune_layers.dropped_layers(30, 20) == list(range(9, 19))
+    assert prune_layers.dropped_layers(6, 4) == [1, 2]
     run(prune_layers, "--model-path", teacher, "--keep", 4, "--save", tmp_path / "student")
     whole, student = (AutoModelForCausalLM.from_pretrained(folder) for folder in (teacher, tmp_path / "student"))
-    kept = [whole.model.layers[layer] for layer in (0, 1, 3, 5)]
+    kept = [whole.model.layers[layer] for layer in (0, 3, 4, 5)]
     assert len(student.model.layers) == student.config.num_hidden_layers == 4
     for theirs, ours in zip(kept, student.model.layers):
         assert torch.equal(theirs.mlp.up_proj.weight, ours.mlp.up_proj.weight)
     with pytest.raises(UserError, match="--keep 6: the model has 6 layers"):
-        prune_layers.prune(whole, 6)
+        prune_layers.dropped_layers(6, 6)
+    with pytest.raises(UserError, match=r"--drop: \[2, 6\] are no different layers of 0 to 5"):
+        prune_layers.prune(whole, [2, 6])
     with pytest.raises(UserError, match="holds a model already"):
         run(prune_layers, "--model-path", teacher, "--keep", 4, "--save", tmp_path / "student")
     models = ["--model-path", str(tmp_path / "student"), "--teacher-model-path", str(teacher), *SIZES]
