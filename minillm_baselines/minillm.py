@@ -108,12 +108,13 @@ class MiniLLM(Method):
                 "and --top-p 1"
             )
         sizes = (tokenizer, data.max_prompt_length, data.max_length)
-        train = ExampleSet.open(mine.prompt_data_dir, "train", *sizes, prompts_only=True)
+        train = ExampleSet.open(mine.prompt_data_dir, "train", *sizes, prompts_only=True, template=data.template)
         dev, folders = None, {"data": mine.prompt_data_dir}
         if data.dev_num:
             if not (answers := Path(mine.prompt_data_dir) / "valid.jsonl").is_file():
                 raise UserError(f"{answers} is missing, and with it the dev set's answers: add it, or pass --dev-num 0")
-            dev = ExampleSet.open(mine.prompt_data_dir, "valid", *sizes, limit=data.dev_num, as_text=True)
+            how = {"limit": data.dev_num, "as_text": True, "template": data.template}
+            dev = ExampleSet.open(mine.prompt_data_dir, "valid", *sizes, **how)
         if mine.lm_data_dir is None:
             return Data(train, dev, folders)
         corpus = ExampleSet.open(mine.lm_data_dir, "train", *sizes)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from torch import Tensor
 
 from promptkd.checkpoint import clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.windows import Windows
@@ -57,7 +59,9 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     student, teacher = load_models(settings, config, tokenizer, groups)
     checkpoints = open_folder(settings, config, data.folders, ranks)
 
+    sizes = {"student": student.num_parameters(), "teacher": teacher and teacher.num_parameters()}
     method = build_method(settings, config, student, teacher, tokenizer, data, windows, ranks)
+    record_parameters(Path(settings.run.save) / "config.json", sizes, method.prompt(), ranks)
     context, published = method.context, method.context.published_mean
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
@@ -99,6 +103,13 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
         write_json(folder / "config.json", described)
     checkpoints.start = ranks.world.gather([start])[0]
     return checkpoints
+
+
+def record_parameters(path: Path, sizes: dict[str, int | None], prompt: Tensor | None, ranks: Ranks) -> None:
+    """Add the models' parameters, and those of the tuned prompt, to config.json: what a comparison of costs needs."""
+    if ranks.first:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**described, "parameters": {**sizes, "prompt": None if prompt is None else prompt.numel()}})
 
 
 def load_student_tokenizer(settings: SimpleNamespace):

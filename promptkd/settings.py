@@ -123,6 +123,9 @@ class DataSettings:
     max_length: int = option(512, "most tokens of prompt and response together")
     max_prompt_length: int = option(256, "most tokens of a prompt")
     dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all")
+    template: Literal["published", "chat"] = option(
+        "published", "what makes prompts of instructions in jsonl; chat: the tokenizer's own template"
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.max_prompt_length < self.max_length:

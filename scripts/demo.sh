@@ -8,34 +8,17 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=results/demo
 if [ "${1:-}" = --fresh ]; then rm -rf "$out" && shift; fi
-bash install.sh
-mkdir -p "$out/done"
-unset PYTHONPATH PYTHONHOME
-export PYTHONNOUSERSITE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
-# Models this small have no work for more threads. Threads that wait for each other sleep soon: where something else
-# uses the cores, spinning makes a step seven times as long.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-10000}"
-
-stage() { # NAME "EARLIER STAGES" COMMAND...: runs the command, unless it was done behind the same earlier stages
-    local name=$1 earlier=$2 began=$SECONDS key
-    shift 2
-    key=$({ cat "$1" && echo "$*" && for stage in $earlier; do cat "$out/done/$stage"; done; } | cksum)
-    if [ "$(cat "$out/done/$name" 2>/dev/null)" = "$key" ]; then echo "== $name: done before" && return; fi
-    echo "== $name: $*"
-    rm -f "$out/done/$name"
-    .venv/bin/python "$@"
-    echo "$key" >"$out/done/$name"
-    echo "== $name: $((SECONDS - began)) s"
-}
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" # models this small have no work for more threads
+source scripts/stages.sh
 
 sizes=(--max-length 64 --max-prompt-length 48)
-train=(train.py "${sizes[@]}" --batch-size 32 --lr-decay-style noam --overwrite)
+train=("$python" train.py "${sizes[@]}" --batch-size 32 --lr-decay-style noam --overwrite)
 first=("${train[@]}" --method sft --lr 0.003 --warmup-iters 50 --eval-interval 250)
 student=("${train[@]}" --lr 0.002 --warmup-iters 20 --eval-interval 100 --total-iters 400
     --model-path "$out/start/last" --data-dir "$out/data")
 teacher=(--teacher-model-path "$out/teacher/last")
 
-stage data "" tools/make_demo.py --save "$out"
+stage data "" "$python" tools/make_demo.py --save "$out"
 stage teacher data "${first[@]}" --save "$out/teacher" --total-iters 1000 \
     --model-path "$out/models/teacher" --data-dir "$out/teacher_data"
 stage start data "${first[@]}" --save "$out/start" --total-iters 300 \
@@ -44,8 +27,8 @@ stage sft start "${student[@]}" --method sft --save "$out/sft" "$@"
 stage kd "start teacher" "${student[@]}" --method kd --save "$out/kd" "${teacher[@]}" "$@"
 stage promptkd "start teacher" "${student[@]}" --method promptkd --save "$out/promptkd" "${teacher[@]}" "$@"
 for model in teacher start sft kd promptkd; do
-    stage "eval-$model" "$model" evaluate.py --model-path "$out/$model/last" --save "$out/$model/eval" \
+    stage "eval-$model" "$model" "$python" evaluate.py --model-path "$out/$model/last" --save "$out/$model/eval" \
         --overwrite --data-dir "$out" --data-names test --seeds 10 20 30 40 50 "${sizes[@]}" --no-repeat-ngram-size 0
 done
-.venv/bin/python tools/report.py "$out"/{sft,kd,promptkd} --references "$out"/{teacher,start} --save "$out" \
+"$python" tools/report.py "$out"/{sft,kd,promptkd} --references "$out"/{teacher,start} --save "$out" \
     --title "The demo: SFT, KD and PromptKD from one start" --samples 12

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from promptkd.data.examples import ExampleSet, encode_pair, encode_pairs, reference_texts, render_prompt
+from promptkd.data.examples import ExampleSet, encode_pair, encode_pairs
 from promptkd.data.format import TokenFileWriter
 from promptkd.data.jsonl import read_jsonl
+from promptkd.data.templates import reference_texts, render_prompt
 from promptkd.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,38 +1,52 @@
-"""tools/report.py on made-up result folders: what the table says, what is refused."""
+"""tools/report.py on made-up result folders: what tables and page say, what is refused."""
 
 from __future__ import annotations
 
 import json
+from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from conftest import start
 
 from promptkd.errors import UserError
 from promptkd.evaluation.tables import over_seeds
-from promptkd.reporting.report import write_report
+from promptkd.reporting.bootstrap import paired_bootstrap
+from promptkd.reporting.report import Contents, find_baseline, write_report
 from promptkd.reporting.results import check_comparable, read_result
 
 SCORES = {"sft": [60.0, 62.0], "kd": [61.5, 61.7], "promptkd": [70.0, 71.0], "teacher": [80.0, 82.0]}
+HOSTILE = "</td><script>alert(1)</script> a|b & <img src=http://x/y>"
 
 
 def make_result(root: Path, name: str, sets: tuple[str, ...] = ("test",), **changes) -> str:
     folder = root / name
     for set_name in sets:
         (folder / "eval" / set_name / "seed10").mkdir(parents=True)
-        answers = [{"index": i, "answer": f"a|{name} {i}"} for i in range(2)]
+        answers = [{"index": i, "answer": f"{HOSTILE} {name} {i}"} for i in range(2)]
         write_rows(folder / "eval" / set_name / "seed10/answers.jsonl", answers)
     file = root / "valid.jsonl"
     write_rows(file, [{"prompt": f"Ask\n{i}", "output": f"gold {i}"} for i in range(2)])
-    train = {"event": "train", "step_seconds": 0.5, "loss": 1.0}
+    train = {"event": "train", "step_seconds": 0.5, "loss": 1.0, "peak_memory_gb": 1.5}
+    parameters = {"student": 1000, "teacher": 1_558_000_000, "prompt": None}
     if name == "promptkd":
         train |= {"prompt_drift": 0.1, "prompt_kd_loss": 0.3, "prompt_base_loss": 0.2, "student_loss": 0.4}
+        parameters["prompt"] = 7 * 1600
     dev = [{"event": "eval", "step": step, "dev_loss": 2.0 - step, "rougeL": 10.0 * step} for step in (0, 2)]
-    write_rows(folder / "metrics.jsonl", [dev[0], *({**train, "step": step} for step in (1, 2)), dev[1]])
-    config = {"settings": {"method": name, "lr": 0.1}, "commit": "abc", "python": "3", "versions": {"torch": "2"}}
+    bias = {"event": "exposure_bias", "step": 2, "ex_acc_err": [1.0, 2.0]}
+    write_rows(folder / "metrics.jsonl", [dev[0], *({**train, "step": step} for step in (1, 2)), dev[1], bias])
+    config = {
+        "settings": {"method": name, "lr": 0.1}, "commit": "abc", "python": "3", "versions": {"torch": "2"},
+        "parameters": parameters,
+    }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
+    curves = {"ex_acc_err": [None, 3.0], **{key: [0.0, 1.0] for key in ("mean_R", "mean_eps", "std_R", "std_eps")}}
+    (folder / "exposure_bias").mkdir()
+    (folder / "exposure_bias/exposure_bias.json").write_text(json.dumps(curves))
     scores = over_seeds(SCORES[name])
-    entry = {"rougeL": scores, "exact_match": scores, "sha256": "0", "file": str(file)}
+    rows = [[score + i for i in range(-20, 21)] for score in SCORES[name]]
+    entry = {"rougeL": scores, "exact_match": scores, "sha256": "0", "file": str(file), "rougeL_rows": rows}
     results = {
         "model": {"path": f"{folder}/last"}, "protocol": {"top_k": 0}, "seeds": [10, 20],
         "sets": dict.fromkeys(sets, entry), **changes,
@@ -45,45 +59,170 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_script_prints_the_table_and_writes_report_and_picture(tmp_path):
-    folders = [make_result(tmp_path, name) for name in ("sft", "kd", "promptkd")]
-    references = ["--references", make_result(tmp_path, "teacher"), "--title", "All of it"]
-    done = start([*folders, *references, "--save", str(tmp_path / "out")], script="tools/report.py")
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """(what the script printed, the folder it wrote to)."""
+    root = tmp_path_factory.mktemp("report")
+    folders = [make_result(root, name) for name in ("sft", "kd", "promptkd")]
+    references = ["--references", make_result(root, "teacher"), "--title", "All", "of", "<it>", "--baseline", "sft"]
+    done = start([*folders, *references, "--save", str(root / "out")], script="tools/report.py")
     assert done.returncode == 0, done.stderr
-    assert "| SFT | 61.00 ± 1.41 | 61.00 ± 1.41 | 2 | 1 s |" in done.stdout
-    assert "| PromptKD | **70.50 ± 0.71** | **70.50 ± 0.71** | 2 | 1 s |" in done.stdout
-    assert "| *teacher* | 81.00 ± 1.41 | 81.00 ± 1.41 | 2 | 1 s |" in done.stdout
-    assert "test: PromptKD 70.50, KD 61.60, SFT 61.00 (teacher 81.00)" in done.stdout
-    assert "Closer than the spread over seeds: KD and SFT." in done.stdout
-    report = (tmp_path / "out/report.md").read_text()
-    assert report.startswith("# All of it\n") and done.stdout.partition("\n\n")[0] in report
-    assert "| Ask 1 | gold 1 | a\\|sft 1 | a\\|kd 1 | a\\|promptkd 1 | a\\|teacher 1 |" in report
-    assert (tmp_path / "out/curves.png").read_bytes().startswith(b"\x89PNG")
+    return done.stdout, root / "out"
+
+
+def test_the_script_prints_scores_and_differences(made):
+    printed, save = made
+    assert "| SFT | 61.00 ± 1.41 | 61.00 ± 1.41 |" in printed
+    assert "| PromptKD | **70.50 ± 0.71** | **70.50 ± 0.71** |" in printed
+    assert "| *teacher* | 81.00 ± 1.41 | 81.00 ± 1.41 |" in printed
+    assert "test: PromptKD 70.50, KD 61.60, SFT 61.00 (teacher 81.00)" in printed
+    assert "Closer than the spread over seeds: KD and SFT." in printed
+    assert "| PromptKD | +9.50 | +9.50 to +9.50 | \\< 0.001 |" in printed
+    report = (save / "report.md").read_text()
+    assert report.startswith("# All of <it>\n") and printed.partition("\n\n")[0] in report
+    escaped = "\\</td>\\<script>alert(1)\\</script> a\\|b & \\<img src=http://x/y>"
+    assert f"| Ask 1 | gold 1 | {escaped} sft 1 | {escaped} kd 1 |" in report
+    assert (save / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_costs_come_from_config_and_metrics(made):
+    report = (made[1] / "report.md").read_text()
+    assert "| PromptKD | 2 | 1 s | 0.50 | 1.50 | 1,000 | 1,558,000,000 | 11,200 | 0.00072 |" in report
+    assert "| SFT | 2 | 1 s | 0.50 | 1.50 | 1,000 | 1,558,000,000 | - | - |" in report
+    numbers = json.loads((made[1] / "report.json").read_text())
+    models = {model["name"]: model for model in numbers["models"]}
+    assert numbers["baseline"] == "sft" and models["teacher"]["reference"] and models["sft"]["sets"]["test"]
+    assert models["promptkd"]["cost"]["prompt_share"] == pytest.approx(100 * 11200 / 1.558e9)
+    assert models["sft"]["sets"]["test"]["difference"] is None
+    assert models["kd"]["sets"]["test"]["difference"]["mean"] == pytest.approx(0.6)
+
+
+class Page(HTMLParser):
+    """Collects what a page holds, and that its elements are closed in order."""
+
+    VOID = ("meta", "br", "path", "use", "rect")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.tags, self.links, self.texts = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href", "xlink:href", "srcset")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        self.texts.append(text)
+
+
+def test_the_page_is_whole_asks_nothing_of_the_network_and_shows_texts_as_texts(made):
+    text = (made[1] / "report.html").read_text()
+    page = Page(text)
+    assert not page.open and "script" not in page.tags and "img" not in page.tags
+    assert all(link.startswith("#") for link in page.links) and "@import" not in text
+    assert all(part.startswith("#") for part in (piece.split(")")[0] for piece in text.split("url(")[1:]))
+    assert f"{HOSTILE} sft 1" in page.texts and "All of <it>" in page.texts
+    assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
+    pictures = [piece.partition("</svg>")[0] for piece in text.split("<svg")[1:]]
+    assert len(pictures) == 6  # dev loss, ROUGE-L, losses, drift, exposure bias at the end and throughout
+    for picture in pictures:
+        ElementTree.fromstring(f"<svg{picture}</svg>")
+        assert "currentColor" in picture
+
+
+def test_the_bootstrap_tells_equal_from_different():
+    rows = [[float(i * 37 % 11) for i in range(200)] for _ in range(2)]
+    same = paired_bootstrap(rows, rows)
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
+    noise = [[score + (3 if i % 2 else -3) for i, score in enumerate(seed)] for seed in rows]
+    assert paired_bootstrap(noise, rows).p > 0.9
+    better = [[score + 1 for score in seed] for seed in noise]
+    found = paired_bootstrap(better, rows)
+    assert found.mean == pytest.approx(1) and found.low > 0 and found.p < 0.001
+    assert found == paired_bootstrap(better, rows)
+    worse = paired_bootstrap(rows, better)
+    assert worse.mean == pytest.approx(-1) and worse.p == found.p
+    weak = paired_bootstrap([[score + 0.2 for score in seed] for seed in noise], rows)
+    assert 0.2 < weak.p < 0.5 and weak.low < 0 < weak.high  # 0.2 is 0.94 standard errors of 3 / sqrt(200)
+
+
+def contents(results: list, baseline: str | None = None) -> Contents:
+    return Contents("Some", results, [], find_baseline(baseline, results), 0)
 
 
 def test_several_sets_have_a_column_each(tmp_path):
     results = [read_result(make_result(tmp_path, name, ("dolly", "vicuna"))) for name in ("sft", "kd")]
-    shown = write_report("Two", results, [], 0, tmp_path / "out")
-    assert shown.startswith("| model | dolly: ROUGE-L | vicuna: ROUGE-L | steps | training |")
+    shown = write_report(contents(results), tmp_path / "out")
+    assert shown.startswith("| model | dolly: ROUGE-L | vicuna: ROUGE-L |")
     assert "Answers" not in (tmp_path / "out/report.md").read_text()
+    with pytest.raises(UserError, match="--baseline best: no result has this name, only sft, kd"):
+        find_baseline("best", results)
 
 
-@pytest.mark.parametrize("changes, what", [({"seeds": [10]}, "seeds"), ({"protocol": {"top_k": 5}}, "protocol")])
-def test_results_of_different_kinds_are_refused(changes, what, tmp_path):
+@pytest.mark.parametrize(
+    "changes, what",
+    [
+        ({"seeds": [10]}, r"seeds \(\[10, 20\] and \[10\]\)"),
+        ({"protocol": {"top_k": 5}}, r"protocol \(top_k 0 and 5\)"),
+    ],
+)
+def test_results_of_different_kinds_are_refused_unless_they_may_be_mixed(changes, what, tmp_path):
     results = [read_result(make_result(tmp_path, "sft")), read_result(make_result(tmp_path, "kd", **changes))]
-    with pytest.raises(UserError, match=f"different {what}"):
+    with pytest.raises(UserError, match=f"different {what}.*--mixed"):
         check_comparable(results)
+    check_comparable(results, mixed=True)
+    write_report(contents(results, "sft"), tmp_path / "out")
+    assert "Different protocols" in (tmp_path / "out/report.html").read_text()
+
+
+def test_sets_that_one_lacks_are_a_dash_in_a_mixed_table(tmp_path):
+    results = [
+        read_result(make_result(tmp_path, "sft", ("dolly", "own"))),
+        read_result(make_result(tmp_path, "kd", ("dolly",))),
+    ]
+    with pytest.raises(UserError, match="own in one alone"):
+        check_comparable(results)
+    assert "| KD | **61.60 ± 0.14** | - |" in write_report(contents(results, "sft"), tmp_path / "out")
 
 
 def test_what_is_missing_is_named_with_its_remedy(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         read_result(str(tmp_path / "none"))
     folder = Path(make_result(tmp_path, "sft"))
+    assert read_result(f"Mine={folder}").name == "Mine"
+    with pytest.raises(UserError, match=r"called sft.*NAME=FOLDER"):
+        check_comparable([read_result(str(folder))] * 2)
+    alone = read_result(str(folder / "eval"))  # the run is found beside the model
+    assert alone.metrics and alone.answers("test")[1].endswith("sft 1")
     (folder / "eval/results.json").unlink()
     with pytest.raises(UserError, match=r"evaluate.py --save .*/sft/eval writes it"):
         read_result(str(folder))
-    (folder / "metrics.jsonl").unlink()
-    with pytest.raises(UserError, match="no result folder"):
-        read_result(str(folder))
     done = start(["--save", str(tmp_path / "out")], script="tools/report.py")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "file, text, what",
+    [
+        ("eval/results.json", "{", "no readable JSON"),
+        ("eval/results.json", "[]", "no whole evaluation"),
+        ("eval/results.json", '{"model": {"path": "x"}, "protocol": {}, "seeds": [1], "sets": {"a": {}}}', "no whole"),
+        ("metrics.jsonl", '{"event": "train", "step": 1}\n{"event\n{"event": "train", "step": 3}\n', "line 2"),
+        ("config.json", "{}", "settings"),
+        ("exposure_bias/exposure_bias.json", '{"ex_acc_err": [1]}', "lists ex_acc_err, mean_R"),
+    ],
+)
+def test_broken_files_are_named(file, text, what, tmp_path):
+    folder = make_result(tmp_path, "sft")
+    (tmp_path / "sft" / file).write_text(text)
+    with pytest.raises(UserError, match=f"{file.rpartition('/')[2]}.*{what}"):
+        read_result(folder)

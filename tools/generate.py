@@ -112,8 +112,9 @@ def read_prompts(settings, tokenizer) -> tuple[list[str], list, list[list[str]]]
     """(texts, token ids, gold texts) of the prompts to answer."""
     import numpy as np
 
-    from promptkd.data.examples import encode_pairs, prompt_and_references
+    from promptkd.data.examples import encode_pairs
     from promptkd.data.jsonl import read_jsonl
+    from promptkd.data.templates import prompt_and_references
 
     what, file = settings.generation, settings.data.file
     rows = [prompt_and_references(row, f"{file}, line {n}") for n, row in enumerate(read_jsonl(file), 1)]

@@ -166,6 +166,7 @@ class DemoSettings:
     dev_num: int = option(240, "examples for the dev loss and ROUGE-L during training")
     test_num: int = option(480, "examples for the evaluation at the end")
     vocab_size: int = option(1024, "tokens of the byte-level BPE tokenizer")
+    models: bool = option(True, "make tokenizer and models, too; --no-models: data alone, for models that are there")
 
     def __post_init__(self) -> None:
         at_least(1, train_num=self.train_num, dev_num=self.dev_num, test_num=self.test_num)
@@ -244,12 +245,14 @@ def main() -> None:
     settings = parse({"options": DemoSettings}, sys.argv[1:], "make_demo.py", dry_run=False).options
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
     save, data = Path(settings.save), make_data(settings)
-    tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
     for name, rows in data.items():
         path = save / f"{name}.jsonl"
         with written_together(path.parent) as folder:
             (folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{path}: {len(rows)} rows")
+    if not settings.models:
+        return
+    tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
     for number, name in enumerate(SIZES):
         model = make_model(name, tokenizer, settings.seed + number)
         with written_together(save / "models" / name) as folder:

@@ -26,18 +26,19 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from tqdm import tqdm
 
-from promptkd.data.examples import encode_pairs, prompt_and_references, vocabulary_size
+from promptkd.data.examples import encode_pairs, vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import decode, json_lines, numbered_lines, parse_line
 from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, written_together
 from promptkd.data.pseudo import PseudoSettings, pseudo
+from promptkd.data.templates import Template, prompt_and_references, template_of
 from promptkd.errors import UserError, exit_with
 from promptkd.settings import at_least, option, parse
 
@@ -68,6 +69,9 @@ class InstructionSettings(Common):
     max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
     max_length: int | None = option(None, "cut rows to this many tokens (train.py cuts anyway); default: whole")
     only_prompt: bool = option(False, "write prompts without marker and response to the token files")
+    template: Literal["published", "chat"] = option(
+        "published", "what makes prompts of instructions; chat: the tokenizer's own template"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,13 +100,14 @@ class EncodeInstructions:
 
     tokenizer: Any
     settings: InstructionSettings
+    template: Template
 
     def __call__(self, lines: Lines) -> list[Encoded | None]:
         texts, pairs = [], []
         for number, line in lines:
             where = f"{self.settings.raw}, line {number}"
             row = parse_line(line, where)
-            prompt, references = prompt_and_references(row, where)
+            prompt, references = prompt_and_references(row, where, self.template)
             texts.append(published_row(row, prompt))
             pairs.append((prompt, references[0]))
         encoded = zip(texts, encode_pairs(self.tokenizer, pairs))
@@ -163,12 +168,13 @@ class Lengths:
 def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
     """Write token files and jsonl of both splits; the lengths of each split."""
     tokenizer, dtype = prepare(settings, [f"{s}{end}" for s in SPLITS for end in ("_0.bin", "_0.idx", ".jsonl")])
+    template = template_of(settings.template, tokenizer)
     lengths = {split: Lengths() for split in SPLITS}
     seen = 0
     with written_together(Path(settings.save)) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
         texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
-        job = EncodeInstructions(tokenizer, settings)
+        job = EncodeInstructions(tokenizer, settings, template)
         for seen, row in enumerate(chain.from_iterable(encoded(job, json_lines(settings.raw), settings, stack)), 1):
             split = "valid" if seen <= settings.dev_num else "train"
             if row is None:

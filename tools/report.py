@@ -1,10 +1,12 @@
 #!/usr/bin/env python
-"""Compare trained and evaluated models: a table, curves, answers side by side.
+"""Compare trained and evaluated models: tables, curves, costs, answers side by side.
 
-    python tools/report.py results/demo/{sft,kd,promptkd} --references results/demo/{teacher,start} --save results/demo
+    python tools/report.py results/demo/{sft,kd,promptkd} --references results/demo/{teacher,start} \
+        --baseline sft --save results/demo
 
-A folder is what train.py --save wrote, with evaluate.py's results in its folder "eval". Its name is its row's
-name. Writes report.md and curves.png below --save and prints the table.
+A folder is what train.py --save wrote, with evaluate.py's results in its folder "eval" (and exposure bias in
+"exposure_bias"), or what evaluate.py --save wrote. Its row has its name, or NAME where it is given as NAME=FOLDER.
+Writes report.md with curves.png, report.html and report.json below --save and prints the scores.
 """
 
 from __future__ import annotations
@@ -23,12 +25,16 @@ from promptkd.settings import at_least, option, parse
 @dataclass
 class ReportSettings:
     references: list[str] | None = option(None, "folders of models to stand beside, such as teacher and start")
+    baseline: str | None = option(None, "name of the result that the others are tested against")
+    mixed: bool = option(False, "allow results of different protocols, seeds or test sets in one table")
     save: str = option("results/report", "folder to write to")
     title: str = option("Comparison", "the report's heading", nargs="+")
     samples: int = option(6, "rows of each test set whose answers are shown; 0: none")
 
     def __post_init__(self) -> None:
         at_least(0, samples=self.samples)
+        if Path(self.save).exists() and not Path(self.save).is_dir():
+            raise UserError(f"--save {self.save} is a file: name a folder")
 
 
 def main() -> None:
@@ -36,14 +42,16 @@ def main() -> None:
     settings = parse({"options": ReportSettings}, sys.argv[1 + len(folders) :], "report.py", dry_run=False).options
     if not folders:
         raise UserError("no result folder is named: report.py FOLDER... [options]; --help lists the options")
-    from promptkd.reporting.report import write_report
+    from promptkd.reporting.report import Contents, find_baseline, write_report
     from promptkd.reporting.results import check_comparable, read_result
 
     compared = [read_result(folder) for folder in folders]
     references = [read_result(folder) for folder in settings.references or []]
-    check_comparable([*compared, *references])
-    print(write_report(settings.title, compared, references, settings.samples, Path(settings.save)))
-    print(f"\nwritten to {settings.save}/report.md")
+    check_comparable([*compared, *references], settings.mixed)
+    baseline = find_baseline(settings.baseline, [*compared, *references])
+    contents = Contents(settings.title, compared, references, baseline, settings.samples)
+    print(write_report(contents, Path(settings.save)))
+    print(f"\nwritten to {settings.save}/report.md, report.html and report.json")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Examples as token ids, from published token files or straight from jsonl; both give the same examples.
 
-A row of jsonl is {"instruction", "input", "output"}, or has a ready "prompt" and "output" (or "response").
-A ready prompt wins over the template; "output" may be a list of references, the first is the response.
+promptkd/data/templates.py says what rows of jsonl look like, and how they become prompts.
 """
 
 from __future__ import annotations
@@ -9,26 +8,15 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from promptkd.data.format import TokenFile, split_row
 from promptkd.data.jsonl import read_jsonl
+from promptkd.data.templates import prompt_and_references, reference_texts, template_of
 from promptkd.errors import UserError
 
-WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
-)
-WITHOUT_INPUT = (
-    "Below is an instruction that describes a task. "
-    "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
-)
 _BATCH = 1024  # rows tokenised together
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -73,10 +61,12 @@ class ExampleSet:
         limit: int = -1,
         prompts_only: bool = False,
         as_text: bool = False,
+        template: str = "published",
     ) -> ExampleSet:
         """Open `<split>_0.bin/.idx` in `folder`, or else `<split>.jsonl`; the first `limit` examples (-1: all).
 
         `as_text` reads the jsonl even beside token files: with a folder of prompts it has the responses.
+        `template` (promptkd.data.templates) makes the prompts of jsonl; token files have theirs already.
 
         Prompt and response together are cut to `max_length` tokens, as the published loader does. A prompt
         over `max_prompt_length` is an error in a token file (its maker drops them) and is left out of jsonl.
@@ -92,9 +82,14 @@ class ExampleSet:
             if not all(parts):
                 missing = ".idx" if parts[0] else ".bin"
                 raise UserError(f"{prefix}{missing} is missing beside the other: process the data anew")
+            if template != "published":
+                raise UserError(
+                    f"{prefix}.bin: the prompts of a token file are ready: leave --template out (tools/process_data.py "
+                    f"instructions --template {template} makes such files)"
+                )
             return cls._from_tokens(prefix, text, tokenizer, max_prompt_length, max_length, limit, prompts_only)
         if os.path.isfile(text):
-            return cls._from_jsonl(text, tokenizer, max_prompt_length, max_length, limit)
+            return cls._from_jsonl(text, tokenizer, max_prompt_length, max_length, limit, template)
         raise UserError(
             f"{folder}: neither {prefix.name}.bin/.idx nor {text.name} is there: put {text.name} there, or run "
             f"python tools/process_data.py instructions --raw RAW.jsonl --tokenizer MODEL --save {folder}"
@@ -116,8 +111,11 @@ class ExampleSet:
         return cls(rows, references, files)
 
     @classmethod
-    def _from_jsonl(cls, path: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int) -> ExampleSet:
-        texts = [prompt_and_references(row, f"{path}, line {n}") for n, row in enumerate(read_jsonl(path), 1)]
+    def _from_jsonl(
+        cls, path: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int, template: str
+    ) -> ExampleSet:
+        render = template_of(template, tokenizer)
+        texts = [prompt_and_references(row, f"{path}, line {n}", render) for n, row in enumerate(read_jsonl(path), 1)]
         rows: list[Pair] = []
         references: list[list[str]] = []
         dropped = 0
@@ -205,49 +203,3 @@ def encode_pairs(tokenizer, pairs: list[tuple[str, str]]) -> list[Pair]:
         (np.array(prompt, dtype=np.int64), np.array((whole + end)[len(prompt) :], dtype=np.int64))
         for prompt, whole in zip(prompts, wholes)
     ]
-
-
-def render_prompt(row: dict[str, Any], where: str = "row") -> str:
-    """The text a model is asked: the row's own "prompt", or the template around its instruction and input."""
-    if "prompt" in row:
-        prompt = _text(row, "prompt", where)
-        if not prompt:
-            raise UserError(f'{where}: its "prompt" is empty: give it a text')
-        return prompt
-    if "instruction" not in row:
-        raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {_keys(row)}')
-    instruction = _text(row, "instruction", where)
-    if "input" in row and (context := _text(row, "input", where)):
-        return WITH_INPUT.format(instruction=instruction, input=context)
-    return WITHOUT_INPUT.format(instruction=instruction)
-
-
-def reference_texts(row: dict[str, Any], where: str = "row") -> list[str]:
-    """The gold texts of a row: "output", a text or a list of texts; beside a ready prompt also "response"."""
-    key = "response" if "prompt" in row and "output" not in row else "output"
-    if key not in row:
-        raise UserError(f'{where}: it has no "output" (or "prompt" and "response"), only {_keys(row)}')
-    if not isinstance(row[key], list):
-        return [_text(row, key, where)]
-    if not row[key]:
-        raise UserError(f'{where}: its list "{key}" is empty: give it a text')
-    return [_text({key: text}, key, where) for text in row[key]]
-
-
-def prompt_and_references(row: dict[str, Any], where: str = "row") -> tuple[str, list[str]]:
-    return render_prompt(row, where), reference_texts(row, where)
-
-
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise UserError(f'{where}: "{key}" has to be a text, not {type(value).__name__}')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f'{where}: "{key}" holds half a character (a lone surrogate): correct it') from None
-    return value
-
-
-def _keys(row: dict[str, Any]) -> str:
-    return ", ".join(f'"{key}"' for key in islice(row, 8)) or "no key at all"

@@ -8,10 +8,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptkd.data.examples import encode_pairs, render_prompt, vocabulary_size
+from promptkd.data.examples import encode_pairs, vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.processing import written_together
+from promptkd.data.templates import render_prompt
 from promptkd.errors import UserError
 from promptkd.settings import at_least, option
 

@@ -168,8 +168,8 @@ def run(settings: SimpleNamespace) -> None:
     for path, option in ((what.model_path, "--model-path"), (how.teacher_model_path, "--teacher-model-path")):
         check_positions(load_config(path, option), data.max_length, option)
     tokenizer = load_tokenizer(what.model_path)
-    cut = data.max_prompt_length, data.dev_num, data.prompt_cut == "start"
-    sets = [read_set(name, path, tokenizer, *cut) for name, path in found.items()]
+    reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
+    sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
     ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)

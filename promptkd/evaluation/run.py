@@ -41,8 +41,8 @@ def run(settings: SimpleNamespace) -> None:
     config = load_config(what.model_path, "--model-path")
     check_positions(config, data.max_length, "--model-path")
     tokenizer = load_tokenizer(what.model_path)
-    cut = data.max_prompt_length, data.dev_num, data.prompt_cut == "start"
-    sets = [read_set(name, path, tokenizer, *cut) for name, path in found.items()]
+    how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
+    sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     warn_of_missing(missing, ranks)
@@ -122,6 +122,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "max_prompt_length": data.max_prompt_length,
             "prompt_cut": data.prompt_cut,
             "dev_num": data.dev_num,
+            "template": data.template,
         },
         "seeds": what.seeds,
         "run": {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from promptkd.data.examples import prompt_and_references
 from promptkd.data.jsonl import read_jsonl
+from promptkd.data.templates import prompt_and_references, template_of
 from promptkd.errors import UserError
 
 FILE = "valid.jsonl"
@@ -87,17 +87,28 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
     return found, missing
 
 
-def read_set(name: str, path: Path, tokenizer, max_prompt_length: int, dev_num: int, cut_start: bool) -> TestSet:
+def read_set(
+    name: str,
+    path: Path,
+    tokenizer,
+    max_prompt_length: int,
+    dev_num: int,
+    cut_start: bool,
+    template: str = "published",
+) -> TestSet:
     """Read and tokenise the first `dev_num` rows (-1: all, or FIRST_ROWS of the set).
 
     Special tokens included, the first max_prompt_length tokens kept (evaluate_main.py, data_utils/prompt_datasets.py
-    of the published code); `cut_start` keeps the end and a leading begin-of-text. UserError names file and line.
+    of the published code); `cut_start` keeps the end and a leading begin-of-text. A chat template brings all special
+    tokens itself. UserError names file and line.
     """
     rows = read_jsonl(path)
     if dev_num < 0:
         dev_num = FIRST_ROWS.get(canonical(name), len(rows))
-    texts = [prompt_and_references(row, f"{path}, line {line}") for line, row in enumerate(rows[:dev_num], 1)]
-    encoded = tokenizer([prompt for prompt, _ in texts], verbose=False)["input_ids"]
+    render = template_of(template, tokenizer)
+    texts = [prompt_and_references(row, f"{path}, line {line}", render) for line, row in enumerate(rows[:dev_num], 1)]
+    special = template != "chat"
+    encoded = tokenizer([prompt for prompt, _ in texts], add_special_tokens=special, verbose=False)["input_ids"]
     if not all(encoded):
         raise UserError(f"{path}, line {encoded.index([]) + 1}: its prompt has no token: give it a text")
     over = sum(len(ids) > max_prompt_length for ids in encoded)

@@ -112,8 +112,9 @@ class Method(ABC):
         if not data.data_dir:
             raise UserError("--data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
         sizes = (tokenizer, data.max_prompt_length, data.max_length)
-        train = ExampleSet.open(data.data_dir, "train", *sizes)
-        dev = ExampleSet.open(data.data_dir, "valid", *sizes, limit=data.dev_num) if data.dev_num else None
+        how = {"template": data.template}
+        train = ExampleSet.open(data.data_dir, "train", *sizes, **how)
+        dev = ExampleSet.open(data.data_dir, "valid", *sizes, limit=data.dev_num, **how) if data.dev_num else None
         return Data(train, dev, {"data": data.data_dir})
 
     @classmethod

@@ -1,7 +1,11 @@
-"""One picture of several runs: dev loss, dev ROUGE-L, and what the soft prompt did."""
+"""The report's curves: dev loss and ROUGE-L, what the soft prompt did, exposure bias. One panel, one question."""
 
 from __future__ import annotations
 
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +17,7 @@ from promptkd.reporting.table import label
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MARKERS = "osD^vP"
 GREY = "#777777"
+INK = "#010203"  # of text and axes; in a page it becomes the page's own colour
 DEV_PANELS = {"dev_loss": "dev loss (nats per token)", "rougeL": "dev ROUGE-L"}
 PROMPT_LOSSES = {
     "prompt_kd_loss": "prompted teacher against student",
@@ -22,58 +27,136 @@ PROMPT_LOSSES = {
 SMOOTHED = 25  # points per drawn line: more is noise of single windows
 
 
-def draw_comparison(compared: list[Result], references: list[Result], picture: Path) -> None:
-    """Draw `compared` over optimizer steps, `references` as dashed levels; two more panels if a run has a prompt."""
+@dataclass(frozen=True)
+class Panel:
+    """title, and what draws on a matplotlib axis."""
+
+    title: str
+    draw: Callable
+    across: str = "optimizer step"
+
+
+def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
+    """The panels for which there is something to draw."""
+    made = [
+        Panel(title, lambda axis, key=key: _draw_dev(axis, key, compared, references))
+        for key, title in DEV_PANELS.items()
+        if any(result.series(key, "eval")[0] for result in compared)
+    ]
+    prompted = [result for result in compared if result.series("prompt_drift")[0]]
+    for result in prompted[:1]:
+        made.append(
+            Panel(
+                f"{label(result)}: KL divergences, nats per response token",
+                lambda axis: _draw_losses(axis, prompted[0]),
+            )
+        )
+    if prompted:
+        made.append(Panel("distance of the soft prompt from its start", lambda axis: _draw_drift(axis, prompted)))
+    everyone = [*compared, *references]
+    for name in dict.fromkeys(name for result in everyone for name in result.exposure):
+        title = "excess accumulated error, %" + (f": {name}" if name else "")
+        made.append(Panel(title, lambda axis, name=name: _draw_exposure(axis, name, everyone), "response token"))
+    if any(result.series("ex_acc_err", "exposure_bias")[0] for result in compared):
+        title = "excess accumulated error during training, %"
+        made.append(Panel(title, lambda axis: _draw_series(axis, "ex_acc_err", "exposure_bias", compared)))
+    return made
+
+
+def draw_picture(panels: list[Panel], picture: Path) -> None:
+    """All panels in one PNG, two in a row."""
+    plt = _pyplot()
+    rows = max(1, -(-len(panels) // 2))
+    with plt.rc_context({"figure.dpi": 130}):
+        figure, axes = plt.subplots(rows, 2, figsize=(10, 3.9 * rows), squeeze=False, layout="constrained")
+        for axis, panel in zip(axes.flat, panels):
+            _draw(axis, panel)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_axis_off()
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(picture)
+        plt.close(figure)
+
+
+def draw_svg(panel: Panel) -> str:
+    """The panel as an SVG element that takes its text's and axes' colour from the page around it."""
+    plt, text = _pyplot(), io.StringIO()
+    ink = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK)
+    style = {**ink, "svg.fonttype": "none", "svg.hashsalt": panel.title, "font.size": 10, "grid.color": INK}
+    with plt.rc_context(style):
+        figure, axis = plt.subplots(figsize=(5, 3.4), layout="constrained")
+        _draw(axis, panel)
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        plt.close(figure)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
+    svg = re.sub(r'<metadata>.*?</metadata>|(?<=<g) id="[^"]*"', "", svg, flags=re.DOTALL)
+    return re.sub(r' width="[^"]*pt" height="[^"]*pt"|(?<=<svg) height="[^"]*pt" width="[^"]*pt"', "", svg, count=1)
+
+
+def _pyplot():
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    prompted = [result for result in compared if result.series("prompt_drift")[0]]
-    rows = 2 if prompted else 1
-    figure, axes = plt.subplots(rows, 2, figsize=(10, 3.9 * rows), squeeze=False, layout="constrained")
-    for axis, (key, title) in zip(axes[0], DEV_PANELS.items()):
-        _draw_dev(axis, key, title, compared, references)
-    if prompted:
-        _draw_prompt_losses(axes[1][0], prompted[0])
-        _draw_drift(axes[1][1], prompted)
-    for axis in axes.flat:
-        axis.set_xlabel("optimizer step")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
+    return plt
 
 
-def _draw_dev(axis, key: str, title: str, compared: list[Result], references: list[Result]) -> None:
-    for result, colour, marker in zip(compared, COLOURS, MARKERS):
-        axis.plot(*result.series(key, "eval"), color=colour, marker=marker, ms=4, lw=1.6, label=label(result))
+def _draw(axis, panel: Panel) -> None:
+    panel.draw(axis)
+    axis.set(title=panel.title, xlabel=panel.across)
+    axis.grid(alpha=0.2)
+    axis.spines[["top", "right"]].set_visible(False)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False)
+
+
+def _draw_dev(axis, key: str, compared: list[Result], references: list[Result]) -> None:
+    _draw_series(axis, key, "eval", compared)
     for result in references:
         _, values = result.series(key, "eval")
         if values:
             axis.axhline(values[-1], color=GREY, ls="--", lw=1)
             place = {"xy": (1, values[-1]), "xycoords": ("axes fraction", "data")}
             axis.annotate(label(result), **place, xytext=(-2, 3), textcoords="offset points", ha="right", color=GREY)
-    axis.set_title(title)
-    axis.legend(frameon=False)
 
 
-def _draw_prompt_losses(axis, result: Result) -> None:
+def _draw_series(axis, key: str, event: str, results: list[Result]) -> None:
+    for place, result in enumerate(results):
+        steps, values = result.series(key, event)
+        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "ms": 4, "lw": 1.6}
+        if steps:
+            axis.plot(steps, np.array(values, dtype=float), label=label(result), **style)
+
+
+def _draw_losses(axis, result: Result) -> None:
     for (key, name), colour, style in zip(PROMPT_LOSSES.items(), COLOURS, ("-", "--", "-.")):
-        axis.plot(*_smoothed(*result.series(key)), color=colour, ls=style, lw=1.6, label=name)
-    axis.set_title(f"{label(result)}: losses per response token")
+        steps, values = result.series(key)
+        if steps:
+            axis.plot(*_smoothed(steps, values), color=colour, ls=style, lw=1.6, label=name)
     axis.set_ylim(bottom=0)
-    axis.legend(frameon=False, title="KL divergence of", alignment="left")
 
 
 def _draw_drift(axis, prompted: list[Result]) -> None:
     for result, colour in zip(prompted, COLOURS):
-        axis.plot(*result.series("prompt_drift"), color=colour, lw=1.6, label=label(result))
-    axis.set_title("distance of the soft prompt from its start")
+        axis.plot(*result.series("prompt_drift"), color=colour, lw=1.6, label=label(result) if prompted[1:] else None)
     axis.set_ylim(bottom=0)
-    if len(prompted) > 1:
-        axis.legend(frameon=False)
+
+
+def _draw_exposure(axis, name: str, results: list[Result]) -> None:
+    """Entries without a value (no token of any answer reaches the position) leave a gap."""
+    for place, result in enumerate(results):
+        if name not in result.exposure:
+            continue
+        values = np.array(result.exposure[name]["ex_acc_err"], dtype=float)
+        tokens, colour = np.arange(1, len(values) + 1), COLOURS[place % len(COLOURS)]
+        axis.plot(tokens, values, color=colour, lw=1.6, label=label(result))
+        around = [result.exposure[name].get(f"ex_acc_err_{side}") for side in ("low", "high")]
+        if all(isinstance(side, list) and len(side) == len(values) for side in around):
+            low, high = (np.array(side, dtype=float) for side in around)
+            axis.fill_between(tokens, low, high, color=colour, alpha=0.12, lw=0)
+    axis.axhline(0, color=GREY, lw=0.8)
 
 
 def _smoothed(steps: list[int], values: list[float]) -> tuple[list[float], list[float]]:

@@ -3,81 +3,171 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from promptkd.data.jsonl import read_jsonl
 from promptkd.errors import UserError
-from promptkd.metrics import read_metrics
+
+RESULTS, CURVE = "results.json", "exposure_bias.json"
+CURVE_KEYS = ("ex_acc_err", "mean_R", "mean_eps", "std_R", "std_eps")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One trained and evaluated model; its name is its folder's.
+    """One evaluated model and, where it was trained here, its run.
 
-    metrics: rows of metrics.jsonl; config: config.json; evaluation: results.json of `folder/eval`.
+    name: its row's; folder: that was named; answers_folder: holds results.json and the answers; metrics: rows of
+    metrics.jsonl, config: config.json, both empty for a model that has no run; exposure: set -> exposure_bias.json.
     """
 
     name: str
     folder: Path
-    metrics: list[dict[str, Any]]
-    config: dict[str, Any]
+    answers_folder: Path
     evaluation: dict[str, Any]
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    exposure: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
 
     @property
     def sets(self) -> dict[str, Any]:
         return self.evaluation["sets"]
 
     def series(self, key: str, event: str = "train") -> tuple[list[int], list[float]]:
-        """Steps and values of a metric; both empty when the run has none."""
+        """Steps and values of a metric, of a list its last value; both empty when the run has none."""
         points = [(row["step"], row[key]) for row in self.metrics if row["event"] == event and key in row]
+        points = [(step, value[-1] if isinstance(value, list) else value) for step, value in points]
         return [step for step, _ in points], [value for _, value in points]
 
     def answers(self, name: str) -> list[str]:
         """The answers to a set, of the first seed."""
-        file = self.folder / "eval" / name / f"seed{self.evaluation['seeds'][0]}" / "answers.jsonl"
-        return [row["answer"] for row in read_jsonl(file)]
+        file = self.answers_folder / name / f"seed{self.evaluation['seeds'][0]}" / "answers.jsonl"
+        rows = read_jsonl(file)
+        if not all(isinstance(row.get("answer"), str) for row in rows):
+            raise UserError(f"{file}: these are no answers of evaluate.py: evaluate anew, or pass --samples 0")
+        return [row["answer"] for row in rows]
 
 
-def read_result(folder: str) -> Result:
-    """Read one folder. Raises UserError naming what is missing and what makes it."""
-    path = Path(folder)
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder: name folders that train.py --save has written")
-    metrics = path / "metrics.jsonl"
+def read_result(named: str) -> Result:
+    """Read FOLDER or NAME=FOLDER: what train.py --save wrote with an evaluation in "eval", or evaluate.py's --save.
+
+    Beside an evaluation alone the run is looked for around the model that was evaluated. Raises UserError naming
+    what is missing or broken, and what makes it.
+    """
+    label = re.match(r"([^/=]+)=", named)
+    folder = Path(named[label.end() :] if label else named)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder: name folders that train.py or evaluate.py --save has written")
+    inside = folder / RESULTS
+    where = folder if inside.is_file() and not (folder / "metrics.jsonl").is_file() else folder / "eval"
+    evaluation = _read_evaluation(where / RESULTS)
+    run = folder if where != folder else Path(evaluation["model"]["path"]).parent
+    metrics, config = run / "metrics.jsonl", run / "config.json"
+    exposure = _read_exposure(run) if run.is_dir() else {}
+    name = label[1] if label else folder.name
     if not metrics.is_file():
-        raise UserError(f"{metrics} is not there: {path} is no result folder, or train.py --save {path} is to be run")
-    config = _read_json(path / "config.json", f"train.py --save {path} writes it")
-    evaluation = _read_json(path / "eval" / "results.json", f"evaluate.py --save {path / 'eval'} writes it")
-    return Result(path.name, path, read_metrics(metrics), config, evaluation)
+        return Result(name, folder, where, evaluation, exposure=exposure)
+    again = f"train.py --save {run} writes it"
+    return Result(name, folder, where, evaluation, _read_metrics(metrics), _read_config(config, again), exposure)
 
 
-def check_comparable(results: list[Result]) -> None:
-    """Raise UserError when results are not of the same protocol, seeds and test sets: a table would mislead."""
-    first = results[0]
-    for other in results[1:]:
-        for what, one, two in (
-            ("protocol", first.evaluation["protocol"], other.evaluation["protocol"]),
-            ("seeds", first.evaluation["seeds"], other.evaluation["seeds"]),
-            ("test sets", _fingerprints(first), _fingerprints(other)),
-        ):
-            if one != two:
+def check_comparable(results: list[Result], mixed: bool = False) -> None:
+    """Raise UserError where a table would mislead: unlike protocols, seeds or test sets (`mixed` allows them).
+
+    Names have to differ in any case.
+    """
+    names = [result.name for result in results]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two results are called {twice}, and that names their rows: write NAME=FOLDER for one of them")
+    for other in results[1:] if not mixed else []:
+        if differences := unlike(results[0], other):
+            raise UserError(
+                f"{results[0].folder} and {other.folder} were evaluated with different {', '.join(differences)}: "
+                "evaluate one of them anew, or pass --mixed to have them in one table all the same"
+            )
+
+
+def unlike(one: Result, other: Result) -> list[str]:
+    """What of two evaluations differs: options of the protocol with both values, seeds, test sets."""
+    left, right = one.evaluation["protocol"], other.evaluation["protocol"]
+    found = [
+        f"protocol ({name} {left.get(name)} and {right.get(name)})"
+        for name in sorted(left.keys() | right.keys())
+        if left.get(name) != right.get(name)
+    ]
+    if one.evaluation["seeds"] != other.evaluation["seeds"]:
+        found.append(f"seeds ({one.evaluation['seeds']} and {other.evaluation['seeds']})")
+    for name in sorted(one.sets.keys() | other.sets.keys()):
+        if not (name in one.sets and name in other.sets):
+            found.append(f"test sets ({name} in one alone)")
+        elif one.sets[name]["sha256"] != other.sets[name]["sha256"]:
+            found.append(f"test sets ({name} is not the same file)")
+    return found
+
+
+def _read_evaluation(path: Path) -> dict[str, Any]:
+    remedy = f"evaluate.py --save {path.parent} writes it"
+    found = _read_json(path, remedy)
+    try:
+        whole = found["model"]["path"] and isinstance(found["protocol"], dict) and found["seeds"] and found["sets"]
+        for entry in found["sets"].values():
+            for measure in ("rougeL", "exact_match"):
+                float(entry[measure]["mean"]), entry[measure]["std"]
+            whole = whole and isinstance(entry["sha256"], str) and isinstance(entry["file"], str)
+            whole = whole and len({len(rows) for rows in entry["rougeL_rows"]}) == 1
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: this is no whole evaluation of test sets: {remedy}")
+    return found
+
+
+def _read_config(path: Path, remedy: str) -> dict[str, Any]:
+    found = _read_json(path, remedy)
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        raise UserError(f'{path}: it has no "settings": {remedy}')
+    return found
+
+
+def _read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl; a last line that a kill cut short is left out, a broken one before it is an error."""
+    lines, rows = path.read_bytes().split(b"\n"), []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            row["event"], row["step"] + 0
+        except (ValueError, KeyError, TypeError):
+            if any(lines[number:]) or (line and number == 1):
                 raise UserError(
-                    f"{first.folder} and {other.folder} were evaluated with different {what}: evaluate one of them anew"
-                )
-    if len({result.name for result in results}) < len(results):
-        raise UserError("two result folders have the same name, and it names their rows: rename one of them")
+                    f"{path}, line {number}: it is no row of metrics: repeat the run, or correct it"
+                ) from None
+            break
+        rows.append(row)
+    return rows
 
 
-def _fingerprints(result: Result) -> dict[str, str]:
-    return {name: entry["sha256"] for name, entry in result.sets.items()}
+def _read_exposure(run: Path) -> dict[str, dict[str, list[float | None]]]:
+    """Set ("" where there is one alone) -> curves, of evaluate.py --type exposure_bias into <run>/exposure_bias."""
+    found = {}
+    for path in sorted([run / "exposure_bias" / CURVE, *(run / "exposure_bias").glob(f"*/{CURVE}")]):
+        if not path.is_file():
+            continue
+        curves = _read_json(path, f"evaluate.py --type exposure_bias --save {run / 'exposure_bias'} writes it")
+        lists = [curves.get(key) for key in CURVE_KEYS] if isinstance(curves, dict) else [None]
+        if not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
+            raise UserError(f"{path}: it needs lists {', '.join(CURVE_KEYS)} of one length: measure anew")
+        found["" if path.parent.name == "exposure_bias" else path.parent.name] = curves
+    if len(found) > 1:  # the first set's own file is there twice
+        found.pop("", None)
+    return found
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+def _read_json(path: Path, remedy: str) -> Any:
     if not path.is_file():
         raise UserError(f"{path} is not there: {remedy}")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable JSON ({error}): {remedy}") from None

@@ -1,14 +1,56 @@
-"""Methods x test sets: mean and standard deviation over seeds, the best of each column in bold."""
+"""The report's tables, as Markdown and as HTML: scores, differences to a baseline, costs, settings."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from itertools import pairwise
+import html
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from promptkd.reporting.bootstrap import Difference, paired_bootstrap
 from promptkd.reporting.results import Result
 
 MEASURES = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
 METHODS = {"sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM", "promptkd": "PromptKD"}
+SHOWN_OPTIONS = ("method", "lr", "lr_decay_style", "batch_size", "total_iters", "data_dir", "model_path")
+SPECIAL = r"([\\`*|<\[]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"  # to Markdown
+
+
+@dataclass(frozen=True)
+class Cell:
+    text: str
+    style: str = ""  # "strong", "em" or none: the HTML element
+
+    def markdown(self) -> str:
+        text = re.sub(SPECIAL, r"\\\1", " ".join(self.text.split()))
+        mark = {"strong": "**", "em": "*", "": ""}[self.style]
+        return f"{mark}{text}{mark}"
+
+    def html(self) -> str:
+        text = html.escape(self.text)
+        return f"<{self.style}>{text}</{self.style}>" if self.style else text
+
+
+@dataclass
+class Table:
+    """Heads and rows of cells; the first `texts` columns are texts, the others numbers."""
+
+    heads: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    texts: int = 1
+
+    def markdown(self) -> str:
+        rules = ["---" if place < self.texts else "--:" for place in range(len(self.heads))]
+        lines = [[Cell(head).markdown() for head in self.heads], *([c.markdown() for c in row] for row in self.rows)]
+        shown = [f"| {' | '.join(cells)} |" for cells in lines]
+        return "\n".join([shown[0], f"|{'|'.join(rules)}|", *shown[1:]])
+
+    def html(self) -> str:
+        kinds = ["" if place < self.texts else ' class="number"' for place in range(len(self.heads))]
+        heads = "".join(f"<th{kind}>{html.escape(head)}</th>" for head, kind in zip(self.heads, kinds))
+        rows = ("".join(f"<td{kind}>{cell.html()}</td>" for cell, kind in zip(row, kinds)) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+        return f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
 
 
 @dataclass(frozen=True)
@@ -16,64 +58,150 @@ class Column:
     set: str
     measure: str
 
-    def value(self, result: Result) -> dict:
-        """per_seed, mean and std (None for a single seed)."""
-        return result.sets[self.set][self.measure]
+    @property
+    def head(self) -> str:
+        return f"{self.set}: {MEASURES[self.measure]}"
+
+    def value(self, result: Result) -> dict | None:
+        """per_seed, mean and std (None for a single seed); None where the result lacks the set."""
+        entry = result.sets.get(self.set)
+        return None if entry is None else entry[self.measure]
 
 
 def label(result: Result) -> str:
-    """A folder named as a method has the method's name in tables, any other its own."""
+    """A result named as a method has the method's name in tables, any other its own."""
     return METHODS.get(result.name, result.name)
 
 
-def columns_of(result: Result) -> list[Column]:
+def columns_of(results: list[Result]) -> list[Column]:
     """ROUGE-L of each set; for a single set exact match, too."""
-    measures = list(MEASURES) if len(result.sets) == 1 else ["rougeL"]
-    return [Column(name, measure) for name in result.sets for measure in measures]
+    sets = list(dict.fromkeys(name for result in results for name in result.sets))
+    return [Column(name, measure) for name in sets for measure in (MEASURES if len(sets) == 1 else ["rougeL"])]
 
 
-def spread(value: dict) -> str:
+def spread(value: dict | None) -> str:
     """mean ± standard deviation, two digits."""
+    if value is None:
+        return "-"
     deviation = "" if value["std"] is None else f" ± {value['std']:.2f}"
     return f"{value['mean']:.2f}{deviation}"
 
 
-def table(compared: list[Result], references: list[Result]) -> str:
-    """A Markdown table: the compared models, then the reference lines (never in bold)."""
-    columns = columns_of(compared[0])
-    best = {column: max(column.value(result)["mean"] for result in compared) for column in columns}
-    heads = ["model", *(f"{column.set}: {MEASURES[column.measure]}" for column in columns), "steps", "training"]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * (len(heads) - 1)]
+def scores(compared: list[Result], references: list[Result]) -> Table:
+    """The compared models, the best of each column in bold, then the reference lines (never in bold)."""
+    columns = columns_of([*compared, *references])
+    made = Table(["model", *(column.head for column in columns)])
+    means = {column: [value["mean"] for result in compared if (value := column.value(result))] for column in columns}
     for result in [*compared, *references]:
-        cells = [label(result) if result in compared else f"*{label(result)}*"]
+        listed = result in compared
+        row = [Cell(label(result), "" if listed else "em")]
         for column in columns:
             value = column.value(result)
-            bold = "**" if result in compared and value["mean"] == best[column] else ""
-            cells.append(f"{bold}{spread(value)}{bold}")
-        steps, seconds = result.series("step_seconds")
-        cells += [f"{steps[-1]:,}" if steps else "-", f"{sum(seconds):.0f} s"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+            best = listed and value is not None and value["mean"] == max(means[column])
+            row.append(Cell(spread(value), "strong" if best else ""))
+        made.rows.append(row)
+    return made
 
 
-def ranking(compared: list[Result], references: list[Result]) -> str:
-    """One sentence for each test set: who is where, and which neighbours are closer than their spread."""
-    sentences = []
-    for column in (column for column in columns_of(compared[0]) if column.measure == "rougeL"):
-        ranked = sorted(compared, key=lambda result: -column.value(result)["mean"])
-        shown = ", ".join(f"{label(result)} {column.value(result)['mean']:.2f}" for result in ranked)
-        around = ", ".join(f"{label(result)} {column.value(result)['mean']:.2f}" for result in references)
-        close = [
-            f"{label(one)} and {label(two)}"
-            for one, two in pairwise(ranked)
-            if column.value(one)["mean"] - column.value(two)["mean"] < _deviation(column, one, two)
+def differences_to(baseline: Result, results: list[Result]) -> dict[str, dict[str, Difference]]:
+    """name -> set -> paired bootstrap of ROUGE-L against the baseline, where both answered the same rows."""
+    found: dict[str, dict[str, Difference]] = {}
+    for result in results:
+        if result is baseline:
+            continue
+        for name, entry in baseline.sets.items():
+            other = result.sets.get(name)
+            if other and other["sha256"] == entry["sha256"] and _rows(other) == _rows(entry):
+                found.setdefault(result.name, {})[name] = paired_bootstrap(other["rougeL_rows"], entry["rougeL_rows"])
+    return found
+
+
+def differences(baseline: Result, results: list[Result]) -> Table:
+    """ROUGE-L minus the baseline's on each set: mean, 95 % interval, p-value."""
+    sets, found = list(baseline.sets), differences_to(baseline, results)
+    made = Table(
+        [f"against {label(baseline)}", *(head for name in sets for head in (f"{name}: difference", "95 %", "p"))]
+    )
+    for result in results:
+        if result is baseline:
+            continue
+        row = [Cell(label(result))]
+        for name in sets:
+            one = found.get(result.name, {}).get(name)
+            texts = (
+                ("-", "-", "-")
+                if one is None
+                else (f"{one.mean:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", _p(one.p))
+            )
+            row += [Cell(text) for text in texts]
+        made.rows.append(row)
+    return made
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a run took. seconds: of its steps, without evaluations; parameters: counts by model, from config.json."""
+
+    steps: int
+    seconds: float
+    peak_memory_gb: float | None
+    parameters: dict[str, int]
+
+    @property
+    def prompt_share(self) -> float | None:
+        """Trained embeddings of the prompt in per cent of the teacher's parameters."""
+        prompt, teacher = self.parameters.get("prompt"), self.parameters.get("teacher")
+        return 100 * prompt / teacher if prompt and teacher else None
+
+
+def cost(result: Result) -> Cost | None:
+    """None for a model without a run."""
+    steps, seconds = result.series("step_seconds")
+    if not steps:
+        return None
+    memory = result.series("peak_memory_gb")[1]
+    mean = sum(seconds) / len(seconds)  # of the steps that --log-interval has written
+    return Cost(steps[-1], mean * steps[-1], max(memory, default=None), result.config.get("parameters", {}))
+
+
+def costs(results: list[Result]) -> Table:
+    heads = ["model", "steps", "time", "s per step", "peak memory, GB", "student, parameters"]
+    made = Table([*heads, "teacher, parameters", "tuned in the teacher", "share, %"])
+    for result in results:
+        if (one := cost(result)) is None:
+            continue
+        counts = [
+            f"{one.parameters[key]:,}" if one.parameters.get(key) else "-" for key in ("student", "teacher", "prompt")
         ]
-        sentence = f"ROUGE-L on {column.set}: {shown}" + (f" ({around})." if around else ".")
-        if close:
-            sentence += f" Closer than the spread over seeds: {'; '.join(close)}."
-        sentences.append(sentence)
-    return "\n".join(sentences)
+        memory = "-" if one.peak_memory_gb is None else f"{one.peak_memory_gb:.2f}"
+        share = "-" if one.prompt_share is None else f"{one.prompt_share:.2g}"
+        cells = [f"{one.steps:,}", duration(one.seconds), f"{one.seconds / one.steps:.2f}", memory, *counts, share]
+        made.rows.append([Cell(label(result)), *map(Cell, cells)])
+    return made
 
 
-def _deviation(column: Column, *results: Result) -> float:
-    return max(column.value(result)["std"] or 0.0 for result in results)
+def settings(results: list[Result]) -> Table:
+    made = Table(["run", *SHOWN_OPTIONS, "evaluated"], texts=len(SHOWN_OPTIONS) + 2)
+    for result in results:
+        options = result.config.get("settings", {})
+        cells = [str(options.get(name, "-")) for name in SHOWN_OPTIONS]
+        made.rows.append(
+            [Cell(text) for text in (label(result), *cells, Path(result.evaluation["model"]["path"]).name)]
+        )
+    return made
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, then minutes, then hours and minutes."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _rows(entry: dict) -> int:
+    return len(entry["rougeL_rows"][0])
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,117 @@
+"""How a row of jsonl becomes a prompt: by the published instruction template, or by a tokenizer's chat template.
+
+A row is {"instruction", "input", "output"}, or has a ready "prompt" and "output" (or "response"). "output" may be a
+list of references, the first is the response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import islice
+from typing import Any
+
+from promptkd.errors import UserError
+
+Template = Callable[[dict[str, Any], str], str]  # row, where it stands (for errors) -> prompt
+
+WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+WITHOUT_INPUT = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+
+
+def template_of(name: str, tokenizer) -> Template:
+    """The template called "published" or "chat". Raises UserError where the tokenizer has no chat template."""
+    return ChatTemplate(tokenizer) if name == "chat" else render_prompt
+
+
+def render_prompt(row: dict[str, Any], where: str = "row") -> str:
+    """The text a model is asked: the row's own "prompt", or the published template around instruction and input."""
+    if "prompt" in row:
+        return _ready_prompt(row, where)
+    if "instruction" not in row:
+        raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {_keys(row)}')
+    instruction = _text(row, "instruction", where)
+    if "input" in row and (context := _text(row, "input", where)):
+        return WITH_INPUT.format(instruction=instruction, input=context)
+    return WITHOUT_INPUT.format(instruction=instruction)
+
+
+class ChatTemplate:
+    """A row's instruction, and its input below, as what a user says; then the assistant's turn begins.
+
+    Any instruct model's tokenizer brings its own template. Where a row has a "prompt" beside its instruction, that is
+    another template's work (the published test sets have one) and passed by; a row that has a "prompt" alone says it
+    as the user. A prompt that went through this template before stays as it is.
+    """
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(
+                f"--template chat: the tokenizer of {tokenizer.name_or_path} has no chat template: "
+                "take an instruct model's, or leave --template out"
+            )
+        mark = "SAID"
+        self.head, _, self.tail = self._render(mark).partition(mark)
+
+    def __call__(self, row: dict[str, Any], where: str = "row") -> str:
+        prompt = _ready_prompt(row, where) if "prompt" in row else ""
+        if "instruction" not in row and not prompt:
+            raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {_keys(row)}')
+        if prompt.startswith(self.head) and prompt.endswith(self.tail):
+            return prompt
+        if "instruction" not in row:
+            return self._render(prompt)
+        said = [_text(row, key, where) for key in ("instruction", "input") if key in row]
+        return self._render("\n\n".join(text for text in said if text))
+
+    def _render(self, said: str) -> str:
+        messages = [{"role": "user", "content": said}]
+        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def reference_texts(row: dict[str, Any], where: str = "row") -> list[str]:
+    """The gold texts of a row: "output", a text or a list of texts; beside a ready prompt also "response"."""
+    key = "response" if "prompt" in row and "output" not in row else "output"
+    if key not in row:
+        raise UserError(f'{where}: it has no "output" (or "prompt" and "response"), only {_keys(row)}')
+    if not isinstance(row[key], list):
+        return [_text(row, key, where)]
+    if not row[key]:
+        raise UserError(f'{where}: its list "{key}" is empty: give it a text')
+    return [_text({key: text}, key, where) for text in row[key]]
+
+
+def prompt_and_references(
+    row: dict[str, Any], where: str = "row", template: Template = render_prompt
+) -> tuple[str, list[str]]:
+    return template(row, where), reference_texts(row, where)
+
+
+def _ready_prompt(row: dict[str, Any], where: str) -> str:
+    prompt = _text(row, "prompt", where)
+    if not prompt:
+        raise UserError(f'{where}: its "prompt" is empty: give it a text')
+    return prompt
+
+
+def _text(row: dict[str, Any], key: str, where: str) -> str:
+    value = row[key]
+    if not isinstance(value, str):
+        raise UserError(f'{where}: "{key}" has to be a text, not {type(value).__name__}')
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f'{where}: "{key}" holds half a character (a lone surrogate): correct it') from None
+    return value
+
+
+def _keys(row: dict[str, Any]) -> str:
+    return ", ".join(f'"{key}"' for key in islice(row, 8)) or "no key at all"
