@@ -173,9 +173,8 @@ def _engine(shape: Shape, kind: str, zero: dict[str, Any], tensor: int, **how: A
 
 def tensor_sizes(shape: Shape, ranks: int) -> list[int]:
     """Tensor-parallel sizes that divide heads, feed-forward width and ranks."""
-    return [
-        n for n in range(1, ranks + 1) if not any(whole % n for whole in (shape.heads, shape.key_heads, shape.inner, ranks))
-    ]  # fmt: skip
+    wholes = shape.heads, shape.key_heads, shape.inner, ranks
+    return [size for size in range(1, ranks + 1) if not any(whole % size for whole in wholes)]
 
 
 def check_tensor(engine: Engine, ranks: int) -> None:
