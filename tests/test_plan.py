@@ -110,18 +110,16 @@ def test_work_is_counted_by_hand(tmp_path):
 
 def test_tensor_parallelism_divides_products_and_traffic_pays_for_it():
     pair = {"student": "llama-7b", "teacher": "llama-13b"}
-    lengths = ["--max-length", "512", "--max-prompt-length", "256"]
-    whole = make("--gpus", "4", "--gpu", "a100", *lengths, **pair)
-    cut = replace(whole, student=replace(whole.student, tensor=2), teacher=replace(whole.teacher, tensor=2))
+    options = ["--gpus", "4", "--gpu", "a100", "--max-length", "512", "--max-prompt-length", "256"]
+    whole, cut = make(*options, **pair), make(*options, "--model-parallel", "--model-parallel-size", "2", **pair)
     assert memory_of(cut).held["weights of the teacher"] / memory_of(whole).held["weights of the teacher"] < 0.53
     assert work_of(cut)["prompt"].sent > work_of(whole)["prompt"].sent == 0
     assert cut.data_ranks(cut.student) == 2
 
 
 def test_what_does_not_fit_is_given_an_option_that_does():
-    setting = make("--gpus", "8", "--gpu", "3090", "--batch-size", "16", "--max-length", "512", "--max-prompt-length", "256",
-                   student="gpt2-base", teacher="gpt2-xlarge")  # fmt: skip
-    assert fits(setting) != fits(replace(setting, token_budget=512, rows=16)) or fits(setting)
+    lengths = ["--batch-size", "16", "--max-length", "512", "--max-prompt-length", "256"]
+    setting = make("--gpus", "8", "--gpu", "3090", *lengths, student="gpt2-base", teacher="gpt2-xlarge")
     small = replace(setting, hardware=replace(setting.hardware, memory=14e9))
     assert not fits(small)
     found = dict(remedies(small))
@@ -190,11 +188,14 @@ def test_a_model_that_is_nowhere_names_the_known_ones():
         make("--cpu", student="checkpoints/bloom-3b")
 
 
-def test_a_tensor_size_that_does_not_divide_names_those_that_do():
-    setting = make("--gpus", "8", "--gpu", "3090", student="gpt2-base", teacher="gpt2-xlarge")
-    from promptkd.planning.setting import check_tensor
-
-    with pytest.raises(UserError, match="25 heads.*use 1$"):
-        check_tensor(replace(setting.teacher, tensor=2), 8)
-    with pytest.raises(UserError, match="12 heads.*use 1 or 2 or 4$"):
-        check_tensor(replace(setting.student, tensor=8), 8)
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model-parallel-size", "8"], r"12 heads.*use 1 or 2 or 4$"),
+        (["--model-parallel-size", "2"], r"25 heads.*use 1$"),
+        (["--teacher-model-parallel-size", "0"], r"--teacher-model-parallel-size 0"),
+    ],
+)
+def test_a_tensor_size_that_does_not_divide_names_those_that_do(options, message):
+    with pytest.raises(UserError, match=message):
+        make("--gpus", "8", "--gpu", "3090", *options, student="gpt2-base", teacher="gpt2-xlarge")
