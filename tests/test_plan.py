@@ -191,9 +191,9 @@ def test_a_model_that_is_nowhere_names_the_known_ones():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--model-parallel-size", "8"], r"12 heads.*use 1 or 2 or 4$"),
-        (["--model-parallel-size", "2"], r"25 heads.*use 1$"),
-        (["--teacher-model-parallel-size", "0"], r"--teacher-model-parallel-size 0"),
+        (["--model-parallel", "--model-parallel-size", "8"], r"12 heads.*use 1 or 2 or 4$"),
+        (["--model-parallel", "--model-parallel-size", "2"], r"25 heads.*use 1$"),
+        (["--model-parallel-size", "2"], r"go together"),
     ],
 )
 def test_a_tensor_size_that_does_not_divide_names_those_that_do(options, message):

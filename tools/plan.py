@@ -54,10 +54,6 @@ def build_parser() -> Parser:
     parser.add_argument("--examples", type=int, help=f"of training; default: as --data-dir has, or {DOLLY}")
     parser.add_argument("--mean-prompt", type=float, default=71, help="tokens, for the time; default: Dolly's")
     parser.add_argument("--mean-response", type=float, default=69, help="tokens, for the time; default: Dolly's")
-    tensor = parser.add_argument_group("tensor parallelism, as train.py has it")
-    tensor.add_argument("--model-parallel", action="store_true", help="implied by the next")
-    tensor.add_argument("--model-parallel-size", type=int, help="ranks that hold a model together")
-    tensor.add_argument("--teacher-model-parallel-size", type=int, help="default: the same")
     parser.add_argument("--json", action="store_true", help="for machines: bytes, operations, seconds")
     return parser
 
@@ -123,11 +119,6 @@ def make(argv: list[str]) -> tuple[Setting, bool]:
     args, rest = build_parser().parse_known_args(argv)
     hardware = hardware_of(args)
     options = options_of(args, rest)
-    for name in ("model_parallel_size", "teacher_model_parallel_size"):
-        size = getattr(args, name)
-        if size is not None and size < 1:
-            raise UserError(f"--{name.replace('_', '-')} {size}: give a number above 0")
-        options[name] = size or options.get(name)
     examples = args.examples or count_examples(options.get("data_dir") or "") or DOLLY
     return make_setting(options, hardware, examples, args.mean_prompt, args.mean_response), args.json
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from promptkd.planning.memory import GPU_HEADROOM, Memory, memory_of
@@ -34,8 +34,15 @@ def remedies(setting: Setting) -> list[tuple[str, float]]:
 
 def _together(setting: Setting) -> list[tuple[str, float]]:
     """Apply one kind after the other, each as mildly as suffices or else as strongly as it goes."""
+    for left_out in (_tensor, _stages):  # tensor parallelism and ZeRO-3 exclude each other
+        if found := _in_order(setting, [step for step in STEPS if step is not left_out]):
+            return found
+    return []
+
+
+def _in_order(setting: Setting, steps: Sequence[Callable[[Setting], Iterator[Change]]]) -> list[tuple[str, float]]:
     texts: list[str] = []
-    for step in STEPS:
+    for step in steps:
         best = None
         for text, changed in step(setting):
             memory = memory_of(changed)
@@ -64,7 +71,7 @@ def _checkpointing(setting: Setting) -> Iterator[Change]:
 
 def _stages(setting: Setting) -> Iterator[Change]:
     for stage in range(max(2, setting.student.stage + 1), 4):
-        if setting.hardware.ranks // setting.tensor > 1:
+        if setting.hardware.ranks // setting.tensor > 1 and (stage < 3 or setting.tensor == 1):
             yield f"ZeRO stage {stage} (--deepspeed_config)", _each(setting, lambda e, s=stage: replace(e, stage=s))
 
 
@@ -73,7 +80,8 @@ def _tensor(setting: Setting) -> Iterator[Change]:
     ranks = setting.hardware.ranks
     sizes = set.intersection(*(set(tensor_sizes(engine.shape, ranks)) for engine in engines))
     for size in sorted(sizes):
-        if setting.tensor < size <= setting.hardware.per_node:
+        stages = {engine.stage for engine in engines}
+        if setting.tensor < size <= setting.hardware.per_node and 3 not in stages:  # they do not go together
             # The effective batch stays: fewer groups, each with more rows.
             rows = setting.rows * size // setting.tensor
             changed = replace(_each(setting, lambda e, n=size: replace(e, tensor=n), always=True), rows=rows)

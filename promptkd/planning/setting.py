@@ -98,13 +98,13 @@ def make_setting(
         raise UserError(f"--method {method} cannot be planned yet: {', '.join(METHODS)} can")
     config, kind, notes = read_engine_config(options["deepspeed_config"], hardware)
     teacher_kind = kind if options["teacher_dtype"] == "auto" else options["teacher_dtype"]
-    tensor = options.get("model_parallel_size") or 1
+    tensor = options["model_parallel_size"] or 1
     shape = read_shape(options["model_path"], "--model-path")
     student = _engine(shape, kind, config, tensor, checkpointing=options["gradient_checkpointing"])
     teacher = None
     if options["teacher_model_path"]:
         shape = read_shape(options["teacher_model_path"], "--teacher-model-path")
-        size = options.get("teacher_model_parallel_size") or tensor
+        size = options["teacher_model_parallel_size"] or tensor
         teacher_config = config
         if path := options.get("teacher_deepspeed_config"):
             teacher_config = read_engine_config(path, hardware)[0]
@@ -116,6 +116,8 @@ def make_setting(
         raise UserError(f"--method {method} needs --teacher-model-path: name the teacher's folder")
     for engine in filter(None, (student, teacher)):
         check_tensor(engine, hardware.ranks)
+        if engine.stage == 3 and max(e.tensor for e in (student, teacher or student)) > 1:
+            raise UserError("--model-parallel does not go with ZeRO-3: set zero_optimization.stage to 0, 1 or 2")
     _check_pair(student, teacher, options["max_length"])
     rows = options["batch_size"] * options["gradient_accumulation_steps"]
     max_new = options["max_length"] - options["max_prompt_length"]
