@@ -107,7 +107,8 @@ def make_setting(
         size = options["teacher_model_parallel_size"] or tensor
         teacher_config = config
         if path := options.get("teacher_deepspeed_config"):
-            teacher_config = read_engine_config(path, hardware)[0]
+            teacher_config, own_kind, _ = read_engine_config(path, hardware)
+            teacher_kind = own_kind if options["teacher_dtype"] == "auto" else teacher_kind
         if method == "promptkd":
             teacher = _engine(shape, teacher_kind, teacher_config, size, prompt=options["prompt_len"])
         else:
