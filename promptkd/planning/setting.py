@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,6 @@ class Setting:
     mean_prompt: float  # for work and time; memory counts on the longest
     mean_response: float
     steps: int
-    notes: list[str] = field(default_factory=list)
 
     @property
     def tensor(self) -> int:
@@ -96,7 +95,7 @@ def make_setting(
     method = options["method"]
     if method not in METHODS:
         raise UserError(f"--method {method} cannot be planned yet: {', '.join(METHODS)} can")
-    config, kind, notes = read_engine_config(options["deepspeed_config"], hardware)
+    config, kind = read_engine_config(options["deepspeed_config"], hardware)
     teacher_kind = kind if options["teacher_dtype"] == "auto" else options["teacher_dtype"]
     tensor = options["model_parallel_size"] or 1
     shape = read_shape(options["model_path"], "--model-path")
@@ -107,7 +106,7 @@ def make_setting(
         size = options["teacher_model_parallel_size"] or tensor
         teacher_config = config
         if path := options.get("teacher_deepspeed_config"):
-            teacher_config, own_kind, _ = read_engine_config(path, hardware)
+            teacher_config, own_kind = read_engine_config(path, hardware)
             teacher_kind = own_kind if options["teacher_dtype"] == "auto" else teacher_kind
         if method == "promptkd":
             teacher = _engine(shape, teacher_kind, teacher_config, size, prompt=options["prompt_len"])
@@ -125,7 +124,7 @@ def make_setting(
     budget = options["token_budget"] or TOKEN_BUDGET[hardware.cpu]
     made = Setting(
         method, student, teacher, hardware, rows, options["max_prompt_length"], max_new, budget,
-        min(mean_prompt, options["max_prompt_length"]), min(mean_response, max_new), 0, notes,
+        min(mean_prompt, options["max_prompt_length"]), min(mean_response, max_new), 0,
     )  # fmt: skip
     per_epoch = examples // (rows * (hardware.ranks // made.tensor))
     steps = options["total_iters"] or options["epochs"] * per_epoch
@@ -134,8 +133,8 @@ def make_setting(
     return replace(made, steps=steps)
 
 
-def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, Any], str, list[str]]:
-    """The DeepSpeed file's zero_optimization, the precision, and remarks. UserError when it cannot be read.
+def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, Any], str]:
+    """The DeepSpeed file's zero_optimization and the precision. UserError when it cannot be read.
 
     Without a path what promptkd/engine.py takes: fp32 on a CPU, bf16 on a GPU; both ZeRO 1.
     """
@@ -144,14 +143,14 @@ def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, 
         config = json.loads(file.read_text(encoding="utf-8"))
         zero = config.get("zero_optimization", {})
         enabled = [kind for kind in ("fp16", "bf16") if config.get(kind, {}).get("enabled")]
-        kind, notes = (enabled or ["fp32"])[0], []
+        kind = (enabled or ["fp32"])[0]
         if zero.get("stage", 0) not in (0, 1, 2, 3):
             raise ValueError(f"zero_optimization.stage is {zero['stage']!r}")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"--deepspeed_config {file}: {error}: name one of {CONFIGS}/*.json") from None
     if hardware.cpu and kind == "fp16":
         raise UserError(f"--deepspeed_config {file} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
-    return zero, kind, notes
+    return zero, kind
 
 
 def _engine(shape: Shape, kind: str, zero: dict[str, Any], tensor: int, **how: Any) -> Engine:

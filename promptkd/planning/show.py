@@ -42,7 +42,6 @@ def plan_of(setting: Setting) -> dict[str, Any]:
         "steps": setting.steps,
         "hours": seconds * setting.steps / 3600,
         "device_hours": seconds * setting.steps * hardware.ranks / 3600,
-        "notes": setting.notes,
     }
 
 
