@@ -48,7 +48,8 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     """Read models and data, check that they fit together, claim the folder, start the engines."""
     ranks = setup(settings.parallel.copies)
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
-    groups = tensor_groups(settings, config, ranks)
+    teacher_config = read_teacher_config(settings, config, ranks)
+    groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     tokenizer = load_student_tokenizer(settings)
     kind = method_class(settings.method)
     data = kind.open_data(settings, tokenizer)
@@ -56,11 +57,13 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
     windows = kind.make_windows(settings, data, ranks)
     check_exposure_bias(settings, data)
-    student, teacher = load_models(settings, config, tokenizer, groups)
-    checkpoints = open_folder(settings, config, data.folders, ranks)
+    student, teacher = load_models(settings, DTYPES[precision(teacher_config)], tokenizer, groups)
+    own_file = getattr(settings.method_settings, "teacher_deepspeed_config", None) is not None
+    both = {**config, "teacher": teacher_config} if own_file else config
+    checkpoints = open_folder(settings, both, data.folders, ranks)
 
     sizes = {"student": student.num_parameters(), "teacher": teacher and teacher.num_parameters()}
-    method = build_method(settings, config, student, teacher, tokenizer, data, windows, ranks)
+    method = build_method(settings, (config, teacher_config), student, teacher, tokenizer, data, windows, ranks)
     record_parameters(Path(settings.run.save) / "config.json", sizes, method.prompt(), ranks)
     context, published = method.context, method.context.published_mean
     devset = DevSet(
@@ -117,10 +120,19 @@ def load_student_tokenizer(settings: SimpleNamespace):
     return load_tokenizer(settings.models.model_path)
 
 
-def tensor_groups(settings: SimpleNamespace, config: dict, ranks: Ranks) -> tuple[TensorGroup | None, ...]:
+def read_teacher_config(settings: SimpleNamespace, config: dict, ranks: Ranks) -> dict:
+    """What the teacher's engine is started with: a file of its own where the method has one, in --teacher-dtype."""
+    path = getattr(settings.method_settings, "teacher_deepspeed_config", None)
+    if path is not None:
+        config = read_deepspeed_config(path, ranks.device, "--teacher-deepspeed-config")
+    dtype = settings.models.teacher_dtype
+    return config if dtype == "auto" else with_precision(config, dtype)
+
+
+def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[TensorGroup | None, ...]:
     """The ranks that hold the student together with this one, and those that hold the teacher; None: no others."""
     sizes = settings.parallel.size, settings.parallel.teacher_size
-    if max(sizes) > 1 and zero_stage(config) > 2:
+    if max(sizes) > 1 and stage > 2:
         raise UserError("--model-parallel does not go with ZeRO-3: set zero_optimization.stage to 0, 1 or 2")
     if sizes[0] > 1 and getattr(settings.method_settings, "rollout_engine", "hf") != "hf":
         raise UserError("--model-parallel does not go with --rollout-engine vllm: use --rollout-engine hf")
@@ -128,7 +140,9 @@ def tensor_groups(settings: SimpleNamespace, config: dict, ranks: Ranks) -> tupl
     return tuple(made[size] for size in sizes)
 
 
-def load_models(settings: SimpleNamespace, config: dict, tokenizer, groups: tuple[TensorGroup | None, ...]):
+def load_models(
+    settings: SimpleNamespace, teacher_dtype: torch.dtype, tokenizer, groups: tuple[TensorGroup | None, ...]
+):
     """Student, and teacher if the method needs one, checked against each other."""
     models, data = settings.models, settings.data
     kind = method_class(settings.method)
@@ -144,27 +158,24 @@ def load_models(settings: SimpleNamespace, config: dict, tokenizer, groups: tupl
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if not needs_teacher:
         return student, None
-    dtype = DTYPES[teacher_precision(models, config)]
-    teacher = load_causal_lm(models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1])
+    teacher = load_causal_lm(models.teacher_model_path, teacher_dtype, "--teacher-model-path", group=groups[1])
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
     check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path))
     return student, teacher
 
 
-def teacher_precision(models, config: dict) -> str:
-    return precision(config) if models.teacher_dtype == "auto" else models.teacher_dtype
+def build_method(settings, configs, student, teacher, tokenizer, data: Data, windows: Windows, ranks) -> Method:
+    """Start the student's engine and make the method, which starts the teacher's if it trains something there.
 
-
-def build_method(settings, config, student, teacher, tokenizer, data: Data, windows: Windows, ranks) -> Method:
-    """Start the student's engine and make the method, which starts the teacher's if it trains something there."""
+    configs: of the student's engine and the teacher's.
+    """
     how, decoding, sizes = settings.optimizer, settings.decoding, settings.data
     optimization = Optimization(
         how.lr, total_steps(how, windows), how.lr_decay_style, how.lr_min,
         how.warmup_iters, how.weight_decay, how.clip_grad, how.betas,
     )  # fmt: skip
-    teacher_config = with_precision(config, teacher_precision(settings.models, config))
     context = Context(
-        student=Learner(LanguageModel(student), optimization, config, ranks),
+        student=Learner(LanguageModel(student), optimization, configs[0], ranks),
         teacher=teacher,
         tokenizer=tokenizer,
         ranks=ranks,
@@ -172,7 +183,7 @@ def build_method(settings, config, student, teacher, tokenizer, data: Data, wind
         sampling=Sampling(decoding.do_sample, decoding.temperature, decoding.top_k, decoding.top_p),
         seed=settings.run.seed,
         optimization=optimization,
-        learner=lambda model, optimization: Learner(model, optimization, teacher_config, ranks),
+        learner=lambda model, optimization: Learner(model, optimization, configs[1], ranks),
         data=data,
         windows=windows,
         published_mean=how.loss_normalization == "micro-batch",

@@ -37,11 +37,12 @@ OWNED = {
 NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
 
 
-def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, Any]:
-    """The DeepSpeed file, checked. Without a path: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU.
+def read_deepspeed_config(path: str | None, device: torch.device, option: str = "--deepspeed_config") -> dict[str, Any]:
+    """The DeepSpeed file that `option` names, checked.
 
-    Raises UserError when the file is missing, not JSON, sets what the command line owns, or asks for fp16
-    on a CPU or for bf16 without ZeRO (whose plain bf16 optimizer loses small updates).
+    Without a path: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU. Raises UserError when the file is
+    missing, not JSON, sets what the command line owns, or asks for fp16 on a CPU or for bf16 without ZeRO (whose plain
+    bf16 optimizer loses small updates).
     """
     if path is None:
         gpu_file = (
@@ -51,18 +52,16 @@ def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, A
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"--deepspeed_config {path}: {error}: name one of {CONFIGS}/*.json") from None
+        raise UserError(f"{option} {path}: {error}: name one of {CONFIGS}/*.json") from None
     if not isinstance(config, dict):
-        raise UserError(f"--deepspeed_config {path}: holds no JSON object: name one of {CONFIGS}/*.json")
+        raise UserError(f"{option} {path}: holds no JSON object: name one of {CONFIGS}/*.json")
     for key, options in OWNED.items():
         if config.pop(key, "auto") != "auto":
-            raise UserError(f'--deepspeed_config {path} sets {key}: say "auto" there and use {options}')
+            raise UserError(f'{option} {path} sets {key}: say "auto" there and use {options}')
     if precision(config) == "fp16" and device.type == "cpu":
-        raise UserError(f"--deepspeed_config {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
+        raise UserError(f"{option} {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
     if precision(config) == "bf16" and not zero_stage(config):
-        raise UserError(
-            f"--deepspeed_config {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more"
-        )
+        raise UserError(f"{option} {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more")
     return config
 
 

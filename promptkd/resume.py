@@ -32,6 +32,7 @@ FREE = {
     "skip_nonfinite", "log_interval", "eval_interval", "eval_gen", "eval_batch_size", "dev_num",
     "exposure_bias_every", "exposure_bias_rows",
     "model_path", "teacher_model_path", "data_dir", "prompt_data_dir", "lm_data_dir", "deepspeed_config",
+    "teacher_deepspeed_config",
 }  # fmt: skip
 BATCH = ("batch_size", "gradient_accumulation_steps")
 PARALLEL = ("model_parallel_size", "teacher_model_parallel_size")  # what no checkpoint can change

@@ -10,8 +10,15 @@
 # options    of train.py or evaluate.py; the last of two wins, so they override the script's
 #
 # The first argument with a dash begins the options. --dry-run prints all settings as JSON and runs nothing: without
-# gpus the published ones. Several machines: the same command on each, with NNODES, NODE_RANK and MASTER_ADDR set.
-# PROMPTKD_PYTHON names another interpreter than .venv/bin/python.
+# gpus the published ones. Environment:
+#
+# NNODES, NODE_RANK, MASTER_ADDR   several machines: the same command on each; gpus counts those of one machine
+# MASTER_PORT                      the same as port, where that is not given
+# MAX_RESTARTS                     training alone: when a rank dies, torchrun starts all of them again, up to so many
+#                                  times, and --resume auto takes them to the newest checkpoint
+# PROMPTKD_LAUNCHER=none           this is one rank of several that something else starts (scripts/slurm.sh), with
+#                                  RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set
+# PROMPTKD_PYTHON                  another interpreter than .venv/bin/python
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
@@ -31,11 +38,24 @@ done
 [ "${#positional[@]}" -le 4 ] || stop "${positional[4]}: too many arguments before the options, which begin with --"
 base_path=${positional[0]:-} port=${positional[1]:-0} gpus=${positional[2]:-} checkpoint=${positional[3]:-}
 given=" $* " # to look for an option, with whatever dashes
-nodes=${NNODES:-1}
+nodes=${NNODES:-1} node=${NODE_RANK:-0} restarts=${MAX_RESTARTS:-0}
+[ "$port" != 0 ] || port=${MASTER_PORT:-0}
 
 [[ $port =~ ^(0|[1-9][0-9]{0,4})$ && $port -lt 65536 ]] || stop "port $port: give a number below 65536, or 0 for a free port"
 [[ -z $gpus || $gpus =~ ^[1-9][0-9]*$ ]] || stop "gpus $gpus: give the number of processes on this machine"
 [[ $nodes =~ ^[1-9][0-9]*$ ]] || stop "NNODES=$nodes: give the number of machines"
+[[ $node =~ ^(0|[1-9][0-9]*)$ && $node -lt $nodes ]] ||
+    stop "NODE_RANK=$node: give this machine's number, from 0 to NNODES - 1"
+[[ $restarts =~ ^(0|[1-9][0-9]*)$ ]] || stop "MAX_RESTARTS=$restarts: give a number of restarts, or 0"
+case ${PROMPTKD_LAUNCHER:-torchrun} in
+torchrun) ranks= ;;
+none)
+    ranks=${WORLD_SIZE:-}
+    [[ $ranks =~ ^[1-9][0-9]*$ ]] ||
+        stop "PROMPTKD_LAUNCHER=none needs RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
+    ;;
+*) stop "PROMPTKD_LAUNCHER=$PROMPTKD_LAUNCHER: say torchrun, or none where ranks are started by something else" ;;
+esac
 if [ -z "$base_path" ]; then # paths stay short where the project is the working directory
     base_path=$([ . -ef "$root" ] && echo . || echo "$root")
 fi
@@ -135,9 +155,10 @@ keep_batch() { # OPTIONS...
     copies=$(value_of --model-parallel-size "$@") teachers=$(value_of --teacher-model-parallel-size "$@")
     [[ "${copies:-1}" =~ ^[1-9][0-9]*$ && "${teachers:-1}" =~ ^[1-9][0-9]*$ ]] || return 0
     copies=$((${teachers:-1} > ${copies:-1} ? teachers : ${copies:-1})) # GPUs that work on the same examples
-    [ $((gpus * nodes % copies)) -eq 0 ] || return 0
+    world=${ranks:-$((gpus * nodes))}
+    [ $((world % copies)) -eq 0 ] || return 0
     [ "$copies" -eq 1 ] || unit="groups of $copies GPUs"
-    world=$((gpus * nodes / copies))
+    world=$((world / copies))
     [ "$world" -ne "$published_gpus" ] || return 0
     batch=$(value_of --batch-size "$@") steps=$(value_of --gradient-accumulation-steps "$@")
     [[ $batch =~ ^[1-9][0-9]*$ ]] || return 0 # train.py says what is wrong with it
@@ -180,7 +201,7 @@ find_python() { # sets python, and keeps other environments' packages out
     command -v "$python" >/dev/null || stop "PROMPTKD_PYTHON=$python is not there: name another or none"
 }
 
-launch() { # ENTRY OPTIONS...: plain Python for one process, torchrun for several
+launch() { # ENTRY OPTIONS...: plain Python for one process or for a rank that was started, torchrun for several
     local entry=$root/$1 meet
     shift
     find_python
@@ -188,16 +209,23 @@ launch() { # ENTRY OPTIONS...: plain Python for one process, torchrun for severa
         exec "$python" "$entry" "$@"
     fi
     count_gpus
-    if [ $((gpus * nodes)) -eq 1 ]; then
+    if [ -n "$ranks" ] || { [ $((gpus * nodes)) -eq 1 ] && [ "$restarts" -eq 0 ]; }; then
         exec "$python" "$entry" "$@"
     elif [ "$nodes" -gt 1 ]; then
         [ -n "${MASTER_ADDR:-}" ] || stop "NNODES=$nodes needs MASTER_ADDR, the first machine's address, and NODE_RANK"
         [ "$port" -ne 0 ] || port=29500
-        meet=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}" --master_addr "$MASTER_ADDR" --master_port "$port")
+        meet=(--nnodes "$nodes" --node_rank "$node" --master_addr "$MASTER_ADDR" --master_port "$port")
+        if [ "$restarts" -gt 0 ]; then # here the machines agree on when all start again
+            meet=(--nnodes "$nodes" --rdzv-backend c10d --rdzv-id promptkd --rdzv-endpoint "$MASTER_ADDR:$port")
+        fi
     elif [ "$port" -ne 0 ]; then
         meet=(--master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$port")
     else
         meet=(--rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0)
+    fi
+    if [ "$restarts" -gt 0 ] && [[ $entry == */train.py ]]; then
+        meet+=(--max_restarts "$restarts")
+        [[ $given == *" --resume"[\ =]* ]] || set -- "$@" --resume auto
     fi
     exec "$python" -m torch.distributed.run --nproc_per_node "$gpus" "${meet[@]}" "$entry" "$@"
 }

@@ -38,6 +38,7 @@ FP32 = "configs/deepspeed/ds_config_fp32.json"
 def bash(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
     """Run a script as a user does, with this interpreter and no GPU."""
     lost = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    lost |= {"MAX_RESTARTS", "PROMPTKD_LAUNCHER"}
     kept = {name: value for name, value in os.environ.items() if name not in lost}
     variables = {"PROMPTKD_PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
     command = ["bash", str(ROOT / script), *arguments]
@@ -156,6 +157,11 @@ def test_what_does_not_divide_is_refused(script, gpus, remedy):
         (DOLLY, [".", "0", "1", "model", "more"], {}, "more"),
         (BASE, [], {"NNODES": "2"}, "MASTER_ADDR"),
         (BASE, [], {"NNODES": "two"}, "NNODES"),
+        (BASE, [], {"NNODES": "2", "NODE_RANK": "2"}, "NODE_RANK=2"),
+        (BASE, [], {"MASTER_PORT": "many"}, "port many"),
+        (BASE, [], {"MAX_RESTARTS": "often"}, "MAX_RESTARTS=often"),
+        (BASE, [], {"PROMPTKD_LAUNCHER": "none"}, "WORLD_SIZE"),
+        (BASE, [], {"PROMPTKD_LAUNCHER": "mpi"}, "torchrun"),
         (BASE, [], {"PROMPTKD_PYTHON": "/no/python"}, "/no/python"),
         (RUN_EVAL, [], {}, "CHECKPOINT"),
         (RUN_EVAL, ["--dry-run"], {}, "CHECKPOINT"),
@@ -180,6 +186,23 @@ def test_processes_and_where_they_meet(started):
     named = options_after_entry(argv)
     assert (named["--nnodes"], named["--node_rank"], named["--master_addr"]) == ("2", "1", "first")
     assert "4 GPUs instead of 8" in said and settings_of(argv)["gradient_accumulation_steps"] == 32
+
+
+def test_restarts_and_what_other_launchers_set(started):
+    argv, _ = started(BASE, ".", "0", "2", MAX_RESTARTS="3", MASTER_PORT="2013")
+    named = options_after_entry(argv)
+    assert (named["--max_restarts"], named["--master_port"]) == ("3", "2013") and argv[
+        argv.index("--resume") + 1
+    ] == "auto"
+    argv, _ = started(BASE, ".", "0", "2", "--resume", "must", MAX_RESTARTS="3")
+    assert argv.count("--resume") == 1
+    argv, _ = started(BASE, ".", "0", "1", MAX_RESTARTS="1")  # one process needs torchrun's eye, too
+    assert "torch.distributed.run" in argv
+    nodes = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "first", "MAX_RESTARTS": "1"}
+    named = options_after_entry(started(BASE, ".", "2012", "2", **nodes)[0])
+    assert (named["--nnodes"], named["--rdzv-backend"], named["--rdzv-endpoint"]) == ("2", "c10d", "first:2012")
+    argv, said = started(BASE, ".", "0", "2", PROMPTKD_LAUNCHER="none", WORLD_SIZE="4", RANK="1", LOCAL_RANK="1")
+    assert argv[0] == str(ROOT / "train.py") and "4 GPUs instead of 8" in said
 
 
 def test_base_path_is_put_before_paths_alone(started, tmp_path):

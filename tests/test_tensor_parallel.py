@@ -198,7 +198,7 @@ def test_sizes_that_cannot_be(extra, message, tmp_path):
 def test_zero_3_is_refused():
     sizes = SimpleNamespace(parallel=SimpleNamespace(size=1, teacher_size=2))
     with pytest.raises(UserError, match="ZeRO-3"):
-        tensor_groups(sizes, {"zero_optimization": {"stage": 3}}, None)
+        tensor_groups(sizes, 3, None)
 
 
 @pytest.mark.parametrize(

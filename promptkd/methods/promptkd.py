@@ -30,6 +30,10 @@ class PromptKDSettings(RolloutSettings):
     teacher_kld_type: Divergence = option("reverse", "prompted teacher against student, in prompt tuning")
     base_kld_type: Divergence = option("reverse", "prompted against unprompted teacher, in prompt tuning")
     student_kld_type: Divergence = option("reverse", "student against prompted teacher, in distillation")
+    teacher_deepspeed_config: str | None = option(
+        None,
+        "DeepSpeed file of the teacher's engine (ZeRO-3 shares the teacher out over ranks); default: the student's",
+    )
     base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
 
     def __post_init__(self) -> None:

@@ -1,0 +1,289 @@
+"""Memory of one rank, in bytes: what it holds throughout, and what each phase of a step adds. The formulas.
+
+Letters in comments: N parameters of a model on this rank (tensor parallelism divides products), D ranks that share the
+optimizer's work, b bytes of a number (4 in fp32, else 2), T padded tokens of a forward pass, w width, f feed-forward
+width, V vocabulary. A factor without a letter is bytes: 4 is a float32.
+
+Checked against measured runs on a CPU by benchmarks/plan.py. Nothing is fitted but the two constants below.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from promptkd.planning.setting import Engine, Setting
+from promptkd.planning.shapes import Shape
+
+# Resident after the imports and one step of a model of no size (torch, transformers, DeepSpeed, matplotlib): measured.
+CPU_FRAMEWORK = 0.53e9
+# CUDA context, cuBLAS and NCCL buffers of a process: NVIDIA's usual order of magnitude, not measured here.
+GPU_FRAMEWORK = 1.5e9
+# A device is full before its last byte: what the allocator loses to fragments.
+GPU_HEADROOM = 0.95
+
+CHUNK, BLOCK = {True: 128, False: 1024}, {True: 16, False: 1024}  # losses.py, by Hardware.cpu
+PREFETCH = 50_000_000  # elements: DeepSpeed's stage3_prefetch_bucket_size
+CACHE_ROOM = 64  # kv_cache.py: positions added at a time
+ROLLOUT_BUDGET = 4  # methods/base.py: decoding gets four times the token budget
+
+Parts = Counter  # name -> bytes
+WORKING = ("activations", "logits", "key-value cache", "states")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """held: throughout the run; phases: name -> what it adds; host: in the machine's memory, with offload.
+
+    start: what building the engines needs at its peak, in all. framework: outside of torch's tensors.
+    """
+
+    cpu: bool
+    framework: float
+    held: Parts
+    phases: dict[str, Parts]
+    start: float
+    host: Parts
+
+    def of_phase(self, name: str) -> float:
+        return self.framework + self.held.total() + self.phases[name].total()
+
+    @property
+    def peak(self) -> float:
+        """Allocated on a GPU, resident on a CPU.
+
+        A GPU's allocator gives a phase the room that another has left, so the largest phase counts. glibc's, told to
+        keep what is freed (allocator.py), finds among the small blocks that activations left no room for a gradient
+        buffer, which is one block: on a CPU the largest of each of these kinds counts, though they are not there
+        at the same time. Only what forward passes make and drop (WORKING) shares its room between phases.
+        """
+        if not self.cpu:
+            return max(self.start, *map(self.of_phase, self.phases))
+        working = max(sum(parts[name] for name in WORKING) for parts in self.phases.values())
+        kinds = {name for parts in self.phases.values() for name in parts if name not in WORKING}
+        blocks = sum(max(parts[name] for parts in self.phases.values()) for name in kinds)
+        return max(self.start, self.framework + self.held.total() + working + blocks)
+
+
+def memory_of(setting: Setting) -> Memory:
+    """All of it for one rank of a run."""
+    held, host = Parts(), Parts()
+    engines = {"student": setting.student, "teacher": setting.teacher}
+    start = 0.0
+    framework = CPU_FRAMEWORK if setting.hardware.cpu else GPU_FRAMEWORK
+    for name, engine in engines.items():
+        if engine is None:
+            continue
+        before = held.total()
+        device, offloaded = held_by(engine, name, setting)
+        held += device
+        if setting.hardware.cpu:
+            held += offloaded  # the host is the device
+        else:
+            host += offloaded
+        start = max(start, framework + before + building(engine, setting))
+    phases = {"student": student_phase(setting), "update": update_phase(setting.student, setting)}
+    if setting.method == "promptkd":
+        phases = {"rollout": rollout_phase(setting), "prompt": prompt_phase(setting), **phases}
+        # The window's states are kept from the rollout to the end of the step (methods/promptkd.py, `rollout`).
+        kept = setting.rows * setting.max_new * setting.student.shape.width * setting.student.size
+        for parts in phases.values():
+            parts["states"] += kept
+    return Memory(setting.hardware.cpu, framework, held, phases, start, host)
+
+
+def held_by(engine: Engine, name: str, setting: Setting) -> tuple[Parts, Parts]:
+    """What an engine holds throughout, on its device and in the host's memory (ZeRO: Rajbhandari et al., 2020)."""
+    device, host, b = Parts(), Parts(), engine.size
+    ranks = setting.data_ranks(engine)
+    count, trained, share = engine.parameters, engine.trained, engine.trained / ranks
+    sharded = engine.stage == 3
+    weights = b * count / (ranks if sharded else 1)
+    (host if engine.offload_parameters else device)[f"weights of the {name}"] = weights
+    if not trained:
+        return device, host
+    optimizer = host if engine.offload_optimizer else device
+    if engine.stage == 0 and engine.kind == "fp32":
+        optimizer["optimizer states"] = 8 * trained  # Adam's two moments; the weights are their own masters
+        return device, host
+    # stage_1_and_2.py clones the master weights in fp32 too, where they equal the weights.
+    optimizer["master weights"] = 4 * share
+    optimizer["optimizer states"] = 8 * share
+    if engine.stage == 3:
+        optimizer["gradients"] = b * share  # grad_partitions_flat_buffer
+        bucket = min(engine.bucket, trained) if setting.hardware.cpu else engine.bucket
+        device["gradient bucket"] = b * bucket  # allocated whole; on a CPU pages that are never touched do not count
+        if engine.offload_optimizer:
+            host["gradients in fp32"] = 4 * share
+    elif engine.offload_optimizer:
+        largest = max(engine.shape.head, engine.shape.layer_matrices) if not engine.prompt else trained
+        host["gradients in fp32"] = 4 * share
+        host["offload buffers"] = b * (share + min(largest, trained))  # weights on their way back, one gradient
+        device["offload buffers"] = b * min(largest, trained)
+        if setting.micro_batches() > 1:
+            host["gradients"] = b * share  # accumulated between micro-batches
+    return device, host
+
+
+def building(engine: Engine, setting: Setting) -> float:
+    """The most that loading a model and starting its engine needs on the device, beyond what is there before."""
+    b, ranks, count = engine.size, setting.data_ranks(engine), engine.parameters
+    share = engine.trained / ranks
+    masters = (
+        0 if engine.offload_optimizer and not setting.hardware.cpu else 8 * share
+    )  # and gradients of zeros, dropped
+    if engine.stage == 3:
+        return b * count + b * count / ranks + masters  # the whole model comes to the device before it is shared out
+    if not engine.trained or engine.stage == 0:
+        return b * count
+    return b * count + b * engine.trained + masters  # ZeRO 1 and 2 copy what is trained into one flat block
+
+
+def activations(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
+    """What the backward pass needs of a forward pass over `rows` sequences, `tokens` in all, and the gradients' way.
+
+    Counted in transformers' modules with sdpa attention (no attention matrix is kept). Products save their input only
+    if their weight is trained, so a frozen teacher with a soft prompt keeps about half.
+    """
+    layer = _layer(engine, tokens, rows, cpu)
+    backward = engine.size * tokens * (2 * engine.shape.inner / engine.tensor + 2 * engine.shape.width)
+    ends = 3 * engine.size * tokens * engine.shape.width  # embeddings' sum, last norm and its input
+    if engine.checkpointing:  # each layer keeps its input, one is recomputed at a time
+        return engine.shape.layers * engine.size * tokens * engine.shape.width + layer + backward + ends
+    return engine.shape.layers * layer + backward + ends
+
+
+def _layer(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
+    shape, b, trains = engine.shape, engine.size, not (engine.prompt or engine.frozen)
+    cut = engine.tensor
+    attention = (2 * shape.queries + 2 * shape.keys) / cut  # queries, keys, values, and the sum that they make
+    if shape.gated:
+        inner = (4 if trains else 3) * shape.inner / cut  # gate, its activation, up; their product for the last matrix
+        norms = (4 if trains else 0) * shape.width  # two norms: before and after their weight
+        return tokens * (b * (attention + inner + norms) + 2 * 4 * shape.width)  # RMS norms keep their input in fp32
+    inner = shape.inner / cut * (2 if trains and shape.family == "gpt2" else 1)  # a ReLU's result serves both sides
+    width = (4 if trains else 2) * shape.width  # residual stream before each norm; what the norms make
+    dropout = 0.0
+    if trains and shape.dropout:
+        dropout = 2 * shape.width * (b if cpu else 1)  # a mask for each residual
+        if cpu:  # no fused attention with dropout there: matrices, their dropout and its noise
+            dropout += 3 * b * shape.heads / cut * tokens / rows
+    return tokens * (b * (attention + inner + width) + dropout)
+
+
+def forward_only(shape: Shape, size: int, tokens: int, tensor: int) -> float:
+    """The most that is alive at once in a forward pass without gradient: inside one layer's feed-forward part."""
+    gates = 3 if shape.gated else 2
+    return (
+        size
+        * tokens
+        * max(3 * shape.width + gates * shape.inner / tensor, 3 * shape.width + 3 * shape.queries / tensor)
+    )
+
+
+def logits(setting: Setting, engine: Engine, references: int, tokens: int, trained: bool) -> float:
+    """losses.distill: logits of one chunk for the model and each reference, float32 passes block by block."""
+    shape, b, cpu = engine.shape, engine.size, setting.hardware.cpu
+    chunk, block = min(CHUNK[cpu], tokens), min(BLOCK[cpu], tokens)
+    needed = shape.vocab * (b * (1 + references) * chunk + 4 * 5 * block)
+    needed += b * tokens * shape.width * (1 + references)  # their hidden states' gradient, the references' states
+    if trained:  # gradient of the head in float32, cast; a tied table's own gradient before both are added
+        needed += shape.head * (4 + (2 * b if b < 4 else 0) + (b if shape.tied else 0))
+    return needed
+
+
+def rollout_phase(setting: Setting) -> Parts:
+    """rollout.decode by the student: a cache that grows, the states that predicted each token."""
+    student, shape, b = setting.student, setting.student.shape, setting.student.size
+    rows = setting.micro_rows(setting.token_budget * ROLLOUT_BUDGET)
+    longest = setting.length + CACHE_ROOM
+    layer = 2 * rows * longest * shape.keys / student.tensor * b
+    parts = Parts()
+    parts["key-value cache"] = (shape.layers + 1) * layer  # the buffer of the layer that moves is there twice
+    parts["states"] = rows * setting.max_new * shape.width * b
+    parts["logits"] = rows * shape.vocab * (b + 3 * 4)  # float32, probabilities, and one more for top-k or top-p
+    if setting.hardware.cpu:
+        parts["logits"] += shape.head * b  # _decoding_head's transposed copy
+    parts["activations"] = forward_only(shape, b, rows * setting.max_prompt, student.tensor)
+    if student.stage == 3:
+        parts["gathered weights"] = b * student.parameters  # all of them: decoding ranks are not in step
+    return parts
+
+
+def prompt_phase(setting: Setting) -> Parts:
+    """The teacher without the prompt (no gradient), then with it: gradient through all layers to the prompt."""
+    teacher, rows = setting.teacher, setting.micro_rows()
+    tokens = rows * (setting.length - 1 + teacher.prompt)
+    parts = Parts()
+    parts["activations"] = activations(teacher, tokens, rows, setting.hardware.cpu)
+    parts["logits"] = logits(setting, teacher, 2, rows * setting.max_new, trained=False)
+    parts["gathered weights"] = gathered(teacher, setting)
+    if setting.student.stage == 3:
+        parts["gathered weights"] += setting.student.size * setting.student.shape.head
+    if teacher.stage in (1, 2) and not setting.hardware.cpu:
+        parts["gradient bucket"] = teacher.size * teacher.bucket  # whole, though the prompt is small
+    return parts
+
+
+def student_phase(setting: Setting) -> Parts:
+    """The teacher's states (no gradient), then the student's forward and backward pass; gradients pile up."""
+    student, teacher, rows, cpu = setting.student, setting.teacher, setting.micro_rows(), setting.hardware.cpu
+    tokens = rows * (setting.length - 1)
+    parts = Parts()
+    parts["activations"] = activations(student, tokens, rows, cpu)
+    if teacher is not None:
+        forward = forward_only(teacher.shape, teacher.size, tokens + rows * teacher.prompt, teacher.tensor)
+        parts["activations"] = max(parts["activations"], forward)
+        parts["gathered weights"] = gathered(teacher, setting)
+    parts["logits"] = logits(setting, student, 1 if teacher else 0, rows * setting.max_new, trained=True)
+    parts["gathered weights"] += gathered(student, setting)
+    parts += gradient_blocks(student, setting)
+    return parts
+
+
+def gathered(engine: Engine, setting: Setting) -> float:
+    """ZeRO-3 keeps up to stage3_max_live_parameters whole between a layer's uses."""
+    if engine.stage != 3:
+        return 0.0
+    elements = min(engine.parameters, engine.live)
+    if setting.hardware.cpu and setting.data_ranks(engine) > 1:  # gloo gathers into a flat copy (ProcessGroupGloo)
+        elements += min(elements, PREFETCH)
+    return engine.size * elements
+
+
+def gradient_blocks(engine: Engine, setting: Setting) -> Parts:
+    """Gradients until the optimizer takes them: stage_1_and_2.py and stage3.py."""
+    b, ranks, trained, parts = engine.size, setting.data_ranks(engine), engine.trained, Parts()
+    touched = min(engine.bucket, trained)
+    if engine.stage <= 1:
+        parts["gradients"] = b * trained
+    if engine.stage == 0:
+        parts["reduction"] = b * touched if ranks > 1 else 0  # flattened for the all-reduce
+    if engine.stage in (1, 2):
+        # One block of reduce_bucket_size elements; on a CPU pages that are never touched do not count.
+        parts["gradient bucket"] = b * (touched if setting.hardware.cpu else engine.bucket)
+        parts["reduction"] = b * touched if ranks > 1 else 0  # slices of several ranks, put together
+        if not engine.offload_optimizer:
+            parts["gradient partition"] = b * trained / ranks
+            if engine.stage == 2 and setting.micro_batches() > 1:
+                parts["gradient partition"] *= 2  # the sum so far and this micro-batch's
+        if engine.stage == 1 and not setting.hardware.cpu:  # a gradient leaves its place for the bucket
+            parts["gradients"] = max(0, parts["gradients"] - parts["reduction"])
+    if engine.stage == 3:
+        parts["reduction"] = b * touched * (1 + 1 / ranks)  # reduce_scatter_coalesced's input and output
+        if setting.hardware.cpu and ranks > 1:  # gloo scatters from a clone (ProcessGroupGloo, reduce_scatter)
+            parts["reduction"] += b * touched
+    return parts
+
+
+def update_phase(engine: Engine, setting: Setting) -> Parts:
+    """AdamW: this rank's gradients in one block, in float32 beside it where they were not."""
+    share, parts = engine.trained / setting.data_ranks(engine), Parts()
+    if engine.stage == 0:
+        parts["gradients"] = engine.size * engine.trained
+    elif not engine.offload_optimizer:
+        kept = "gradient partition" if engine.stage < 3 else "flat gradient"
+        parts[kept] += engine.size * share
+        parts["flat gradient"] += (engine.size if engine.stage < 3 else 0) * share
+        parts["gradient in fp32"] = 4 * share if engine.size < 4 else 0
+    return parts
