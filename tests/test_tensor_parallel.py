@@ -25,6 +25,7 @@ from promptkd.errors import UserError
 from promptkd.evaluation.run import run as evaluate
 from promptkd.models import load_causal_lm
 from promptkd.tensor_parallel import TensorGroup, load_shard
+from train import read_settings
 
 # The loss does not depend on the keys' biases: their gradient is rounding alone, of which Adam makes steps of --lr.
 IDLE = ("k_proj.bias", "c_attn.bias")
@@ -195,10 +196,17 @@ def test_sizes_that_cannot_be(extra, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_zero_3_is_refused():
-    sizes = SimpleNamespace(parallel=SimpleNamespace(size=1, teacher_size=2))
-    with pytest.raises(UserError, match="ZeRO-3"):
-        tensor_groups(sizes, 3, None)
+@pytest.mark.parametrize(
+    "method, stage, message",
+    [
+        ("promptkd", 3, "ZeRO-3"),
+        ("sft", 1, "has no teacher"),
+    ],
+)
+def test_what_does_not_go_with_it(method, stage, message, tmp_path):
+    argv = [*tiny_argv(method, tmp_path), *together(1, "--teacher-model-parallel-size", "2")]
+    with pytest.raises(UserError, match=message):
+        tensor_groups(read_settings(argv), stage, None)
 
 
 @pytest.mark.parametrize(
