@@ -30,6 +30,7 @@ from promptkd.models import (
     LanguageModel,
     check_pair,
     check_positions,
+    count_parameters,
     load_causal_lm,
     load_config,
     load_tokenizer,
@@ -62,9 +63,8 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     both = {**config, "teacher": teacher_config} if own_file else config
     checkpoints = open_folder(settings, both, data.folders, ranks)
 
-    sizes = {"student": student.num_parameters(), "teacher": teacher and teacher.num_parameters()}
     method = build_method(settings, (config, teacher_config), student, teacher, tokenizer, data, windows, ranks)
-    record_parameters(Path(settings.run.save) / "config.json", sizes, method.prompt(), ranks)
+    record_parameters(settings, method.prompt(), ranks)
     context, published = method.context, method.context.published_mean
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
@@ -108,11 +108,15 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
     return checkpoints
 
 
-def record_parameters(path: Path, sizes: dict[str, int | None], prompt: Tensor | None, ranks: Ranks) -> None:
-    """Add the models' parameters, and those of the tuned prompt, to config.json: what a comparison of costs needs."""
-    if ranks.first:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        write_json(path, {**described, "parameters": {**sizes, "prompt": None if prompt is None else prompt.numel()}})
+def record_parameters(settings: SimpleNamespace, prompt: Tensor | None, ranks: Ranks) -> None:
+    """Add the numbers of parameters, of models and tuned prompt, to config.json: a comparison of costs needs them."""
+    if not ranks.first:
+        return
+    models, path = settings.models, Path(settings.run.save) / "config.json"
+    paths = {"student": models.model_path, "teacher": models.teacher_model_path}
+    counts = {name: place and count_parameters(place) for name, place in paths.items()}
+    counts["prompt"] = None if prompt is None else prompt.numel()
+    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "parameters": counts})
 
 
 def load_student_tokenizer(settings: SimpleNamespace):

@@ -190,6 +190,12 @@ def load_config(path: str, option: str):
         raise UserError(f"{option} {path}: no readable config.json ({error}): name a model's folder") from None
 
 
+def count_parameters(path: str) -> int:
+    """The parameters of the whole model in a folder, however it is shared out over ranks, without loading it."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).num_parameters()
+
+
 def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer) -> None:
     """Teacher and student must give the same tokens the same numbers. Raises UserError with both sizes."""
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
