@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
-from promptkd.checkpoint import clear_folder, describe_run, lock_folder, write_json
+from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.windows import Windows
 from promptkd.devset import DevSet
 from promptkd.distributed import Ranks, setup
-from promptkd.engine import DTYPES, Learner, Optimization, precision, read_deepspeed_config, with_precision
+from promptkd.engine import (
+    DTYPES,
+    Learner,
+    Optimization,
+    check_with_deepspeed,
+    precision,
+    read_deepspeed_config,
+    with_precision,
+)
 from promptkd.errors import UserError
 from promptkd.methods import method_class
 from promptkd.methods.base import Context, Data, Limits, Method
-from promptkd.metrics import cut_metrics
 from promptkd.models import (
     LanguageModel,
     check_pair,
@@ -37,14 +45,21 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     """Read models and data, check that they fit together, claim the folder, start the engines."""
     ranks = setup()
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
+    check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     tokenizer = load_student_tokenizer(settings)
     kind = method_class(settings.method)
     data = kind.open_data(settings, tokenizer)
     windows = kind.make_windows(settings, data, ranks)
     student, teacher = load_models(settings, config, tokenizer)
-    checkpoints = open_folder(settings, config, data.folders, ranks)
-
-    method = build_method(settings, config, student, teacher, tokenizer, data, windows, ranks)
+    checkpoints, described = open_folder(settings, config, data.folders, ranks)
+    try:
+        method = build_method(settings, config, student, teacher, tokenizer, data, windows, ranks)
+        if checkpoints.start is not None:
+            checkpoints.read(method)
+        begin_files(checkpoints, described)
+    except BaseException:
+        checkpoints.unlock()
+        raise
     context, published = method.context, method.context.published_mean
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
@@ -53,9 +68,12 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
 
 
-def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str], ranks: Ranks) -> Checkpoints:
-    """Lock the run's folder, decide where the run starts (`.start`), make room and write config.json."""
-    run, start = settings.run, None
+def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str], ranks: Ranks):
+    """Lock the run's folder and decide where the run starts (`.start`), changing nothing in it.
+
+    Returns the checkpoints, and on the first rank what config.json is to hold.
+    """
+    run, start, described = settings.run, None, None
     folder = Path(run.save)
     checkpoints = Checkpoints(folder, ranks, run.keep_checkpoints, run.checkpoint_every, run.checkpoint_minutes)
     if ranks.first:
@@ -70,12 +88,27 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
         described = describe_run({"method": settings.method, **flat(groups)}, inputs)
         checkpoints.identity = Identity.of(described["settings"], config, described["inputs"], ranks.size)
         checkpoints.lock = lock_folder(folder)
-        start = choose_start(checkpoints, run, lambda size: cut_metrics(folder / "metrics.jsonl", size))
-        if start is None:
-            clear_folder(folder, run.overwrite, interrupted=run.resume == "auto")
-        write_json(folder / "config.json", described)
+        try:
+            start = choose_start(checkpoints, run)
+            if start is None:
+                check_vacant(folder, run.overwrite, interrupted=run.resume == "auto")
+        except UserError:
+            checkpoints.unlock()
+            raise
     checkpoints.start = ranks.gather([start])[0]
-    return checkpoints
+    return checkpoints, described
+
+
+def begin_files(checkpoints: Checkpoints, described: dict) -> None:
+    """On the first rank, when all is known to work: cut the metrics to the checkpoint, or make room for a new run."""
+    folder = checkpoints.run
+    if not checkpoints.ranks.first:
+        return
+    if checkpoints.resumed is None:
+        clear_folder(folder)
+    else:
+        os.truncate(folder / "metrics.jsonl", checkpoints.resumed["metrics_bytes"])
+    write_json(folder / "config.json", described)
 
 
 def load_student_tokenizer(settings: SimpleNamespace):

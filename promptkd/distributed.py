@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from promptkd.allocator import keep_freed_memory
+from promptkd.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,13 @@ class Ranks:
             dist.barrier()
 
 
+def _environment_number(name: str) -> int:
+    text = os.environ[name]
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"{name}={text[:32]!r} in the environment is no number: unset it, or start with torchrun")
+    return int(text)
+
+
 def setup(timeout_minutes: int = 30) -> Ranks:
     """Join the other ranks that `torchrun` or `deepspeed` started; a plain `python` is one rank by itself.
 
@@ -72,7 +80,9 @@ def setup(timeout_minutes: int = 30) -> Ranks:
     }
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = (_environment_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not rank < size:
+        raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment do not fit: start with torchrun")
     gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:

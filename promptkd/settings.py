@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import types
 import typing
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
 from promptkd.errors import UserError
+
+LONGEST_ARGUMENT = 4096  # as long as a path may be
 
 
 def option(default: Any, help: str, **argparse_extras: Any) -> Any:
@@ -39,9 +42,14 @@ class RunSettings:
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
 
     def __post_init__(self) -> None:
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
         at_least(1, log_interval=self.log_interval)
+        at_least(-1, eval_interval=self.eval_interval)
         at_least(
             0,
+            seed=self.seed,
+            seed_order=self.seed_order,
             keep_checkpoints=self.keep_checkpoints,
             checkpoint_every=self.checkpoint_every,
             checkpoint_minutes=self.checkpoint_minutes,
@@ -74,6 +82,7 @@ class DataSettings:
     dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all")
 
     def __post_init__(self) -> None:
+        at_least(-1, dev_num=self.dev_num)
         if not 0 < self.max_prompt_length < self.max_length:
             raise UserError(
                 f"--max-prompt-length {self.max_prompt_length} leaves no room for a response within "
@@ -112,7 +121,8 @@ class OptimizerSettings:
             eval_batch_size=self.eval_batch_size,
             epochs=self.epochs,
         )
-        at_least(0, lr=self.lr, clip_grad=self.clip_grad, warmup_iters=self.warmup_iters)
+        at_least(0, lr=self.lr, lr_min=self.lr_min, weight_decay=self.weight_decay)
+        at_least(0, clip_grad=self.clip_grad, warmup_iters=self.warmup_iters)
         for name in ("total_iters", "token_budget"):
             if getattr(self, name) is not None:
                 at_least(1, **{name: getattr(self, name)})
@@ -138,6 +148,39 @@ def at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")
+
+
+def is_text(value: str) -> bool:
+    """Whether all of it are characters; an argument's stray bytes and a half of a character are not."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def whole_number(text: str) -> int:
+    """An option's value that fits 64 bits."""
+    value = int(text) if len(text) < 32 else None
+    if value is None or not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text[:32]} is beyond 64 bits")
+    return value
+
+
+def finite_number(text: str) -> float:
+    """An option's value; infinity and nan are refused."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text[:32]} is not a finite number")
+    return value
+
+
+TYPES = {int: whole_number, float: finite_number}
+
+
+def check_arguments(argv: list[str]) -> None:
+    """Raise `UserError` for what no path and no option can be: a NUL, half a character, thousands of letters."""
+    option = ""
+    for argument in argv:
+        option = argument.partition("=")[0] if argument.startswith("--") else option or argument
+        if "\0" in argument or len(argument) > LONGEST_ARGUMENT:
+            raise UserError(f"{option[:64]!r}: a value with a NUL or over {LONGEST_ARGUMENT} characters: correct it")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -168,6 +211,7 @@ def parse(
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="print the settings as JSON and leave")
+    check_arguments(argv)
     known = {text for action in parser._actions for text in action.option_strings}
     values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
     if unknown:
@@ -199,9 +243,10 @@ def _add_group(target: Any, group: type) -> None:
         elif typing.get_origin(hint) is Literal:
             extras["choices"] = typing.get_args(hint)
         elif typing.get_origin(hint) is list:
-            extras.update(type=typing.get_args(hint)[0], nargs="+")
+            kind = typing.get_args(hint)[0]
+            extras.update(type=TYPES.get(kind, kind), nargs="+")
         else:
-            extras["type"] = hint
+            extras["type"] = TYPES.get(hint, hint)
         target.add_argument(flag, **extras)
 
 

@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 
 from promptkd.data.windows import MicroBatch
+from promptkd.errors import UserError
 from promptkd.losses import Fixed, distill, divergence
 from promptkd.methods.base import Context, Method, Window
 from promptkd.models import LanguageModel, check_positions
-from promptkd.settings import at_least, option
+from promptkd.settings import at_least, is_text, option
 from promptkd.soft_prompt import SoftPrompt, initial_prompt
 
 Divergence = Literal["reverse", "forward"]
@@ -32,6 +33,8 @@ class PromptKDSettings:
     base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
 
     def __post_init__(self) -> None:
+        if not self.prompt_init_text.strip() or not is_text(self.prompt_init_text):
+            raise UserError("--prompt-init-text is empty or no UTF-8: give a text, PAD or random")
         at_least(1, prompt_len=self.prompt_len)
         at_least(0, base_coef=self.base_coef)
         if self.teacher_lr is not None:

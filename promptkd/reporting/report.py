@@ -6,6 +6,7 @@ from pathlib import Path
 
 from promptkd.data.examples import prompt_and_references
 from promptkd.data.jsonl import read_jsonl
+from promptkd.errors import UserError
 from promptkd.evaluation.tables import write_text
 from promptkd.reporting.curves import draw_comparison
 from promptkd.reporting.results import Result
@@ -20,7 +21,6 @@ def write_report(title: str, compared: list[Result], references: list[Result], s
     """Write report.md and its picture below `save`; returns the part that is worth a place on the screen."""
     seeds = compared[0].evaluation["seeds"]
     summary = f"{table(compared, references)}\n\n{ranking(compared, references)}"
-    draw_comparison(compared, references, save / PICTURE)
     parts = [
         f"# {title}",
         f"{summary}\n\nMean ± standard deviation over {len(seeds)} seeds of sampling, of one training run each: the "
@@ -29,6 +29,7 @@ def write_report(title: str, compared: list[Result], references: list[Result], s
         *([_answers(compared, references, samples)] if samples else []),
         _settings([*references, *compared]),
     ]
+    draw_comparison(compared, references, save / PICTURE)
     write_text(save / "report.md", "\n\n".join(parts) + "\n")
     return summary
 
@@ -39,7 +40,11 @@ def _answers(compared: list[Result], references: list[Result], samples: int) -> 
     for name, entry in compared[0].sets.items():
         lines = [f"| {name} | reference | {' | '.join(map(label, shown))} |", "|---" * (len(shown) + 2) + "|"]
         answers = [result.answers(name) for result in shown]
-        for place, row in enumerate(read_jsonl(entry["file"])[:samples]):
+        rows = read_jsonl(entry["file"])[:samples]
+        for result, texts in zip(shown, answers):
+            if len(texts) < len(rows):
+                raise UserError(f"{result.folder}: answers.jsonl of {name} has {len(texts)} rows: evaluate it anew")
+        for place, row in enumerate(rows):
             prompt, gold = prompt_and_references(row)
             cells = [row.get("instruction", prompt), gold[0], *(texts[place] for texts in answers)]
             lines.append(f"| {' | '.join(map(_cell, cells))} |")

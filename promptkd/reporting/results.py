@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,13 @@ from typing import Any
 from promptkd.data.jsonl import read_jsonl
 from promptkd.errors import UserError
 from promptkd.metrics import read_metrics
+from promptkd.strict_json import check_kind, is_kind, read_object
+
+REMEDY = "make the folder anew with train.py and evaluate.py"
+SPREAD = {"per_seed": [float], "mean": float, "std": (float, None)}
+SET = {"file": str, "sha256": str, "rougeL": SPREAD, "exact_match": SPREAD}
+RESULTS = {"model": {"path": str}, "protocol": {...: object}, "seeds": [int], "sets": {...: SET}}
+CONFIG = {"settings": {...: object}, "commit": (str, None), "python": str, "versions": {...: str}}
 
 
 @dataclass(frozen=True)
@@ -32,12 +38,18 @@ class Result:
     def series(self, key: str, event: str = "train") -> tuple[list[int], list[float]]:
         """Steps and values of a metric; both empty when the run has none."""
         points = [(row["step"], row[key]) for row in self.metrics if row["event"] == event and key in row]
+        if wrong := [value for _, value in points if not is_kind(value, float)]:
+            raise UserError(f"{self.folder}/metrics.jsonl: {key} is {wrong[0]!r}, no number: {REMEDY}")
         return [step for step, _ in points], [value for _, value in points]
 
     def answers(self, name: str) -> list[str]:
         """The answers to a set, of the first seed."""
         file = self.folder / "eval" / name / f"seed{self.evaluation['seeds'][0]}" / "answers.jsonl"
-        return [row["answer"] for row in read_jsonl(file)]
+        rows = read_jsonl(file)
+        for number, row in enumerate(rows, 1):
+            if not isinstance(row.get("answer"), str):
+                raise UserError(f'{file}, line {number}: it has no text "answer": {REMEDY}')
+        return [row["answer"] for row in rows]
 
 
 def read_result(folder: str) -> Result:
@@ -48,9 +60,14 @@ def read_result(folder: str) -> Result:
     metrics = path / "metrics.jsonl"
     if not metrics.is_file():
         raise UserError(f"{metrics} is not there: {path} is no result folder, or train.py --save {path} is to be run")
-    config = _read_json(path / "config.json", f"train.py --save {path} writes it")
-    evaluation = _read_json(path / "eval" / "results.json", f"evaluate.py --save {path / 'eval'} writes it")
-    return Result(path.name, path, read_metrics(metrics), config, evaluation)
+    config = _read_json(path / "config.json", CONFIG, f"train.py --save {path} writes it")
+    evaluation = _read_json(path / "eval" / "results.json", RESULTS, f"evaluate.py --save {path / 'eval'} writes it")
+    if not evaluation["seeds"] or not evaluation["sets"]:
+        raise UserError(f"{path}/eval/results.json: it has no seeds or no test sets: {REMEDY}")
+    rows = read_metrics(metrics)
+    if not rows:
+        raise UserError(f"{metrics}: it holds no rows: {REMEDY}")
+    return Result(path.name, path, rows, config, evaluation)
 
 
 def check_comparable(results: list[Result]) -> None:
@@ -74,10 +91,12 @@ def _fingerprints(result: Result) -> dict[str, str]:
     return {name: entry["sha256"] for name, entry in result.sets.items()}
 
 
-def _read_json(path: Path, remedy: str) -> dict[str, Any]:
+def _read_json(path: Path, kind: dict, remedy: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path} is not there: {remedy}")
+    content = read_object(path, remedy)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        check_kind(content, kind, path.name)
     except ValueError as error:
-        raise UserError(f"{path}: no readable JSON ({error}): {remedy}") from None
+        raise UserError(f"{path}: {error}: {remedy}") from None
+    return content
