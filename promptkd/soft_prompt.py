@@ -73,7 +73,7 @@ def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tens
     than `prompt_len`.
     """
     path, remedy = Path(folder) / "adapter_model.safetensors", "name a prompt/ folder of a run"
-    said = read_object(Path(folder) / "adapter_config.json", remedy)
+    said = read_object(Path(folder) / "adapter_config.json", f"no readable soft prompt: {remedy}")
     try:
         embeddings = load_file(path)[_KEY]
     except (OSError, KeyError, SafetensorError) as error:

@@ -36,10 +36,7 @@ LOSS_SCALE = ("cur_scale", "cur_iter", "cur_hysteresis", "last_overflow_iter")
 
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint, checked. Raises ValueError that says what is wrong."""
-    try:
-        state = read_object(folder / "state.json", "it cannot be used")
-    except UserError as error:
-        raise ValueError(str(error)) from None
+    state = _read_object(folder / "state.json")
     check_kind(state, STATE, "state.json")
     if folder.name != f"step-{state['step']}":
         raise ValueError(f"state.json is of step {state['step']}")
@@ -54,7 +51,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 def find_damage(folder: Path) -> str | None:
     """Why a checkpoint cannot be used, or None: sizes and sha256 by the manifest, then state.json."""
     try:
-        files = read_object(folder / "manifest.json", "it cannot be used").get("files")
+        files = _read_object(folder / "manifest.json").get("files")
         check_kind(files, {...: {"bytes": int, "sha256": str}}, "manifest.json, files")
         if files.keys() | {"manifest.json"} != {path.name for path in folder.iterdir()} or "state.json" not in files:
             return "files are missing or too many"
@@ -68,9 +65,16 @@ def find_damage(folder: Path) -> str | None:
         _check_files(read_state(folder), files)
     except OSError as error:
         return f"{Path(error.filename or folder).name}: {error.strerror}"
-    except (ValueError, UserError) as error:
+    except ValueError as error:
         return str(error)
     return None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        return read_object(path, "")
+    except UserError as error:
+        raise ValueError(str(error).removeprefix(f"{path.parent}/").rstrip(": ")) from None
 
 
 def _check_files(state: dict[str, Any], files: dict[str, Any]) -> None:

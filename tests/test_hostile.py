@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN, train_here
 from hostile_damage import FULL, GOOD_ROW, SIZES
-from hostile_rows import FILES, OPTIONS
+from hostile_rows_inputs import INPUTS
+from hostile_rows_options import OPTIONS
+from hostile_rows_saved import SAVED
 from test_report import make_result
 
 import evaluate
@@ -164,7 +166,7 @@ def room(template, tmp_path) -> Path:
 
 @pytest.mark.parametrize(
     ("entry", "file", "spoil", "words"),
-    [pytest.param(*row, id=f"{row[0]}-{row[1]}-{row[2].__name__}") for row in FILES],
+    [pytest.param(*row, id=f"{row[0]}-{row[1]}-{row[2].__name__}") for row in [*INPUTS, *SAVED]],
 )
 def test_a_spoilt_file(entry, file, spoil, words, room, monkeypatch, capfd):
     spoil(room / file)
@@ -192,4 +194,4 @@ def test_a_bad_environment(name, value, room, monkeypatch, capfd):
 
 
 def test_the_table_is_as_long_as_promised():
-    assert len(FILES) + len(OPTIONS) >= 80
+    assert len(INPUTS) + len(SAVED) + len(OPTIONS) >= 80
