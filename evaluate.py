@@ -1,7 +1,8 @@
-"""Answer test sets with a model and score the answers by ROUGE-L.
+"""Answer test sets with a model and score the answers by ROUGE-L, or measure its exposure bias against a teacher.
 
 python evaluate.py --model-path M --data-dir data --seeds 10 20 30 40 50 --save R                   (all sets)
 python evaluate.py --model-path M --data-dir data/dolly --data-names dolly --seed 10 --save R       (one set)
+python evaluate.py --type exposure_bias --model-path S --teacher-model-path T --data-names dolly --save R
 torchrun --nproc_per_node 8 evaluate.py ...                                                         (8 GPUs)
 """
 
@@ -9,21 +10,34 @@ from __future__ import annotations
 
 import sys
 
-from promptkd.errors import exit_with
-from promptkd.evaluation.settings import AnswerSettings, EvaluationSettings, TestSetSettings
-from promptkd.settings import parse
+from promptkd.errors import UserError, exit_with
+from promptkd.evaluation.settings import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
+from promptkd.settings import ParallelSettings, parse
 
 
 def read_settings(argv: list[str]):
-    """Settings in groups: evaluation, data, decoding."""
-    groups = {"evaluation": EvaluationSettings, "data": TestSetSettings, "decoding": AnswerSettings}
-    return parse(groups, argv, prog="evaluate.py")
+    """Settings in groups: evaluation, parallel, data, decoding, exposure_bias."""
+    groups = {
+        "evaluation": EvaluationSettings,
+        "parallel": ParallelSettings,
+        "data": TestSetSettings,
+        "decoding": AnswerSettings,
+        "exposure_bias": ExposureBiasSettings,
+    }
+    settings = parse(groups, argv, prog="evaluate.py")
+    foreign = settings.exposure_bias.given()
+    if foreign and settings.evaluation.type != "exposure_bias":
+        raise UserError(f"{foreign} is for --type exposure_bias: leave it out, or name that type")
+    return settings
 
 
 def main() -> None:
     settings = read_settings(sys.argv[1:])
-    from promptkd.evaluation.run import run  # loads what a dry run does not need
-
+    # Loads what a dry run does not need.
+    if settings.evaluation.type == "exposure_bias":
+        from promptkd.evaluation.exposure_bias import run
+    else:
+        from promptkd.evaluation.run import run
     run(settings)
 
 

@@ -16,6 +16,7 @@ from promptkd.settings import (
     DecodingSettings,
     ModelSettings,
     RunSettings,
+    TrainingParallelSettings,
     parse,
 )
 
@@ -32,6 +33,7 @@ def read_settings(argv: list[str]):
         {
             "run": RunSettings,
             "models": ModelSettings,
+            "parallel": TrainingParallelSettings,
             "data": DataSettings,
             "optimizer": kind.OptimizerSettings,
             "decoding": DecodingSettings,

@@ -1,9 +1,10 @@
-"""What one PromptKD step costs in the published flow, emulated.
+"""What one PromptKD (or KD) step costs in the published flow, emulated.
 
 Emulates train_promptkd.py of gmkim-ai/PromptKD at 383182f on stock transformers: each micro-batch by itself; prompts
 padded on the left to 256, `generate` for both until the last has ended, then everything padded on the right to 512;
 logits of all 512 positions from prompted teacher, teacher, student (twice) and updated teacher, in float32, with
 softmax, log-softmax and masked products of that size; gradients accumulate over the micro-batches of a step.
+KD (finetune.py there) is teacher-forced: the data's responses padded to 512, cross-entropy and the soft one of it.
 Plain AdamW stands for DeepSpeed's wrapper around the same. Prints one JSON line.
 """
 
@@ -34,6 +35,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("student")
     parser.add_argument("teacher")
     parser.add_argument("data")
+    parser.add_argument("--method", choices=["promptkd", "kd"], default="promptkd")
     parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--accumulation", type=int, default=16)
@@ -63,12 +65,18 @@ class Flow:
         out = self.student.generate(
             ids, attention_mask=mask, do_sample=True, top_k=0, max_new_tokens=LONGEST - PROMPT, pad_token_id=eos
         )[:, PROMPT:]
-        full = torch.full((len(prompts), LONGEST), eos)
-        seen, labels = torch.zeros_like(full), torch.full_like(full, -100)
-        for row, prompt in enumerate(prompts):
+        responses = []
+        for row in range(len(prompts)):
             response = F.pad(out[row], (0, LONGEST - PROMPT - len(out[row])), value=eos)
             response[-1] = eos
-            response = response[: int((response == eos).nonzero()[0]) + 1]
+            responses.append(response[: int((response == eos).nonzero()[0]) + 1])
+        return self.padded(prompts, responses)
+
+    def padded(self, prompts: list, responses: list) -> tuple[Tensor, Tensor, Tensor]:
+        """ids, attention mask and labels [batch, 512], padded on the right with end-of-text."""
+        full = torch.full((len(prompts), LONGEST), self.tokenizer.eos_token_id)
+        seen, labels = torch.zeros_like(full), torch.full_like(full, -100)
+        for row, (prompt, response) in enumerate(zip(prompts, responses)):
             sequence = torch.cat([torch.as_tensor(prompt), response])
             full[row, : len(sequence) - 1], seen[row, : len(sequence) - 1] = sequence[:-1], 1
             labels[row, len(prompt) - 1 : len(sequence) - 1] = response
@@ -81,7 +89,20 @@ class Flow:
         mask = torch.cat([mask.new_ones(len(ids), len(self.prompt)), mask], 1)
         return self.teacher(inputs_embeds=given, attention_mask=mask, use_cache=False).logits[:, len(self.prompt) :]
 
-    def micro_batch(self, prompts: list) -> None:
+    def kd_micro_batch(self, examples: list) -> None:
+        ids, mask, labels = self.padded([e.prompt for e in examples], [torch.as_tensor(e.response) for e in examples])
+        self.student.train()
+        logits = self.student(ids, attention_mask=mask, use_cache=False).logits
+        lm = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
+        with torch.no_grad():
+            teacher = self.teacher(ids, attention_mask=mask, use_cache=False).logits
+        probs, log_probs = F.softmax(teacher, -1, dtype=torch.float32), F.log_softmax(logits, -1, dtype=torch.float32)
+        products = torch.masked_fill(probs * log_probs, torch.isinf(logits), 0).sum(-1).flatten()
+        kept = (labels != -100).flatten().int()
+        (0.5 * lm - 0.5 * (products * kept).sum() / kept.sum()).backward()
+
+    def micro_batch(self, examples: list) -> None:
+        prompts = [example.prompt for example in examples]
         with torch.no_grad():
             ids, mask, labels = self.sample(prompts)
         self.teacher.train()
@@ -96,10 +117,10 @@ class Flow:
             teacher = self.prompted(ids, mask)
         reverse_kl(logits, teacher, labels).backward()
 
-    def step(self, windows: list[list]) -> None:
-        for prompts in windows:
-            self.micro_batch(prompts)
-        for optimizer in self.optimizers:
+    def step(self, window: list[list], method: str) -> None:
+        for examples in window:
+            self.kd_micro_batch(examples) if method == "kd" else self.micro_batch(examples)
+        for optimizer in self.optimizers[method == "kd" :]:
             torch.nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -121,9 +142,9 @@ def main() -> None:
     windows = Windows(len(examples), o.batch_size, o.accumulation, seed=o.seed)
     seconds, tokens = [], []
     for step in range(1, o.steps + 1):
-        prompts = [examples[row].prompt for row in windows.of_step(step)]
+        rows = [examples[row] for row in windows.of_step(step)]
         began, before = time.perf_counter(), flow.tokens
-        flow.step([prompts[i : i + o.batch_size] for i in range(0, len(prompts), o.batch_size)])
+        flow.step([rows[i : i + o.batch_size] for i in range(0, len(rows), o.batch_size)], o.method)
         seconds.append(time.perf_counter() - began)
         tokens.append(flow.tokens - before)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

@@ -6,7 +6,7 @@
 Every side runs in a process of its own, one after another, round by round, with two threads, 32 prompts a step and
 up to 256 new tokens. `--malloc keep` gives all sides glibc's setting that keeps freed memory; `system` leaves the
 allocator as it comes. The first step of each process carries its warm-up on all sides. Nothing else may run.
-Writes step.json and step.md to --save.
+Writes <method>_step.json and <method>_step.md to --save.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--malloc", nargs="+", default=["keep"], choices=["keep", "system"])
     parser.add_argument("--sides", nargs="+", default=["ours", "sketch", "trl", "published"])
+    parser.add_argument("--method", choices=["promptkd", "kd"], default="promptkd", help="kd: ours and published alone")
     parser.add_argument("--save", type=Path, default=ROOT / "results/benchmarks")
     return parser.parse_args()
 
@@ -46,7 +47,7 @@ def options() -> argparse.Namespace:
 def ours(o: argparse.Namespace, precision: str, malloc: str, seed: int) -> dict:
     with tempfile.TemporaryDirectory() as save:
         run(
-            [sys.executable, ROOT / "train.py", "--method", "promptkd", "--model-path", o.models / STUDENT,
+            [sys.executable, ROOT / "train.py", "--method", o.method, "--model-path", o.models / STUDENT,
              "--teacher-model-path", o.models / TEACHER, "--data-dir", o.data, "--save", Path(save) / "run",
              "--batch-size", 2, "--gradient-accumulation-steps", 16, "--total-iters", o.steps, "--dev-num", 0,
              "--seed", seed, "--seed-order", seed, "--overwrite",
@@ -58,7 +59,7 @@ def ours(o: argparse.Namespace, precision: str, malloc: str, seed: int) -> dict:
         "seconds_per_step": [row["step_seconds"] for row in rows],
         "response_tokens_per_step": [row["response_tokens"] for row in rows],
         "peak_rss_gb": max(row["peak_memory_gb"] for row in rows),
-        "phases": [[row[f"{name}_seconds"] for name in ("rollout", "prompt", "student")] for row in rows],
+        "phases": [{key: value for key, value in row.items() if key.endswith("_seconds")} for row in rows],
     }
 
 
@@ -66,6 +67,7 @@ def other(o: argparse.Namespace, side: str, precision: str, malloc: str, seed: i
     pair = [o.models / STUDENT, o.models / TEACHER]
     if side == "published":
         command = [sys.executable, ROOT / "benchmarks/published_flow.py", *pair, o.data, "--seed", seed]
+        command += ["--method", o.method]
     elif side == "sketch":
         command = [sys.executable, o.bench / "whole_window_step.py", *pair, o.data, "--seed", seed]
         command += ["--steps", o.steps, "--precision", precision]
@@ -107,7 +109,8 @@ def table(results: dict[str, list[dict]]) -> str:
 
 def main() -> None:
     o = options()
-    sides = [side for side in o.sides if side != "trl" or o.trl_python]
+    possible = {"ours", "published"} if o.method == "kd" else {"ours", "published", "sketch", "trl"}
+    sides = [side for side in o.sides if side in possible and (side != "trl" or o.trl_python)]
     results: dict[str, list[dict]] = {}
     for round_ in range(o.rounds):
         for malloc in o.malloc:
@@ -130,8 +133,8 @@ def main() -> None:
                         flush=True,
                     )
     o.save.mkdir(parents=True, exist_ok=True)
-    (o.save / "step.json").write_text(json.dumps(results, indent=1))
-    (o.save / "step.md").write_text(table(results) + "\n")
+    (o.save / f"{o.method}_step.json").write_text(json.dumps(results, indent=1))
+    (o.save / f"{o.method}_step.md").write_text(table(results) + "\n")
     print(table(results))
 
 

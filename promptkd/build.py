@@ -16,11 +16,11 @@ from promptkd.distributed import Ranks, setup
 from promptkd.engine import (
     DTYPES,
     Learner,
-    Optimization,
     check_with_deepspeed,
     precision,
     read_deepspeed_config,
     with_precision,
+    zero_stage,
 )
 from promptkd.errors import UserError
 from promptkd.methods import method_class
@@ -35,7 +35,9 @@ from promptkd.models import (
 )
 from promptkd.resume import Checkpoints, Identity, choose_start
 from promptkd.rollout import Sampling
+from promptkd.schedules import Optimization
 from promptkd.settings import flat
+from promptkd.tensor_parallel import TensorGroup, tensor_group
 from promptkd.trainer import Trainer, total_steps
 
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
@@ -43,14 +45,18 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}
 
 def build_trainer(settings: SimpleNamespace) -> Trainer:
     """Read models and data, check that they fit together, claim the folder, start the engines."""
-    ranks = setup()
+    ranks = setup(settings.parallel.copies)
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
     check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
+    groups = tensor_groups(settings, config, ranks)
     tokenizer = load_student_tokenizer(settings)
     kind = method_class(settings.method)
     data = kind.open_data(settings, tokenizer)
+    if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
+        raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
     windows = kind.make_windows(settings, data, ranks)
-    student, teacher = load_models(settings, config, tokenizer)
+    check_exposure_bias(settings, data)
+    student, teacher = load_models(settings, config, tokenizer, groups)
     checkpoints, described = open_folder(settings, config, data.folders, ranks)
     try:
         method = build_method(settings, config, student, teacher, tokenizer, data, windows, ranks)
@@ -66,6 +72,16 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         settings.optimizer.eval_batch_size, settings.run.seed, ranks, published,
     )  # fmt: skip
     return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
+
+
+def check_exposure_bias(settings: SimpleNamespace, data: Data) -> None:
+    """Raise UserError when --exposure-bias-every asks for what this run does not have."""
+    if not settings.run.exposure_bias_every:
+        return
+    if not method_class(settings.method).needs_teacher(settings.method_settings):
+        raise UserError(f"--exposure-bias-every compares with a teacher, which --method {settings.method} does not ask")
+    if not data.dev:
+        raise UserError("--exposure-bias-every needs dev prompts: leave --dev-num 0 out, and have a valid split")
 
 
 def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str], ranks: Ranks):
@@ -95,7 +111,7 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
         except UserError:
             checkpoints.unlock()
             raise
-    checkpoints.start = ranks.gather([start])[0]
+    checkpoints.start = ranks.world.gather([start])[0]
     return checkpoints, described
 
 
@@ -116,7 +132,18 @@ def load_student_tokenizer(settings: SimpleNamespace):
     return load_tokenizer(settings.models.model_path)
 
 
-def load_models(settings: SimpleNamespace, config: dict, tokenizer):
+def tensor_groups(settings: SimpleNamespace, config: dict, ranks: Ranks) -> tuple[TensorGroup | None, ...]:
+    """The ranks that hold the student together with this one, and those that hold the teacher; None: no others."""
+    sizes = settings.parallel.size, settings.parallel.teacher_size
+    if max(sizes) > 1 and zero_stage(config) > 2:
+        raise UserError("--model-parallel does not go with ZeRO-3: set zero_optimization.stage to 0, 1 or 2")
+    if sizes[0] > 1 and getattr(settings.method_settings, "rollout_engine", "hf") != "hf":
+        raise UserError("--model-parallel does not go with --rollout-engine vllm: use --rollout-engine hf")
+    made = {size: tensor_group(ranks, size) for size in sorted(set(sizes))}
+    return tuple(made[size] for size in sizes)
+
+
+def load_models(settings: SimpleNamespace, config: dict, tokenizer, groups: tuple[TensorGroup | None, ...]):
     """Student, and teacher if the method needs one, checked against each other."""
     models, data = settings.models, settings.data
     kind = method_class(settings.method)
@@ -126,14 +153,14 @@ def load_models(settings: SimpleNamespace, config: dict, tokenizer):
     if not kind.has_teacher and models.teacher_model_path:
         raise UserError(f"--method {settings.method} has no teacher: leave --teacher-model-path out")
     # Master weights are float32 whatever the engine computes in.
-    student = load_causal_lm(models.model_path, torch.float32, "--model-path", models.model_type)
+    student = load_causal_lm(models.model_path, torch.float32, "--model-path", models.model_type, groups[0])
     check_positions(student.config, data.max_length, "--model-path")
     if models.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if not needs_teacher:
         return student, None
     dtype = DTYPES[teacher_precision(models, config)]
-    teacher = load_causal_lm(models.teacher_model_path, dtype, "--teacher-model-path")
+    teacher = load_causal_lm(models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1])
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
     check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path))
     return student, teacher

@@ -63,7 +63,8 @@ def clear_folder(folder: Path) -> None:
         return
     for name in ("metrics.jsonl", "config.json", "curves.png", "log.txt"):
         (folder / name).unlink(missing_ok=True)
-    for name in ("best_rougeL", "best_rougeL_prompt", "last", "prompt", "eval", "checkpoints"):
+    best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
+    for name in ("last", "prompt", *best, "eval", "checkpoints"):
         shutil.rmtree(folder / name, ignore_errors=True)
 
 
@@ -131,7 +132,7 @@ def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, 
 def fingerprint(path: str) -> dict[str, Any]:
     """Names, sizes and the ends' bytes of a folder's files in one digest: cheap, and changes when they do."""
     digest, total = hashlib.sha256(), 0
-    files = sorted(file for file in Path(path).glob("*") if file.is_file())
+    files = sorted(file for pattern in ("*", "mp*/*") for file in Path(path).glob(pattern) if file.is_file())
     for file in files:
         size = file.stat().st_size
         with open(file, "rb") as stream:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from promptkd.data.examples import ExampleSet
 from promptkd.data.windows import pack
 from promptkd.distributed import Ranks
-from promptkd.engine import Learner
-from promptkd.errors import UserError
+from promptkd.engine import FrozenTeacher, Learner
+from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
 from promptkd.evaluation.generate import answer
 from promptkd.evaluation.rouge import rouge_l
+from promptkd.kv_cache import tokens_within_budget
 from promptkd.losses import Hard, distill
 from promptkd.methods.base import Limits
 from promptkd.rollout import Sampling
@@ -64,8 +67,6 @@ class DevSet:
 
     def rouge_l(self, student: Learner) -> float:
         """ROUGE-L x 100 of one sampled answer for each dev prompt, mean over rows."""
-        if self.examples.references is None:
-            raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
         limits = self.limits
         with student.whole() as model:
             answers = answer(
@@ -75,9 +76,31 @@ class DevSet:
                 seeds=[self.seed],
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
                 sampling=self.sampling,
-                token_budget=limits.token_budget * 8,
+                token_budget=tokens_within_budget([model]),
                 ranks=self.ranks,
                 progress=None,
             )[0]
         scores = [rouge_l(text, references) for text, references in zip(answers, self.examples.references)]
         return sum(scores) / max(len(scores), 1)
+
+    def exposure_bias(self, student: Learner, teacher: Learner | FrozenTeacher, rows: int) -> dict[str, Any]:
+        """Exposure bias on the first `rows` dev prompts, against the teacher with its prompt if it has one.
+
+        The values at the last position, and ex_acc_err at all positions as `curve` (evaluation/exposure_bias.py).
+        """
+        limits = self.limits
+        protocol = Protocol(
+            max_new_tokens=limits.max_length - limits.max_prompt_length,
+            eos_id=self.tokenizer.eos_token_id,
+            sampling=self.sampling,
+            samples=1,
+            seed=self.seed,
+            token_budget=tokens_within_budget([teacher.module.model]),
+            forward_budget=limits.token_budget,
+        )
+        prompts = [self.examples[row].prompt for row in range(min(rows, len(self)))]
+        with student.whole(), teacher.whole():
+            errors = accumulated_errors(student.module, teacher.module, prompts, protocol, self.ranks)
+        found = curves(errors, self.seed)
+        names = ("ex_acc_err", "ex_acc_err_low", "ex_acc_err_high", "mean_R", "mean_eps")
+        return {name: found[name][-1] for name in names} | {"rows": len(prompts), "curve": found["ex_acc_err"]}

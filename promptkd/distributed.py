@@ -18,29 +18,51 @@ from promptkd.errors import UserError
 
 @dataclass(frozen=True)
 class Ranks:
+    """The processes as those see them that share out examples: this one has share `rank` of `size`.
+
+    With tensor parallelism `copies` neighbours have the same share; `place` is this one's among them, `mates` are the
+    neighbours and `peers` those of the same place in every share. Otherwise each process has a share of its own.
+    """
+
     rank: int
     size: int
     device: torch.device
+    copies: int = 1
+    place: int = 0
+    mates: dist.ProcessGroup | None = None
+    peers: dist.ProcessGroup | None = None
+
+    @property
+    def world(self) -> Ranks:
+        """All processes, one by one."""
+        return Ranks(self.rank * self.copies + self.place, self.size * self.copies, self.device)
 
     @property
     def first(self) -> bool:
-        return self.rank == 0
+        return self.rank == self.place == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """Sum over ranks, in place."""
+        """Sum over shares, in place."""
         if self.size > 1:
-            dist.all_reduce(values)
+            dist.all_reduce(values, group=self.peers)
+        return values
+
+    def agree(self, values: Tensor) -> Tensor:
+        """What the first of the processes of a share has, on all of them, in place."""
+        if self.copies > 1:
+            dist.broadcast(values, self.rank * self.copies, group=self.mates)
         return values
 
     def largest(self, value: int) -> int:
-        if self.size == 1:
+        """The largest of all processes' values."""
+        if self.world.size == 1:
             return value
         held = torch.tensor(value, device=self.device)
         dist.all_reduce(held, op=dist.ReduceOp.MAX)
         return int(held)
 
     def gather(self, objects: list[Any]) -> list[Any]:
-        """The lists of all ranks, one after another in rank order, on every rank. JSON, never pickle."""
+        """The lists of all shares, one after another in their order, on every rank. JSON, never pickle."""
         if self.size == 1:
             return objects
         mine = torch.frombuffer(bytearray(json.dumps(objects).encode()), dtype=torch.uint8)
@@ -49,13 +71,13 @@ class Ranks:
         padded[:8] = torch.tensor([len(mine)], dtype=torch.int64).view(torch.uint8)
         padded[8 : 8 + len(mine)] = mine
         parts = [torch.empty_like(padded, device=self.device) for _ in range(self.size)]
-        dist.all_gather(parts, padded.to(self.device))
+        dist.all_gather(parts, padded.to(self.device), group=self.peers)
         texts = [part.cpu() for part in parts]
         lengths = [int(text[:8].clone().view(torch.int64)) for text in texts]
         return [x for text, n in zip(texts, lengths) for x in json.loads(bytes(text[8 : 8 + n].tolist()))]
 
     def barrier(self) -> None:
-        if self.size > 1:
+        if self.world.size > 1:
             dist.barrier()
 
 
@@ -66,10 +88,18 @@ def _environment_number(name: str) -> int:
     return int(text)
 
 
-def setup(timeout_minutes: int = 30) -> Ranks:
+def neighbours(processes: int, size: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+    """This process' `size` neighbours, and the processes that have its place among theirs. All processes call it."""
+    blocks = [list(range(start, start + size)) for start in range(0, processes, size)]
+    places = [list(column) for column in zip(*blocks)]
+    return tuple(dist.new_subgroups_by_enumeration(ranks)[0] for ranks in (blocks, places))
+
+
+def setup(copies: int = 1, timeout_minutes: int = 30) -> Ranks:
     """Join the other ranks that `torchrun` or `deepspeed` started; a plain `python` is one rank by itself.
 
-    A single process needs no port: it talks to nobody.
+    A single process needs no port: it talks to nobody. copies: how many neighbours have the same examples; UserError
+    when that does not divide the ranks.
     """
     alone = {
         "RANK": "0",
@@ -83,6 +113,12 @@ def setup(timeout_minutes: int = 30) -> Ranks:
     rank, size, local = (_environment_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     if not rank < size:
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment do not fit: start with torchrun")
+    if size % copies:
+        fits = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        raise UserError(
+            f"model parallel size {copies} does not divide the {size} ranks: start a multiple of {copies} "
+            f"(torchrun --nproc_per_node {copies}), or give a --model-parallel-size of {fits}"
+        )
     gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
     device = torch.device("cuda", local) if gpu else torch.device("cpu")
     if gpu:
@@ -94,4 +130,5 @@ def setup(timeout_minutes: int = 30) -> Ranks:
         backend, timeout = "nccl" if gpu else "gloo", datetime.timedelta(minutes=timeout_minutes)
         store = dist.HashStore() if size == 1 else None
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    return Ranks(rank, size, device)
+    groups = neighbours(size, copies) if copies > 1 else (None, None)
+    return Ranks(rank // copies, size // copies, device, copies, rank % copies, *groups)

@@ -6,25 +6,21 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
-from transformers import (
-    PreTrainedModel,
-    get_constant_schedule_with_warmup,
-    get_cosine_schedule_with_warmup,
-    get_polynomial_decay_schedule_with_warmup,
-)
+from transformers import PreTrainedModel
 
 from promptkd.data.windows import MicroBatch
 from promptkd.distributed import Ranks
 from promptkd.errors import UserError
 from promptkd.models import Head, LanguageModel
+from promptkd.profiling import part
+from promptkd.schedules import Optimization, make_schedule
 from promptkd.strict_json import read_object
+from promptkd.tensor_parallel import is_part, whole_state
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,20 +35,6 @@ OWNED = {
 }
 # Names (parts of them) of parameters without weight decay, as published (utils.py, get_optimizer_params).
 NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
-
-
-@dataclass(frozen=True)
-class Optimization:
-    """How one model learns: AdamW, a schedule over `total` optimizer steps, clipping."""
-
-    lr: float
-    total: int
-    style: str = "constant"
-    lr_min: float = 1e-7
-    warmup: int = 0
-    weight_decay: float = 0.01
-    clip_grad: float = 1.0
-    betas: tuple[float, float] = (0.9, 0.999)
 
 
 def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, Any]:
@@ -75,7 +57,7 @@ def read_deepspeed_config(path: str | None, device: torch.device) -> dict[str, A
             raise UserError(f"--deepspeed_config {path}: {key} has to be an object, not {config[key]!r}")
     if precision(config) == "fp16" and device.type == "cpu":
         raise UserError(f"--deepspeed_config {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
-    if precision(config) == "bf16" and not config.get("zero_optimization", {}).get("stage"):
+    if precision(config) == "bf16" and not zero_stage(config):
         raise UserError(
             f"--deepspeed_config {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more"
         )
@@ -102,6 +84,11 @@ def precision(config: dict[str, Any]) -> str:
     return "fp32"
 
 
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage, 0 for none."""
+    return config.get("zero_optimization", {}).get("stage", 0)
+
+
 def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
     """The configuration in another precision."""
     if kind == precision(config):
@@ -109,20 +96,9 @@ def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
     changed = {key: value for key, value in config.items() if key not in ("fp16", "bf16")}
     if kind != "fp32":
         changed[kind] = {"enabled": True}
-        if changed.get("zero_optimization", {}).get("stage", 0) == 0:
+        if not zero_stage(changed):
             changed["zero_optimization"] = {"stage": 1}
     return changed
-
-
-def make_schedule(optimizer: torch.optim.Optimizer, how: Optimization) -> LRScheduler:
-    """The published schedules: torch's cosine (without warm-up), transformers' constant, cosine and noam."""
-    if how.style == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=how.total, eta_min=how.lr_min)
-    if how.style == "noam":
-        return get_polynomial_decay_schedule_with_warmup(optimizer, how.warmup, how.total, power=0.5)
-    if how.style == "cosine_trm":
-        return get_cosine_schedule_with_warmup(optimizer, how.warmup, how.total)
-    return get_constant_schedule_with_warmup(optimizer, how.warmup)
 
 
 def _prepare_deepspeed(device: torch.device):
@@ -142,7 +118,7 @@ class Learner:
 
     def __init__(self, model: LanguageModel, how: Optimization, config: dict[str, Any], ranks: Ranks) -> None:
         deepspeed = _prepare_deepspeed(ranks.device)
-        self.ranks, self.how = ranks, how
+        self.ranks, self.how, self.group = ranks, how, model.group
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         plain = [p for name, p in named if any(part in name for part in NO_DECAY)]
         decayed = [p for name, p in named if not any(part in name for part in NO_DECAY)]
@@ -162,11 +138,30 @@ class Learner:
         # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to fetch it for us.
         for parameter in model.head_parameters():
             deepspeed.zero.register_external_parameter(model, parameter)
+        self._claim_deepspeed()
         self.engine, _, _, self.schedule = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=make_schedule(optimizer, how), config=settings
+            model=model,
+            optimizer=optimizer,
+            lr_scheduler=make_schedule(optimizer, how),
+            config=settings,
+            mpu=self.group,
         )
         self.stage = self.engine.zero_optimization_stage()
         self.grad_norm = 0.0
+
+    @property
+    def parts(self) -> int:
+        """Ranks that hold the model together; what they hold is the same on all `shares` groups but for ZeRO."""
+        return 1 if self.group is None else self.group.size
+
+    @property
+    def share(self) -> int:
+        """Which of the groups this rank is in, and so which of ZeRO's shares of its part of the model it has."""
+        return self.ranks.world.rank // self.parts
+
+    @property
+    def shares(self) -> int:
+        return self.ranks.world.size // self.parts
 
     @property
     def module(self) -> LanguageModel:
@@ -186,21 +181,27 @@ class Learner:
         `loss_of(batch)` gives a function (hidden states, head) -> (loss, terms); its loss is the batch's
         share of the window's mean, so that the sum over batches is that mean.
         """
+        self._claim_deepspeed()
         terms: Tensor | None = None
         for micro_step, batch in enumerate(batches):
             last = micro_step == len(batches) - 1
             self.engine.set_gradient_accumulation_boundary(last)
-            loss, part = self.engine(batch, loss_of(batch))
-            # Shares are of the mean over all ranks' tokens, but DeepSpeed averages over ranks.
-            self.engine.backward(loss * self.ranks.size)
+            loss_function = loss_of(batch)
+            with part("forward and loss"):
+                loss, sums = self.engine(batch, loss_function)
+            # Shares are of the mean over all ranks' tokens, but DeepSpeed averages over ranks (the copies of one
+            # share of the examples have the same gradient, so it is the shares that count).
+            with part("backward"):
+                self.engine.backward(loss * self.ranks.size)
             if last:
                 self.grad_norm = self._norm()
                 if not math.isfinite(self.grad_norm):
                     # No update, as ZeRO's optimizers do by themselves.
                     self.module.zero_grad(set_to_none=True)
                     self.engine.set_gradient_accumulation_boundary(False)
-            self.engine.step()
-            terms = part if terms is None else terms + part
+            with part("optimizer"):
+                self.engine.step()
+            terms = sums if terms is None else terms + sums
         self.grad_norm = self.grad_norm or float(self.engine.get_global_grad_norm() or 0.0)
         return self.ranks.total(terms)
 
@@ -213,13 +214,25 @@ class Learner:
         """Stage 0 keeps whole gradients and forgets their norm; the other stages tell it after the step."""
         if self.stage:
             return 0.0
-        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients))
+        with_gradient = [p for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if not is_part(p)])
+        if self.group is None:
+            return float(norm)
+        parts = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if is_part(p)]).square().to(norm.device)
+        torch.distributed.all_reduce(parts, group=self.group.group)
+        return float((norm.square() + parts).sqrt())
+
+    def _claim_deepspeed(self) -> None:
+        """DeepSpeed keeps one model parallel unit for all engines of a process; ours may have different ones."""
+        from deepspeed.utils import groups
+
+        groups.mpu = self.group
 
     @torch.no_grad()
     def states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
         """Hidden states at the response positions, without gradient: [response tokens, width]."""
-        return self.engine(batch, lambda hidden, head: hidden, prompted)
+        with part("fixed forward"):
+            return self.engine(batch, lambda hidden, head: hidden, prompted)
 
     @contextlib.contextmanager
     def head(self) -> Iterator[Head]:
@@ -241,7 +254,9 @@ class Learner:
             yield self.module.model
 
     def model_state(self) -> dict[str, Tensor]:
-        """The transformers model's weights, whole, in the engine's precision; empty on other ranks in ZeRO-3."""
+        """The transformers model's weights, whole, in the engine's precision; if sharded, on the first rank alone."""
+        if self.group is not None:
+            return whole_state(self.module.model)
         if self.stage < 3:
             return self.module.model.state_dict()
         state = self.engine._consolidated_16bit_state_dict() or {}
@@ -268,9 +283,15 @@ class FrozenTeacher:
     def __init__(self, model: LanguageModel, device: torch.device) -> None:
         self.module = model.to(device).eval().requires_grad_(False)
 
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[PreTrainedModel]:
+        """As a Learner's: the transformers model, for decoding."""
+        yield self.module.model
+
     @torch.no_grad()
     def states(self, batch: MicroBatch) -> Tensor:
-        return self.module.states(batch)
+        with part("fixed forward"):
+            return self.module.states(batch)
 
     @contextlib.contextmanager
     def head(self) -> Iterator[Head]:

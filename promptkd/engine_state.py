@@ -24,7 +24,7 @@ COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
 def is_sharded(learner: Learner) -> bool:
-    """Whether each rank holds a share of the state of its own; without ZeRO all ranks hold the same."""
+    """Whether each of a learner's shares has a state of its own; without ZeRO all have the same."""
     return learner.stage > 0
 
 
@@ -63,11 +63,11 @@ def state_numbers(learner: Learner) -> dict[str, Any]:
 
 
 def saved_state(learner: Learner, files: list[TensorFile]) -> Mapping[str, Tensor] | Resharded:
-    """This rank's tensors in the files of all ranks of a checkpoint, however many ranks there were."""
+    """This rank's tensors in the files of all shares of its part of the model, however many shares there were."""
     if not is_sharded(learner):
         return files[0]
-    if len(files) == learner.ranks.size:
-        return files[learner.ranks.rank]
+    if len(files) == learner.shares:
+        return files[learner.share]
     return Resharded(learner, files, [master.numel() for master in _masters(learner)])
 
 

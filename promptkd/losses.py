@@ -21,8 +21,8 @@ from torch import Tensor
 
 from promptkd.models import Head
 
-# Logits of this many positions come from one matrix product and are all that exist at a time.
-CHUNK = {"cpu": 128, "cuda": 1024}
+# Logits that exist at a time, from one matrix product: 128 positions of GPT-2's vocabulary, 1024 on a GPU.
+CHUNK = {"cpu": 128 * 50257, "cuda": 1024 * 50257}
 # Passes over the vocabulary go block by block within them; on a CPU few enough positions to stay in cache.
 BLOCK = {"cpu": 16, "cuda": 1024}
 
@@ -132,6 +132,11 @@ class Policy:
         return torch.maximum(free, clipped), (q * slope).scatter_add_(1, tokens, -slope)
 
 
+def positions_at_a_time(head: Head) -> int:
+    """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
+    return max(CHUNK.get(head.weight.device.type, CHUNK["cuda"]) // len(head.weight), 1)
+
+
 Term = Reverse | Forward | Hard | Policy
 
 
@@ -142,12 +147,22 @@ def divergence(kind: str, target: Fixed, coefficient: float = 1.0) -> Term:
 
 def log_probs(model: Fixed, tokens: Tensor) -> Tensor:
     """log p(token) at each position: float32 [tokens]. One chunk of logits at a time."""
-    step = CHUNK.get(tokens.device.type, CHUNK["cuda"])
+    step = positions_at_a_time(model.head)
     parts = [
         model.logits(slice(i, i + step)).float().log_softmax(-1).gather(1, tokens[i : i + step, None]).squeeze(1)
         for i in range(0, len(tokens), step)
     ]
     return torch.cat([tokens.new_empty(0, dtype=torch.float32), *parts])
+
+
+def kl_divergences(p: Fixed, q: Fixed) -> Tensor:
+    """KL(p || q) at each position: float32 [tokens]. One chunk of logits at a time."""
+    step = positions_at_a_time(p.head)
+    parts = [p.hidden.new_empty(0, dtype=torch.float32)]
+    for start in range(0, len(p.hidden), step):
+        log_p, log_q = (model.logits(slice(start, start + step)).float().log_softmax(-1) for model in (p, q))
+        parts.append(_row_dot(log_p.exp(), log_p - log_q))
+    return torch.cat(parts)
 
 
 def distill_plain(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -182,7 +197,7 @@ class _Distill(torch.autograd.Function):
         # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        step = CHUNK.get(hidden.device.type, CHUNK["cuda"])
+        step = positions_at_a_time(Head(weight, bias))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             grad = _chunk(rows, hidden, Head(weight, bias), terms, weights, sums)

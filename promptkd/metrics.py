@@ -24,6 +24,7 @@ CURVES = {  # panel title -> keys drawn in it, in order
     "reward": ["reward"],
     "dev loss": ["dev_loss"],
     "dev ROUGE-L": ["rougeL"],
+    "excess accumulated error (%)": ["ex_acc_err"],
     "distance of the prompt from its start": ["prompt_drift"],
 }
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # told apart by colour-blind readers too

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging as transformers_logging
 
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
 from promptkd.model_folder import check_model_folder
 from promptkd.soft_prompt import SoftPrompt
+from promptkd.tensor_parallel import TensorGroup, load_shard
 
 transformers_logging.disable_progress_bar()  # its bars for loading and saving are noise beside ours
 
@@ -39,11 +42,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
         self.prompt = prompt
-        head = model.get_output_embeddings()
-        if not isinstance(head, nn.Linear):
-            raise UserError(
-                f"{model.config.model_type}: an output layer of type {type(head).__name__} is not supported"
-            )
+
+    @property
+    def group(self) -> TensorGroup | None:
+        """The ranks that hold the model together, None for whole models."""
+        return getattr(self.model, "tensor_group", None)
 
     def head(self) -> Head:
         linear = self.model.get_output_embeddings()
@@ -95,11 +98,20 @@ def load_tokenizer(path: str):
     return tokenizer
 
 
-def load_causal_lm(path: str, dtype: torch.dtype, option: str, model_type: str | None = None) -> PreTrainedModel:
-    """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors."""
+def load_causal_lm(
+    path: str, dtype: torch.dtype, option: str, model_type: str | None = None, group: TensorGroup | None = None
+) -> PreTrainedModel:
+    """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors.
+
+    group: the ranks that hold it together; then this rank's part of it.
+    """
     config = load_config(path, option)
     if model_type is not None and config.model_type != model_type:
         raise UserError(f"{option} {path} is a {config.model_type} model, not {model_type}: correct --model-type")
+    if group is not None:
+        model = load_shard(path, config, dtype, group, option)
+        _check_numbers(model, path, option)
+        return fuse_activations(model).eval()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, output_loading_info=True, trust_remote_code=False
@@ -113,10 +125,62 @@ def load_causal_lm(path: str, dtype: torch.dtype, option: str, model_type: str |
         raise UserError(
             f"{option} {path}: {len(wrong)} tensors are missing or misshapen, {wrong[0]} first: fetch it anew"
         )
+    _check_numbers(model, path, option)
+    check_family(model, option)
+    return fuse_activations(model).eval()
+
+
+class _Output(BaseModelOutputWithPast):
+    """What a body gives, with None for whatever a family's own output holds besides."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+@torch.no_grad()
+def check_family(model: PreTrainedModel, option: str) -> None:
+    """Raise UserError for a family that is not a body, then a linear head, or that cannot place its tokens.
+
+    Losses see states and head alone, so whatever a model does to either on its own (Gemma 2 and Cohere cap or scale
+    logits, MiniCPM states) would be lost silently. That is found without running the body: it hands out made-up
+    states, the head made-up logits, and both have to come out as they are.
+    """
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise _unsupported(model, option, f"its output layer is not linear but {type(head).__name__}")
+    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
+        raise _unsupported(model, option, "it takes no position_ids, which prompts of different lengths need")
+    states = torch.linspace(-1, 1, head.in_features).to(head.weight)[None, None]
+    logits = torch.linspace(-100, 100, head.out_features).to(head.weight)[None, None]
+    given: list[Tensor] = []
+    bodies = [each for each in model.modules() if isinstance(each, PreTrainedModel) and each is not model]
+    hooks = [
+        head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])),
+        head.register_forward_hook(lambda *_: logits.clone()),
+    ]
+    try:
+        for body in bodies:
+            body.forward = lambda *_, **__: _Output(last_hidden_state=states.clone())
+        ids = torch.zeros(1, 1, dtype=torch.long, device=head.weight.device)
+        made = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for body in bodies:
+            del body.forward  # the class's own is back
+        for hook in hooks:
+            hook.remove()
+    if not (torch.equal(given[0], states) and torch.equal(made.to(logits), logits)):
+        raise _unsupported(model, option, "it soft-caps or scales around its output layer, unseen by the losses")
+
+
+def _unsupported(model: PreTrainedModel, option: str, reason: str) -> UserError:
+    family = model.config.model_type
+    return UserError(f"{option}: the family {family} is not supported: {reason}: take a model of another family")
+
+
+def _check_numbers(model: nn.Module, path: str, option: str) -> None:
     for name, parameter in model.named_parameters():
         if not is_finite(parameter.detach()):
             raise UserError(f"{option} {path}: {name} holds numbers that are not finite: take a sound model")
-    return fuse_activations(model).eval()
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -18,7 +18,7 @@ from promptkd.tensor_file import TensorFile
 
 def pieces_of(learner: Learner, i: int) -> Tensor:
     """What this rank's master `i` holds: int64 [pieces, 4]: parameter, first element, elements, place in the master."""
-    optimizer, rank = learner.engine.optimizer, learner.ranks.rank
+    optimizer, rank = learner.engine.optimizer, learner.share
     found = []
     if learner.stage == 3:
         place = 0

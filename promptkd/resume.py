@@ -33,9 +33,11 @@ from promptkd.whole_checkpoint import find_damage, read_state
 FREE = {
     "save", "overwrite", "resume", "resume_anyway", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes",
     "skip_nonfinite", "log_interval", "eval_interval", "eval_gen", "eval_batch_size", "dev_num",
+    "exposure_bias_every", "exposure_bias_rows",
     "model_path", "teacher_model_path", "data_dir", "prompt_data_dir", "lm_data_dir", "deepspeed_config",
 }  # fmt: skip
 BATCH = ("batch_size", "gradient_accumulation_steps")
+PARALLEL = ("model_parallel_size", "teacher_model_parallel_size")  # what no checkpoint can change
 INPUTS = {"student": "model_path", "teacher": "teacher_model_path", "data": "data_dir", "corpus": "lm_data_dir"}
 
 
@@ -122,7 +124,7 @@ class Checkpoints:
                 self.folder.mkdir(exist_ok=True)  # the run's folder itself is not made again if it has vanished
                 beside.mkdir()
             self.ranks.barrier()
-            files = dict(self.ranks.gather(self._write_tensors(beside, method)))
+            files = dict(self.ranks.world.gather(self._write_tensors(beside, method)))
             if self.ranks.first:
                 learners = {name: state_numbers(learner) for name, learner in method.learners().items()}
                 state = {"step": step, "identity": vars(self.identity), "learners": learners, **numbers}
@@ -144,13 +146,13 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def _write_tensors(self, beside: Path, method: Method) -> list:
-        rank, written = self.ranks.rank, []
+        written = []
         for name, learner in method.learners().items():
-            if self.ranks.first or is_sharded(learner):
-                file = f"{name}-rank{rank}.safetensors"
+            if learner.share == 0 or is_sharded(learner):
+                file = f"{name}-rank{self.ranks.world.rank}.safetensors"
                 written.append([file, write_tensors(beside / file, state_tensors(learner))])
-        if tensors := method.state():
-            file = f"method-rank{rank}.safetensors"
+        if self.ranks.place == 0 and (tensors := method.state()):
+            file = f"method-rank{self.ranks.rank}.safetensors"
             written.append([file, write_tensors(beside / file, tensors)])
         return written
 
@@ -182,8 +184,9 @@ class Checkpoints:
         if learners.keys() != state["learners"].keys():
             raise ValueError(f"state.json is of {', '.join(state['learners']) or 'no learner'}")
         for key, learner in learners.items():
-            ranks = state["identity"]["ranks"] if is_sharded(learner) else 1
-            files = [TensorFile(folder / f"{key}-rank{rank}.safetensors") for rank in range(ranks)]
+            ranks = state["identity"]["ranks"] * self.ranks.copies if is_sharded(learner) else learner.parts
+            same_part = range(self.ranks.world.rank % learner.parts, ranks, learner.parts)
+            files = [TensorFile(folder / f"{key}-rank{rank}.safetensors") for rank in same_part]
             restore(learner, saved_state(learner, files), state["learners"][key])
         if names := state["method_tensors"]:
             own = TensorFile(folder / f"method-rank{self.ranks.rank}.safetensors")
@@ -255,6 +258,11 @@ def choose_start(checkpoints: Checkpoints, run) -> str | None:
         own = (checkpoints.folder / name / "method-rank0.safetensors").exists()
         if own or now.options["loss_normalization"] == "micro-batch":
             raise UserError(f"--resume: {name} is of {then['ranks']} ranks, these are {now.ranks}: start as many")
+    sizes = [[options.get(key) for key in PARALLEL] for options in (now.options, then["options"])]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"--resume: {name} is of other model parallel sizes: give {_option(PARALLEL[0])} as it was made"
+        )
     _check_identity(now, then, name, run.resume_anyway)
     if now.ranks != then["ranks"]:
         print(f"{name} is of {then['ranks']} ranks, these are {now.ranks}: goes on, not bitwise", file=sys.stderr)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from promptkd.data.windows import group_by_length
 from promptkd.kv_cache import GrowingCache
+from promptkd.repeats import RepeatGuard, ban
 
 Noise = Callable[[int], np.ndarray]  # row -> uniform numbers in [0, 1), one for each new token
 
@@ -73,21 +74,30 @@ def decode(
     token_budget: int,
     keep_states: bool = False,
     mix: Mix | None = None,
+    prefix: Tensor | None = None,
     progress: Callable[[int], None] | None = None,
+    agree: Callable[[Tensor], Tensor] | None = None,
 ) -> Rollout:
     """Decode a response of at most `max_new_tokens` for each prompt. `model` is in eval mode.
 
-    `mix` lets another model have a say in each token. `noise` is needed when sampling. `token_budget` bounds
-    rows x (longest prompt + max_new_tokens) of a batch. `progress` is told how many rows have ended each time some do.
+    `mix` lets another model have a say in each token. `prefix`, embeddings [length, width], stands in front of every
+    prompt (not together with `mix`: the models' positions would differ). `noise` is needed when sampling.
+    `token_budget` bounds rows x (longest prompt + max_new_tokens) of a batch. `progress` is told how many rows have
+    ended each time some do.
+    `agree` makes the tokens those of one rank where several decode together (`Ranks.agree`).
     """
     rollout = Rollout([torch.empty(0, dtype=torch.long)] * len(prompts), [] if keep_states else None)
     if keep_states:
         rollout.states = [torch.empty(0)] * len(prompts)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
+    assert mix is None or prefix is None
+    longest = max_new_tokens + (0 if prefix is None else len(prefix))
+    lengths = [len(prompt) + longest for prompt in prompts]
     models = [model] if mix is None else [model, mix.model]
     heads = [_decoding_head(each) for each in models]
     for rows in group_by_length(lengths, token_budget):
-        batch = _Batch(models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix)
+        batch = _Batch(
+            models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix, prefix, agree
+        )
         while batch.rows:
             ended = batch.step()
             if progress is not None and ended:
@@ -121,18 +131,26 @@ class _Batch:
     noise: Noise | None
     rollout: Rollout
     mix: Mix | None
+    prefix: Tensor | None
+    agree: Callable[[Tensor], Tensor] | None
 
     def __post_init__(self) -> None:
         device, count = self.models[0].device, len(self.rows)
         self.caches = [GrowingCache(model.config) for model in self.models]
         prompts = [np.asarray(self.prompts[row], dtype=np.int64) for row in self.rows]
-        self.width = max(map(len, prompts))
+        ahead = 0 if self.prefix is None else len(self.prefix)
+        self.width = ahead + max(map(len, prompts))
         ids = np.zeros((count, self.width), dtype=np.int64)
         mask = np.zeros((count, self.width + self.max_new_tokens), dtype=np.int64)
         for place, prompt in enumerate(prompts):
             ids[place, self.width - len(prompt) :] = prompt
-            mask[place, self.width - len(prompt) :] = 1
-        self.inputs = torch.from_numpy(ids).to(device)
+            mask[place, self.width - len(prompt) - ahead :] = 1
+        self.inputs = {"input_ids": torch.from_numpy(ids).to(device)}
+        if self.prefix is not None:
+            embedded = self.models[0].get_input_embeddings()(self.inputs["input_ids"])
+            for row, prompt in zip(embedded, prompts):
+                row[self.width - len(prompt) - ahead : self.width - len(prompt)] = self.prefix
+            self.inputs = {"inputs_embeds": embedded}
         self.mask = torch.from_numpy(mask).to(device)
         self.positions = (self.mask[:, : self.width].cumsum(-1) - 1).clamp(min=0)
         self.made = torch.zeros(count, self.max_new_tokens, dtype=torch.long, device=device)
@@ -156,21 +174,23 @@ class _Batch:
         if self.mix is not None:
             logits = self.mix(logits, self.heads[1](others[0]))
         if self.repeats is not None:
-            _ban(logits, [guard.banned() for guard in self.repeats])
+            ban(logits, [guard.banned() for guard in self.repeats])
         uniform = None if self.uniform is None else self.uniform[:, self.length]
         tokens = choose(logits, self.sampling, uniform)
+        if self.agree is not None:
+            tokens = self.agree(tokens)
         self._keep(tokens, hidden)
         ended = (tokens == self.eos_id) | (self.length == self.max_new_tokens)
         count = int(ended.sum())
         if count:
             self._leave(ended)
-        self.inputs = self.made[:, self.length - 1 : self.length]
+        self.inputs = {"input_ids": self.made[:, self.length - 1 : self.length]}
         self.positions = self.positions[:, -1:] + 1
         return count
 
     def _states(self, model: PreTrainedModel, cache: GrowingCache) -> Tensor:
         return model.base_model(
-            input_ids=self.inputs,
+            **self.inputs,
             attention_mask=self.mask[:, : self.width + self.length],
             position_ids=self.positions,
             past_key_values=cache,
@@ -256,30 +276,3 @@ def _first_above(cumulative: Tensor, aim: Tensor) -> Tensor:
     """
     first = torch.searchsorted(cumulative, aim, right=True)
     return torch.minimum(first, torch.searchsorted(cumulative, cumulative[:, -1:].contiguous()))
-
-
-class RepeatGuard:
-    """Tokens that would complete an n-gram the sequence already holds, known without searching it again."""
-
-    def __init__(self, size: int, tokens: list[int]) -> None:
-        self.size, self.tokens = size, []
-        self.followers: dict[tuple[int, ...], list[int]] = {}
-        for token in tokens:
-            self.add(token)
-
-    def add(self, token: int) -> None:
-        if len(self.tokens) >= self.size - 1:
-            start = tuple(self.tokens[len(self.tokens) - self.size + 1 :])
-            self.followers.setdefault(start, []).append(token)
-        self.tokens.append(token)
-
-    def banned(self) -> list[int]:
-        if len(self.tokens) < self.size - 1:
-            return []
-        return self.followers.get(tuple(self.tokens[len(self.tokens) - self.size + 1 :]), [])
-
-
-def _ban(logits: Tensor, banned: list[list[int]]) -> None:
-    for row, tokens in enumerate(banned):
-        if tokens:
-            logits[row, tokens] = -torch.inf

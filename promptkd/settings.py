@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import difflib
 import json
-import math
 import sys
 import types
 import typing
@@ -14,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
 from promptkd.errors import UserError
-
-LONGEST_ARGUMENT = 4096  # as long as a path may be
+from promptkd.option_values import TYPES, check_arguments
 
 
 def option(default: Any, help: str, **argparse_extras: Any) -> Any:
@@ -38,13 +36,17 @@ class RunSettings:
     seed: int = option(10, "seeds sampling and dropout")
     seed_order: int = option(0, "seeds the order of the examples")
     log_interval: int = option(1, "write a metrics row every N optimizer steps")
+    profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save")
     eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
+
+    exposure_bias_every: int = option(0, "record the student's exposure bias every N optimizer steps; 0: never")
+    exposure_bias_rows: int = option(32, "dev prompts it is measured on, the first ones; an answer from each model")
 
     def __post_init__(self) -> None:
         if not self.save:
             raise UserError("--save is empty: name a folder")
-        at_least(1, log_interval=self.log_interval)
+        at_least(1, log_interval=self.log_interval, exposure_bias_rows=self.exposure_bias_rows)
         at_least(-1, eval_interval=self.eval_interval)
         at_least(
             0,
@@ -54,6 +56,7 @@ class RunSettings:
             checkpoint_every=self.checkpoint_every,
             checkpoint_minutes=self.checkpoint_minutes,
             skip_nonfinite=self.skip_nonfinite,
+            exposure_bias_every=self.exposure_bias_every,
         )
         if self.resume != "never" and self.overwrite:
             raise UserError("--resume and --overwrite exclude each other: leave one out")
@@ -72,6 +75,52 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if not self.model_path:
             raise UserError("--model-path is missing: name the student's folder")
+
+
+@dataclass
+class ParallelSettings:
+    model_parallel: bool = option(False, "tensor parallelism: neighbouring ranks hold a model together")
+    model_parallel_size: int | None = option(None, "how many ranks do; reads shards in mp<N>/ where no whole model is")
+
+    def __post_init__(self) -> None:
+        if self.model_parallel == (self.model_parallel_size is None):
+            raise UserError("--model-parallel and --model-parallel-size N go together: give both or neither")
+        if self.model_parallel_size is not None:
+            at_least(1, model_parallel_size=self.model_parallel_size)
+
+    @property
+    def size(self) -> int:
+        return self.model_parallel_size or 1
+
+
+@dataclass
+class TrainingParallelSettings(ParallelSettings):
+    teacher_model_parallel_size: int | None = option(
+        None,
+        "the same for the teacher; default: the student's size. All ranks of the larger of the two groups work on "
+        "the same examples",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_model_parallel_size is not None:
+            if not self.model_parallel:
+                raise UserError("--teacher-model-parallel-size needs --model-parallel --model-parallel-size N, be it 1")
+            at_least(1, teacher_model_parallel_size=self.teacher_model_parallel_size)
+        if self.copies % self.size or self.copies % self.teacher_size:
+            raise UserError(
+                f"--model-parallel-size {self.size} and --teacher-model-parallel-size {self.teacher_size}: one of "
+                "them has to divide the other"
+            )
+
+    @property
+    def teacher_size(self) -> int:
+        return self.teacher_model_parallel_size or self.size
+
+    @property
+    def copies(self) -> int:
+        """Ranks that work on the same examples."""
+        return max(self.size, self.teacher_size)
 
 
 @dataclass
@@ -148,39 +197,6 @@ def at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")
-
-
-def is_text(value: str) -> bool:
-    """Whether all of it are characters; an argument's stray bytes and a half of a character are not."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
-
-
-def whole_number(text: str) -> int:
-    """An option's value that fits 64 bits."""
-    value = int(text) if len(text) < 32 else None
-    if value is None or not -(2**63) <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"{text[:32]} is beyond 64 bits")
-    return value
-
-
-def finite_number(text: str) -> float:
-    """An option's value; infinity and nan are refused."""
-    value = float(text)
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text[:32]} is not a finite number")
-    return value
-
-
-TYPES = {int: whole_number, float: finite_number}
-
-
-def check_arguments(argv: list[str]) -> None:
-    """Raise `UserError` for what no path and no option can be: a NUL, half a character, thousands of letters."""
-    option = ""
-    for argument in argv:
-        option = argument.partition("=")[0] if argument.startswith("--") else option or argument
-        if "\0" in argument or len(argument) > LONGEST_ARGUMENT:
-            raise UserError(f"{option[:64]!r}: a value with a NUL or over {LONGEST_ARGUMENT} characters: correct it")
 
 
 class _Parser(argparse.ArgumentParser):

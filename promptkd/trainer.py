@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from typing import Any
@@ -18,9 +19,12 @@ from promptkd.errors import UserError
 from promptkd.finite import FiniteGuard
 from promptkd.methods.base import Method, Window
 from promptkd.metrics import MetricsFile, Progress, draw_curves, logged_memory_gb
+from promptkd.profiling import profile_step
 from promptkd.resume import Checkpoints
 from promptkd.signals import StopSignals, name_of, status_of
 from promptkd.soft_prompt import save_prompt
+
+BEST = {"best_rougeL": ("rougeL", 1), "best_loss": ("dev_loss", -1)}  # folder -> what decides; -1: the lower wins
 
 
 class Trainer:
@@ -40,7 +44,8 @@ class Trainer:
         self.folder, self.checkpoints = checkpoints.run, checkpoints
         self.examples, self.windows, self.dev = examples, windows, dev
         self.total = total_steps(settings.optimizer, windows)
-        self.best, self.done, skipped = -1.0, 0, 0
+        self.best: dict[str, float] = {}  # see BEST: folder -> the value its model had
+        self.done, skipped = 0, 0
         if (state := checkpoints.resumed) is not None:
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
         self.guard = FiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
@@ -60,12 +65,14 @@ class Trainer:
     def run(self) -> None:
         if self.checkpoints.start is None:
             self.evaluate(0)
+            self.measure_exposure_bias(0)
         else:
             self.progress.line(f"{self.settings.method}  goes on after step {self.done}/{self.total}")
         for step in range(self.done + 1, self.total + 1):
             self.take(step)
             if self.is_evaluation_due(step):
                 self.evaluate(step)
+            self.measure_exposure_bias(step)
             self.keep(step)
         self.save("last")
         self.checkpoints.prune(1)
@@ -75,7 +82,9 @@ class Trainer:
         began = time.perf_counter()
         window = self.window(step)
         seed_step(self.settings.run.seed, step, self.ranks.rank)
-        row = self.method.step(window)
+        profiled = self.settings.run.profile and step == self.done + 2 and self.ranks.first
+        with profile_step(self.folder, profiled):
+            row = self.method.step(window)
         wrong = self.guard.find(row)
         if not wrong:
             self.log(step, row, window, time.perf_counter() - began)
@@ -119,7 +128,7 @@ class Trainer:
         return step == self.total or (every > 0 and step % every == 0)
 
     def evaluate(self, step: int) -> None:
-        """Dev loss and, if asked for, sampled ROUGE-L; the best student by it is kept."""
+        """Dev loss and, if asked for, sampled ROUGE-L; the best student by each is kept."""
         if not len(self.dev):
             return
         began = time.perf_counter()
@@ -130,9 +139,28 @@ class Trainer:
         self.metrics.row("eval", step, epoch=epoch, **row, eval_seconds=time.perf_counter() - began)
         shown = "  ".join(f"{key} {value:.4f}" for key, value in row.items())
         self.progress.line(f"{self.settings.method}  step {step}/{self.total}  {shown}")
-        if step and row.get("rougeL", -1.0) > self.best:
-            self.best = row["rougeL"]
-            self.save("best_rougeL")
+        if step:
+            self.keep_best(row)
+        self.draw()
+
+    def keep_best(self, row: dict[str, float]) -> None:
+        """Write the student to each folder of BEST whose value it improves on."""
+        for folder, (key, sign) in BEST.items():
+            if key in row and sign * row[key] > sign * self.best.get(folder, -sign * math.inf):
+                self.best[folder] = row[key]
+                self.save(folder)
+
+    def measure_exposure_bias(self, step: int) -> None:
+        """A row with the student's exposure bias on dev prompts, every --exposure-bias-every steps and before all."""
+        every = self.settings.run.exposure_bias_every
+        if not every or step % every:
+            return
+        began = time.perf_counter()
+        rows = self.settings.run.exposure_bias_rows
+        row = self.dev.exposure_bias(self.method.student, self.method.teacher, rows)
+        epoch = self.windows.epoch_of(step) if step else 0
+        seconds = time.perf_counter() - began
+        self.metrics.row("exposure_bias", step, epoch=epoch, **row, exposure_bias_seconds=seconds)
         self.draw()
 
     def save(self, name: str) -> None:

@@ -122,27 +122,32 @@ value_of() { # NAME OPTIONS...: the value that wins
 
 prints_only() { [[ $given == *" --dry"[-_]"run "* || $given == *" --help "* || $given == *" -h "* ]]; }
 
-# batch size x accumulation x GPUs is what a step sees. With another number of GPUs `scaled` becomes the accumulation
-# that keeps it; accumulation given by the user is left alone.
+# batch size x accumulation x GPUs is what a step sees; groups of GPUs where --model-parallel lets them share examples.
+# With another number of them `scaled` becomes the accumulation that keeps it; the user's accumulation is left alone.
 keep_batch() { # OPTIONS...
-    local batch steps world
+    local batch steps world copies teachers unit=GPUs
     scaled=()
     [[ $given != *" --gradient"[-_]"accumulation"[-_]"steps"[\ =]* ]] || return 0
     if prints_only && [ -z "$gpus" ]; then
         return 0
     fi
     count_gpus
-    world=$((gpus * nodes))
+    copies=$(value_of --model-parallel-size "$@") teachers=$(value_of --teacher-model-parallel-size "$@")
+    [[ "${copies:-1}" =~ ^[1-9][0-9]*$ && "${teachers:-1}" =~ ^[1-9][0-9]*$ ]] || return 0
+    copies=$((${teachers:-1} > ${copies:-1} ? teachers : ${copies:-1})) # GPUs that work on the same examples
+    [ $((gpus * nodes % copies)) -eq 0 ] || return 0
+    [ "$copies" -eq 1 ] || unit="groups of $copies GPUs"
+    world=$((gpus * nodes / copies))
     [ "$world" -ne "$published_gpus" ] || return 0
     batch=$(value_of --batch-size "$@") steps=$(value_of --gradient-accumulation-steps "$@")
     [[ $batch =~ ^[1-9][0-9]*$ ]] || return 0 # train.py says what is wrong with it
     local all=$((batch * steps * published_gpus))
-    [ $((steps * published_gpus % world)) -eq 0 ] || refuse_gpus "$world" "$batch" "$steps" "$all"
+    [ $((steps * published_gpus % world)) -eq 0 ] || refuse_gpus "$world" "$batch" "$steps" "$all" "$unit"
     scaled=(--gradient-accumulation-steps $((steps * published_gpus / world)))
-    say "$world instead of $published_gpus GPUs: accumulation $steps -> ${scaled[1]} keeps $all examples a step"
+    say "$world $unit instead of $published_gpus: accumulation $steps -> ${scaled[1]} keeps $all examples a step"
 }
 
-refuse_gpus() { # WORLD BATCH STEPS ALL: names the numbers that do
+refuse_gpus() { # WORLD BATCH STEPS ALL UNIT: names the numbers that do
     local count fit= other=
     for ((count = 1; count <= $3 * published_gpus; count++)); do
         [ $(($3 * published_gpus % count)) -ne 0 ] || fit+=" $count"
@@ -151,7 +156,7 @@ refuse_gpus() { # WORLD BATCH STEPS ALL: names the numbers that do
         for ((count = $2; $4 / $1 % count; count--)); do :; done
         other=", or --batch-size $count --gradient-accumulation-steps $(($4 / $1 / count))"
     fi
-    stop "$1 GPUs do not divide $4 examples a step (batch $2 x accumulation $3 x $published_gpus GPUs): use$fit$other"
+    stop "$1 $5 do not divide $4 examples a step (batch $2 x accumulation $3 x $published_gpus GPUs): use$fit$other"
 }
 
 count_gpus() { # sets gpus where it was not given

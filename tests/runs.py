@@ -5,6 +5,7 @@ A run is a process of its own (or one for each rank) that gets real signals.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -21,23 +22,22 @@ PRELOAD = ["train", "promptkd.build", "deepspeed", "transformers.models.gpt2.mod
 UNREPEATABLE = ("seconds", "peak_memory_gb")
 
 
-def _train(argv: list[str], environment: dict[str, str], log: str) -> None:
+def _start(script: str, argv: list[str], environment: dict[str, str], log: str) -> None:
     os.environ.update(environment)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.path[:0] = [str(ROOT)]
-    sys.argv = ["train.py", *argv]
+    sys.argv = [f"{script}.py", *argv]
     from promptkd.errors import exit_with
-    from train import main
 
-    exit_with(main)
+    exit_with(importlib.import_module(script).main)
 
 
 class Run:
-    """A training run in the background. log: what it printed, all ranks."""
+    """A training run in the background, or one of another script. log: what it printed, all ranks."""
 
-    def __init__(self, argv: list[str], log: Path, ranks: int = 1) -> None:
+    def __init__(self, argv: list[str], log: Path, ranks: int = 1, script: str = "train") -> None:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         with socket.socket() as free:
@@ -46,7 +46,7 @@ class Run:
         self.log, self.processes = log, []
         for rank in range(ranks):
             names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
-            process = context.Process(target=_train, args=(argv, {**names, "OMP_NUM_THREADS": "1"}, str(log)))
+            process = context.Process(target=_start, args=(script, argv, {**names, "OMP_NUM_THREADS": "1"}, str(log)))
             process.start()
             self.processes.append(process)
 
@@ -79,7 +79,7 @@ def rows_of(save: Path) -> list[dict]:
 def assert_same_run(one: Path, other: Path) -> None:
     """Metrics and final weights are equal to the last bit."""
     assert rows_of(one) == rows_of(other)
-    for pattern in ("last/*.safetensors", "prompt/*.safetensors", "best_rougeL/*.safetensors"):
+    for pattern in ("last/*.safetensors", "prompt/*.safetensors", "best_*/*.safetensors"):
         names = [path.relative_to(one) for path in sorted(one.glob(pattern))]
         assert names == [path.relative_to(other) for path in sorted(other.glob(pattern))]
         for name in names:

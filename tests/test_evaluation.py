@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, start
+from conftest import GOLDEN, ROOT, start
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluate import read_settings
@@ -17,7 +17,7 @@ from promptkd.errors import UserError, exit_with
 from promptkd.evaluation.generate import answer, share
 from promptkd.evaluation.rouge import rouge_l
 from promptkd.evaluation.run import run
-from promptkd.evaluation.sets import find_sets, read_set
+from promptkd.evaluation.sets import PUBLISHED_ROWS, canonical, find_sets, read_set
 from promptkd.rollout import Sampling
 
 MODEL = GOLDEN / "models" / "gpt2_student"
@@ -34,6 +34,9 @@ class OneOf:
 
     def gather(self, objects: list) -> list:
         return objects
+
+    def agree(self, values: torch.Tensor) -> torch.Tensor:
+        return values
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +91,13 @@ def test_sets_are_found_in_their_published_folders_by_all_their_names(tmp_path):
     assert "bash download_requirements.sh --only data/uinst " in str(missing[0])
     alone, _ = find_sets(str(tmp_path / "sinst/11_"), ["sinst_11_"])
     assert alone["sinst_11_"] == tmp_path / "sinst/11_" / "valid.jsonl"
+
+
+def test_every_name_in_the_published_scripts_is_a_known_set():
+    recipes = json.loads((ROOT / "tests/recipes.json").read_text())
+    names = {recipe["data_names"] for script, recipe in recipes.items() if "/eval/" in script}
+    assert names == {"dolly", "self_inst", "vicuna", "sinst_11_", "sinst_new_11_", "uinst_11_"}
+    assert {canonical(name) for name in names} == set(PUBLISHED_ROWS)
 
 
 def test_a_long_prompt_loses_its_end_as_published_or_its_start(tmp_path, tokenizer):

@@ -39,7 +39,7 @@ values = st.recursive(
 )
 numbers = st.integers(-(2**63), 2**63 - 1) | st.integers(0, 9)
 STATE = {
-    "step": 2, "best": -1.0, "skipped": 0, "metrics_bytes": 0, "method_tensors": ["a"],
+    "step": 2, "best": {"best_loss": 2.0}, "skipped": 0, "metrics_bytes": 0, "method_tensors": ["a"],
     "identity": {
         "options": {"batch_size": 1, "gradient_accumulation_steps": 1, "lr": 0.1}, "deepspeed": {}, "ranks": 1,
         "inputs": {"student": {"path": "a", "files": 1, "bytes": 2, "sha256_of_ends": "b"}, "corpus": None},

@@ -34,7 +34,7 @@ def make(kinds: str, tokens: int = 50, vocabulary: int = 37, bias: bool = False)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kinds", ["r", "f", "h", "rr", "rf", "fr", "ff", "hf", "hrf"])
 def test_chunked_equals_plain(kinds, bias, monkeypatch):
-    monkeypatch.setitem(losses.CHUNK, "cpu", 7)  # 50 tokens: several chunks and a shorter last one
+    monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 37)  # 50 tokens: several chunks and a shorter last one
     hidden, trained, parameters, terms, weights = make(kinds, bias=bias)
     results = []
     for function in (distill, distill_plain):

@@ -138,7 +138,7 @@ def policy(tokens: int = 50, vocabulary: int = 37) -> tuple:
 
 @pytest.mark.parametrize("coefficient", [1.0, 2.5])
 def test_policy_gradient_by_hand_equals_autograd(coefficient, monkeypatch):
-    monkeypatch.setitem(losses.CHUNK, "cpu", 7)
+    monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 37)
     hidden, head, term, weights = policy()
     term = Policy(term.tokens, term.advantages, term.old, term.importance, term.clip, coefficient)
     results = []

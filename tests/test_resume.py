@@ -74,7 +74,45 @@ def test_resume_is_bitwise_with_each_engine(stage, bf16, offload, options, tmp_p
 
 @pytest.mark.parametrize("method", ["sft", "kd", "minillm"])
 def test_resume_is_bitwise_for_other_methods_and_with_evaluation(method, options, tmp_path):
-    check_resume(options, tmp_path, "--dev-num", "2", "--eval-interval", "3", method=method)
+    often = ["--dev-num", "2", "--eval-interval", "3"]
+    if method != "sft":
+        often += ["--exposure-bias-every", "2", "--exposure-bias-rows", "2"]
+    check_resume(options, tmp_path, *often, method=method)
+
+
+def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):
+    """Each folder holds the model of its best evaluation, an interrupted save included; a new run starts without."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+
+    def build(save, *extra):
+        often = ["--dev-num", "2", "--eval-interval", "2", "--total-iters", "4", "--checkpoint-every", "1"]
+        trainer = build_trainer(read_settings(options(save, *often, *extra, method="sft")))
+        trainer.dev.loss = lambda student: 1.0 if student.engine.global_steps == 2 else 2.0  # worse at the end
+        return trainer
+
+    trainer = build(whole)
+    trainer.fit()
+    scores = [row["rougeL"] for row in rows_of(whole) if row["event"] == "eval" and row["step"]]
+    assert trainer.best == {"best_rougeL": max(scores), "best_loss": 1.0}
+    last, best = ((whole / name / "model.safetensors").read_bytes() for name in ("last", "best_loss"))
+    assert last != best
+
+    trainer = build(cut)
+    save = trainer.save
+
+    def killed_at_the_second(name: str) -> None:
+        if name == "best_loss":
+            raise Crash
+        save(name)
+
+    trainer.save = killed_at_the_second
+    with pytest.raises(Crash):
+        trainer.fit()
+    assert (cut / "best_rougeL").exists() and not (cut / "best_loss").exists()
+    build(cut, "--resume").fit()
+    assert_same_run(whole, cut)
+    train_here(options(cut, "--overwrite", "--total-iters", "1", method="sft"))
+    assert not list(cut.glob("best_*"))
 
 
 @pytest.mark.parametrize("stage, bf16", [(2, True), (3, False)])

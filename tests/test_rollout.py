@@ -5,7 +5,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from promptkd.rollout import RepeatGuard, Sampling, choose, decode, example_noise
+from promptkd.repeats import RepeatGuard
+from promptkd.rollout import Sampling, choose, decode, example_noise
 
 EOS = 3
 

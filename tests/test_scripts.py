@@ -116,6 +116,14 @@ def test_effective_batch_is_kept(script, gpus, steps, started):
     assert said.count("\n") == 1 and f"accumulation {published} -> {steps}" in said
 
 
+def test_effective_batch_is_kept_by_groups_of_gpus(started):
+    argv, said = started(OPT, ".", "0", "4", *["--model-parallel", "--model-parallel-size", "2"])
+    assert settings_of(argv)["gradient_accumulation_steps"] == 2
+    assert "2 groups of 2 GPUs instead of 4: accumulation 1 -> 2" in said
+    sizes = ["--model-parallel", "--model_parallel_size=1", "--teacher-model-parallel-size", "4"]
+    assert settings_of(started(OPT, ".", "0", "8", *sizes)[0])["gradient_accumulation_steps"] == 2
+
+
 def test_accumulation_of_the_user_is_left_alone(started):
     for spelling in (["--gradient-accumulation-steps", "5"], ["--gradient_accumulation_steps=5"]):
         argv, said = started(BASE, ".", "0", "3", *spelling)
@@ -171,7 +179,7 @@ def test_processes_and_where_they_meet(started):
     argv, said = started(BASE, ".", "2012", "2", NNODES="2", NODE_RANK="1", MASTER_ADDR="first")
     named = options_after_entry(argv)
     assert (named["--nnodes"], named["--node_rank"], named["--master_addr"]) == ("2", "1", "first")
-    assert "4 instead of 8" in said and settings_of(argv)["gradient_accumulation_steps"] == 32
+    assert "4 GPUs instead of 8" in said and settings_of(argv)["gradient_accumulation_steps"] == 32
 
 
 def test_base_path_is_put_before_paths_alone(started, tmp_path):

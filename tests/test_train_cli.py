@@ -41,7 +41,7 @@ def test_what_a_run_leaves_behind(save):
     assert [row["step"] for row in metrics_of(save, "eval")] == [0, 4]
     config = json.loads((save / "config.json").read_text())
     assert config["settings"]["method"] == "promptkd" and config["versions"]["torch"] and config["inputs"]["teacher"]
-    for name in ("best_rougeL", "last"):
+    for name in ("best_rougeL", "best_loss", "last"):
         model = AutoModelForCausalLM.from_pretrained(save / name)
         assert AutoTokenizer.from_pretrained(save / name).eos_token_id == 0
     for ours, theirs in zip(trainer.method.student.module.model.parameters(), model.parameters(), strict=True):

@@ -21,7 +21,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import check_arguments
+from promptkd.option_values import check_arguments
 
 MODEL_TYPES = ("opt", "llama", "mistral", "qwen2", "gpt2")
 

@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from promptkd.downloads import table
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import check_arguments
+from promptkd.option_values import check_arguments
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,7 +20,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import DecodingSettings, at_least, option, parse
+from promptkd.settings import DecodingSettings, ParallelSettings, at_least, option, parse
 
 
 @dataclass
@@ -82,7 +82,12 @@ class PromptSettings:
 
 def read_settings(argv: list[str]):
     """Settings in groups: generation, data, decoding."""
-    groups = {"generation": GenerationSettings, "data": PromptSettings, "decoding": DecodingSettings}
+    groups = {
+        "generation": GenerationSettings,
+        "parallel": ParallelSettings,
+        "data": PromptSettings,
+        "decoding": DecodingSettings,
+    }
     return parse(groups, argv, prog="generate.py")
 
 
@@ -132,18 +137,20 @@ def run(settings) -> None:
     from promptkd.evaluation.progress import AnswerBar
     from promptkd.evaluation.run import choose_dtype
     from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
+    from promptkd.tensor_parallel import tensor_group
 
     what, data = settings.generation, settings.data
     check_positions(load_config(what.model_path, "--model-path"), data.max_length, "--model-path")
     tokenizer = load_tokenizer(what.model_path)
     texts, prompts, gold = read_prompts(settings, tokenizer)
-    ranks = setup()
+    ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     store = AnswerStore(Path(what.save), identity(settings, texts, dtype), what.overwrite, ranks)
     todo = [i for i in range(len(prompts)) if i not in store.answers]
     todo = sorted(todo, key=lambda i: -len(prompts[i]))[ranks.rank :: ranks.size]
     if ranks.largest(len(todo)):
-        model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type).to(ranks.device)
+        group = tensor_group(ranks, settings.parallel.size)
+        model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
         bar = AnswerBar(len(todo), ranks.first)
         bar.start("generate")
         answer(settings, model, tokenizer, prompts, todo, store, bar)
@@ -176,6 +183,7 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
             noise=lambda place, rows=rows: example_noise(settings.generation.seed, rows[place], count=new_tokens),
             token_budget=data.token_budget,
             progress=bar,
+            agree=store.ranks.agree,
         ).responses
         store.add({row: text_of(tokenizer, response.tolist()) for row, response in zip(rows, responses)})
 

@@ -17,7 +17,7 @@ REMEDY = "pass --overwrite, or name another --save"
 
 
 class AnswerStore:
-    """`answers` holds what earlier runs answered, by row. Each rank appends to a file of its own below `folder`.
+    """`answers` holds what earlier runs answered, by row. Each share of the prompts has its own file below `folder`.
 
     generation.json keeps the identity of the run. Raises UserError when the folder holds answers of another
     identity and `overwrite` was not given.
@@ -40,10 +40,12 @@ class AnswerStore:
             self._tidy(identity, keep=found is not None)
         ranks.barrier()
         self.answers = dict(_rows([self._path("done")]))
-        self.part = self._path(str(ranks.rank)).open("w", encoding="utf-8")
+        self.part = None if ranks.place else self._path(str(ranks.rank)).open("w", encoding="utf-8")
 
     def add(self, answers: dict[int, str]) -> None:
         """Write a batch of this rank's answers down."""
+        if self.ranks.place:
+            return  # another rank has the same answers
         self.part.writelines(json.dumps([row, text]) + "\n" for row, text in answers.items())
         self.part.flush()
 

@@ -71,6 +71,7 @@ def decode_share(
             noise=lambda row, b=batch: example_noise(seeds[b[row][0]], b[row][1], count=max_new_tokens),
             token_budget=token_budget,
             progress=progress,
+            agree=ranks.agree,
         )
         responses = [response.tolist() for response in rollout.responses]
         ids = [tokens[:-1] if tokens[-1:] == [eos_id] else tokens for tokens in responses]

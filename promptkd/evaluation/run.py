@@ -20,11 +20,12 @@ from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share, text_of
 from promptkd.evaluation.progress import AnswerBar
 from promptkd.evaluation.rouge import ScoringPool, default_workers
-from promptkd.evaluation.sets import TestSet, find_sets, read_set
+from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
 from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
 from promptkd.rollout import Sampling
+from promptkd.tensor_parallel import tensor_group
 
 RESULTS = "results.json"
 
@@ -42,12 +43,11 @@ def run(settings: SimpleNamespace) -> None:
     tokenizer = load_tokenizer(what.model_path)
     cut = data.max_prompt_length, data.dev_num, data.prompt_cut == "start"
     sets = [read_set(name, path, tokenizer, *cut) for name, path in found.items()]
-    ranks = setup()
+    ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
-    if ranks.first:
-        for lost in missing:
-            print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
-    model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type).to(ranks.device)
+    warn_of_missing(missing, ranks)
+    group = tensor_group(ranks, settings.parallel.size)
+    model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
     claim(folder, ranks)
 
     results = header(settings, missing, ranks, dtype)
@@ -58,6 +58,12 @@ def run(settings: SimpleNamespace) -> None:
         write_json(folder / RESULTS, results)
         print(f"{markdown(results)}\nwritten to {folder}/")
     ranks.barrier()
+
+
+def warn_of_missing(missing: list[Missing], ranks: Ranks) -> None:
+    """Name the sets that are not there on stderr, with what gets them."""
+    for lost in missing if ranks.first else []:
+        print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
 
 
 def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokenizer, ranks: Ranks, results) -> None:
@@ -118,7 +124,12 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "dev_num": data.dev_num,
         },
         "seeds": what.seeds,
-        "run": {"dtype": dtype, "device": ranks.device.type, "ranks": ranks.size, "token_budget": data.token_budget},
+        "run": {
+            "dtype": dtype,
+            "device": ranks.device.type,
+            "ranks": ranks.world.size,
+            "token_budget": data.token_budget,
+        },
         "missing": [dataclasses.asdict(lost) for lost in missing],
         "sets": {},
     }
@@ -154,6 +165,7 @@ def claim(folder: Path, ranks: Ranks) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--save {folder} cannot be made ({error.strerror}): name another folder") from None
-        for old in [folder / RESULTS, folder / "results.md", *folder.glob("*/seed*/answers.jsonl")]:
+        curves = [*folder.glob("exposure_bias.*"), *folder.glob("*/exposure_bias.*")]
+        for old in [folder / RESULTS, folder / "results.md", *folder.glob("*/seed*/answers.jsonl"), *curves]:
             old.unlink(missing_ok=True)
     ranks.barrier()

@@ -20,8 +20,8 @@ FIRST_ROWS = {"uinst": PUBLISHED_ROWS["uinst"]}  # its file has more; the paper'
 
 
 def canonical(name: str) -> str:
-    """The published scripts call sinst and uinst by their folders, too."""
-    return {"sinst_11_": "sinst", "uinst_11_": "uinst"}.get(name, name)
+    """The published scripts call sinst and uinst by their folders, and OPT's call sinst by an older one."""
+    return {"sinst_11_": "sinst", "sinst_new_11_": "sinst", "uinst_11_": "uinst"}.get(name, name)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,8 +16,10 @@ DEFAULT_SEED = 10
 class EvaluationSettings:
     model_path: str = option("", "the model: a Hugging Face folder or hub name")
     model_type: str | None = option(None, "the model's family, checked against its config.json")
-    type: Literal["eval_main"] = option("eval_main", "eval_main: answers and ROUGE-L")
-    save: str = option("results/eval_main", "folder for answers, results.json and results.md")
+    type: Literal["eval_main", "exposure_bias"] = option(
+        "eval_main", "eval_main: answers and ROUGE-L; exposure_bias: excess accumulated error against a teacher"
+    )
+    save: str | None = option(None, "folder for what is found; default: results/<type>")
     overwrite: bool = option(False, "replace the results that --save already holds")
     seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
     seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
@@ -26,6 +29,7 @@ class EvaluationSettings:
     deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
 
     def __post_init__(self) -> None:
+        self.save = self.save or f"results/{self.type}"
         if self.seeds and self.seed is not None:
             raise UserError("--seed and --seeds are both given: leave one out")
         self.seeds = self.seeds or [DEFAULT_SEED if self.seed is None else self.seed]
@@ -35,6 +39,23 @@ class EvaluationSettings:
             raise UserError("--save is empty: name a folder")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
+
+
+@dataclass
+class ExposureBiasSettings:
+    teacher_model_path: str | None = option(None, "the teacher: a Hugging Face folder or hub name")
+    teacher_prompt: str | None = option(None, "the teacher's soft prompt: prompt/ of a run, in PEFT's format")
+    sample_times: int | None = option(None, "answers to each prompt from each model; default: 3, greedily 1")
+    published: bool = option(False, "the published code's arithmetic (docs/fidelity.md)")
+
+    def __post_init__(self) -> None:
+        if self.sample_times is not None:
+            at_least(1, sample_times=self.sample_times)
+
+    def given(self) -> str | None:
+        """The first option that is not at its default."""
+        values = ((field.name, getattr(self, field.name) != field.default) for field in dataclasses.fields(self))
+        return next(("--" + name.replace("_", "-") for name, changed in values if changed), None)
 
 
 @dataclass

@@ -53,7 +53,7 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 
 def markdown(results: dict[str, Any]) -> str:
     """results.md: one line for each set, then the protocol."""
-    protocol, run, seeds = results["protocol"], results["run"], results["seeds"]
+    protocol, seeds = results["protocol"], results["seeds"]
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     lines = [
         f"# {results['model']['path']}",
@@ -66,11 +66,19 @@ def markdown(results: dict[str, Any]) -> str:
         f"ROUGE-L (stemmed, best reference, x 100): {over} ({', '.join(map(str, seeds))}). cut: prompts that lost "
         f"their {protocol['prompt_cut']}; tokens: mean length of an answer. partial: fewer rows than the paper's.",
         "",
-        f"{_decoding(protocol)}, at most {protocol['max_prompt_length']} tokens of prompt and "
-        f"{protocol['max_length']} in all, {run['dtype']} on {run['ranks']} x {run['device']}.",
+        protocol_line(results),
         *(f"\n{lost['name']} is missing ({lost['file']}): {lost['remedy']}." for lost in results["missing"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def protocol_line(results: dict[str, Any]) -> str:
+    """How answers were decoded, within which limits and on what, in one sentence."""
+    protocol, run = results["protocol"], results["run"]
+    return (
+        f"{_decoding(protocol)}, at most {protocol['max_prompt_length']} tokens of prompt and "
+        f"{protocol['max_length']} in all, {run['dtype']} on {run['ranks']} x {run['device']}."
+    )
 
 
 def _line(name: str, entry: dict[str, Any]) -> str:

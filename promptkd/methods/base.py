@@ -16,10 +16,13 @@ from transformers import PreTrainedModel
 from promptkd.data.examples import Example, ExampleSet
 from promptkd.data.windows import MicroBatch, Windows, group_by_length, pack
 from promptkd.distributed import Ranks
-from promptkd.engine import Learner, Optimization
+from promptkd.engine import FrozenTeacher, Learner
 from promptkd.errors import UserError
 from promptkd.models import LanguageModel
-from promptkd.rollout import Mix, Rollout, Sampling, decode, example_noise
+from promptkd.profiling import phase
+from promptkd.rollout import Mix, Rollout, Sampling
+from promptkd.rollout_engine import HuggingFaceEngine, Request, RolloutEngine
+from promptkd.schedules import Optimization
 from promptkd.settings import OptimizerSettings
 
 
@@ -79,7 +82,8 @@ class Window:
     def clock(self, name: str) -> Iterator[None]:
         """Time a phase of the step: its seconds go to the log as `<name>_seconds`."""
         began = time.perf_counter()
-        yield
+        with phase(name):
+            yield
         self.seconds[f"{name}_seconds"] = time.perf_counter() - began
 
 
@@ -89,6 +93,8 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     OptimizerSettings: ClassVar[type] = OptimizerSettings
     has_teacher: ClassVar[bool] = True
+    teacher: Learner | FrozenTeacher  # of a method that asks one
+    rollout_engine: RolloutEngine = HuggingFaceEngine()
 
     def __init__(self, context: Context, settings: Any) -> None:
         self.context, self.settings = context, settings
@@ -146,20 +152,18 @@ class Method(ABC):
         keep_states: bool = False,
     ) -> Rollout:
         """The student, in eval mode, answers every prompt. keys: what each row's sampling noise belongs to."""
-        context = self.context
-        new_tokens = context.limits.max_length - context.limits.max_prompt_length
-        with self.student.whole() as model:
-            return decode(
-                model,
-                [example.prompt for example in examples],
-                max_new_tokens=new_tokens,
-                eos_id=context.tokenizer.eos_token_id,
-                sampling=context.sampling,
-                noise=lambda row: example_noise(context.seed, *keys[row], count=new_tokens),
-                token_budget=context.limits.token_budget * 4,  # no logits over the vocabulary for each position
-                keep_states=keep_states,
-                mix=mix,
-            )
+        limits = self.context.limits
+        request = Request(
+            [example.prompt for example in examples],
+            keys,
+            self.context.seed,
+            limits.max_length - limits.max_prompt_length,
+            self.context.tokenizer.eos_token_id,
+            self.context.sampling,
+            mix,
+            keep_states,
+        )
+        return self.rollout_engine.answer(self.student, request)
 
     def micro_batches(self, window: Window, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
         """Pack prompts with `responses`; as many micro-batches on each rank. Also the window's response tokens."""

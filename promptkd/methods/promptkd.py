@@ -12,14 +12,16 @@ from promptkd.errors import UserError
 from promptkd.losses import Fixed, distill, divergence
 from promptkd.methods.base import Context, Method, Window
 from promptkd.models import LanguageModel, check_positions
-from promptkd.settings import at_least, is_text, option
+from promptkd.option_values import is_text
+from promptkd.rollout_engine import RolloutSettings, rollout_engine
+from promptkd.settings import at_least, option
 from promptkd.soft_prompt import SoftPrompt, initial_prompt
 
 Divergence = Literal["reverse", "forward"]
 
 
 @dataclass
-class PromptKDSettings:
+class PromptKDSettings(RolloutSettings):
     teacher_lr: float | None = option(None, "the prompt's peak learning rate; default: --lr")
     prompt_len: int = option(7, "embeddings of the soft prompt")
     prompt_init_text: str = option(
@@ -33,6 +35,7 @@ class PromptKDSettings:
     base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.prompt_init_text.strip() or not is_text(self.prompt_init_text):
             raise UserError("--prompt-init-text is empty or no UTF-8: give a text, PAD or random")
         at_least(1, prompt_len=self.prompt_len)
@@ -57,6 +60,7 @@ class PromptKD(Method):
         self.teacher = context.learner(prompted, replace(context.optimization, lr=rate))
         self.teacher.train(False)  # no dropout in the teacher, ever
         self.start = self.prompt()
+        self.rollout_engine = rollout_engine(settings.rollout_engine, context.limits.max_length)
 
     def learners(self):
         return {"student": self.student, "teacher": self.teacher}
@@ -85,15 +89,19 @@ class PromptKD(Method):
             "response_tokens": tokens,
         }
 
-    def tune_prompt(self, batches: list[MicroBatch], student_states: list, base_coef: float) -> list[float]:
+    def tune_prompt(self, batches: list[MicroBatch], student_states: list | None, base_coef: float) -> list[float]:
         """Phase 2: KL(prompted teacher || student) + base_coef * KL(prompted teacher || teacher), a step on P.
 
-        The student's states are those it decoded with: same weights, no dropout, no second forward pass.
+        The student's states are those it decoded with: same weights, no dropout, no second forward pass, unless
+        the rollout engine kept none.
         """
         how = self.settings
 
         def loss_of(batch: MicroBatch):
-            student_hidden = torch.cat([student_states[i] for i in batch.members])
+            if student_states is None:
+                student_hidden = self.student.states(batch)
+            else:
+                student_hidden = torch.cat([student_states[i] for i in batch.members])
             teacher_hidden = self.teacher.states(batch, prompted=False)
 
             def loss(hidden, head):

@@ -69,8 +69,16 @@ def check_names(model: SourceModel, config: dict | None) -> None:
         raise UserError(f"{where} holds {len(layers)} layers, config.json says {count}: weights of another model")
 
 
-def check_geometry(model: SourceModel, config: dict | None, target: int) -> None:
+def check_geometry(
+    model: SourceModel,
+    config: dict | None,
+    target: int,
+    option: str = "--target_mp_size",
+    whole: tuple[str, ...] = (),
+) -> None:
     """The widths are those of `config` and no attention head or other unit would be cut through at size `target`.
+
+    option: what gave the size, for messages. whole: units that are not cut at this size.
 
     Without a config.json the number of heads is unknown: then only sizes that join whole shards are possible.
     """
@@ -82,12 +90,13 @@ def check_geometry(model: SourceModel, config: dict | None, target: int) -> None
             )
         return
     units = _units(model.family, config, widths, model.shards[0].where)
+    units = {unit: count for unit, count in units.items() if unit not in whole}
     misfits = [f"{units[unit]} {said}" for unit, said in UNITS.items() if units.get(unit, target) % target]
     if misfits:
         common = math.gcd(*units.values())
         sizes = [size for size in range(1, common + 1) if common % size == 0][:12]
         raise UserError(
-            f"--target_mp_size {target} does not divide the model's {' and '.join(misfits)}; "
+            f"{option} {target} does not divide the model's {' and '.join(misfits)}; "
             f"sizes that would: {', '.join(map(str, sizes))}"
         )
 

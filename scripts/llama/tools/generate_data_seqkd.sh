@@ -7,5 +7,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../launch.sh"
 generate results/llama/train/sft/llama-13B/ \
     --data-dir "${base}processed_data/dolly/full/llama/" --data-names dolly \
     --save "${base}results/llama/gen/" \
-    --deepspeed_config "${configs}ds_config.json" \
+    --deepspeed_config "${configs}ds_config.json" --model-parallel --model-parallel-size 4 \
     "$@"

@@ -7,5 +7,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/../../launch.sh"
 generate results/opt/train/sft/opt-13B/ \
     --data-dir "${base}processed_data/dolly/full/opt/" --data-names dolly \
     --save "${base}results/opt/gen/" \
-    --deepspeed_config "${configs}ds_config.json" \
+    --deepspeed_config "${configs}ds_config.json" --model-parallel --model-parallel-size 4 \
     "$@"

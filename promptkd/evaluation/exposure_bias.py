@@ -1,0 +1,254 @@
+"""Exposure bias: how much more a student errs on what it wrote itself than on what the teacher wrote.
+
+At a state (a prompt and the first response tokens) the student's error is KL(teacher || student). Accumulated over
+the response's positions it is R on the student's own answers and eps on the teacher's; the excess accumulated error
+(R - eps) / eps in per cent is 0 for a student that does not drift away (Arora et al., 2022; PromptKD, section 5).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from promptkd.checkpoint import fingerprint, write_json
+from promptkd.data.windows import group_by_length, pack
+from promptkd.distributed import Ranks, setup
+from promptkd.engine import DTYPES
+from promptkd.errors import UserError
+from promptkd.evaluation.exposure_files import draw, markdown
+from promptkd.evaluation.generate import share
+from promptkd.evaluation.progress import AnswerBar
+from promptkd.evaluation.run import RESULTS, check_save, choose_dtype, claim, header, warn_of_missing
+from promptkd.evaluation.sets import TestSet, find_sets, read_set
+from promptkd.evaluation.tables import write_text
+from promptkd.losses import Fixed, kl_divergences
+from promptkd.metrics import peak_memory_gb
+from promptkd.models import LanguageModel, check_pair, check_positions, load_causal_lm, load_config, load_tokenizer
+from promptkd.rollout import Sampling, decode, example_noise
+from promptkd.soft_prompt import SoftPrompt, load_prompt
+from promptkd.tensor_parallel import tensor_group
+
+RESAMPLED = 1000  # times the rows are drawn anew for the interval
+INTERVAL = (2.5, 97.5)  # its percentiles
+FILE = "exposure_bias.json"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How answers are drawn. samples: answers to each prompt from each of the two models.
+
+    Budgets are padded tokens, prompts and answers together: of a batch that is decoded, of a forward pass over answers.
+    """
+
+    max_new_tokens: int
+    eos_id: int
+    sampling: Sampling
+    samples: int
+    seed: int
+    token_budget: int
+    forward_budget: int
+    published: bool = False
+
+
+@torch.no_grad()
+def accumulated_errors(
+    student: LanguageModel,
+    teacher: LanguageModel,
+    prompts: Sequence[np.ndarray],
+    how: Protocol,
+    ranks: Ranks,
+    progress: Callable[[int], None] | None = None,
+) -> Tensor:
+    """R and eps of each row up to each position: float64 [2, rows, max_new_tokens] on the CPU, the same on all ranks.
+
+    Both models are whole and in eval mode. At a position the errors of a row's samples that reach it are averaged;
+    where none does, nothing is added. Student and teacher draw with the same random numbers, so that what differs
+    is the models; nothing depends on ranks or token budget (but for rounding), and no generator is touched.
+    """
+    sums = torch.zeros(2, len(prompts), how.max_new_tokens, dtype=torch.float64, device=ranks.device)
+    alive = torch.zeros_like(sums)
+    pairs = share(prompts, how.samples, ranks)
+    lengths = [len(prompts[row]) + how.max_new_tokens for _, row in pairs]
+    for group in group_by_length(lengths, how.token_budget):
+        batch = [pairs[place] for place in group]
+        asked = [prompts[row] for _, row in batch]
+        for source, writer in enumerate((student, teacher)):
+            responses = decode(
+                writer.model,
+                asked,
+                max_new_tokens=how.max_new_tokens,
+                eos_id=how.eos_id,
+                sampling=how.sampling,
+                noise=lambda i, b=batch: example_noise(how.seed, b[i][1], b[i][0], count=how.max_new_tokens),
+                token_budget=how.token_budget,
+                prefix=None if writer.prompt is None else writer.prompt.embeddings,
+                progress=progress,
+                agree=ranks.agree,
+            ).responses
+            states = published_states(asked, responses, how.eos_id) if how.published else (asked, responses)
+            for (_, row), errors in zip(batch, state_errors(student, teacher, *states, how.forward_budget)):
+                sums[source, row, : len(errors)] += errors
+                alive[source, row, : len(errors)] += 1
+    sums, alive = ranks.total(sums), ranks.total(alive)
+    means = sums / (alive + 1e-3) if how.published else sums / alive.clamp(min=1)
+    return means.cumsum(-1).cpu()
+
+
+def state_errors(student: LanguageModel, teacher: LanguageModel, prompts, responses, token_budget: int) -> list[Tensor]:
+    """KL(teacher || student) at the states that predict each response's tokens: float64 [length] each."""
+    errors: list[Tensor] = [torch.empty(0)] * len(responses)
+    rows = [row for row, response in enumerate(responses) if len(response)]
+    prompts, responses = ([texts[row] for row in rows] for texts in (prompts, responses))
+    for batch in pack(prompts, responses, [1.0] * len(rows), token_budget, student.head().weight.device):
+        theirs, ours = (Fixed(model.states(batch), model.head()) for model in (teacher, student))
+        parts = kl_divergences(theirs, ours).double().split([len(responses[i]) for i in batch.members])
+        for i, part in zip(batch.members, parts):
+            errors[rows[i]] = part
+    return errors
+
+
+def published_states(prompts, responses, eos_id: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Prompts and responses so that `state_errors` sees the states the published code does.
+
+    It masks whatever equals end-of-text, in prompts too: a token that no other attends to and that takes no position
+    is a token that is not there. It reads one state too far: the first is the one after the first response token, the
+    last the one after the last token before end-of-text; what that one predicts is never looked at.
+    """
+    kept = [
+        (prompt[prompt != eos_id], response[response != eos_id].numpy()) for prompt, response in zip(prompts, responses)
+    ]
+    fronts = [np.concatenate([prompt, response[:1]]) for prompt, response in kept]
+    rests = [np.append(response[1:], eos_id)[: len(response)] for _, response in kept]
+    return fronts, rests
+
+
+def curves(errors: Tensor, seed: int) -> dict[str, list[float | None]]:
+    """Over rows, for each position: mean and deviation of R and eps, ex_acc_err in per cent with a 95 % interval.
+
+    errors: see `accumulated_errors`. The deviations are unbiased (None for a single row). The interval resamples
+    rows, R and eps together. None also where eps is 0.
+    """
+    students, teachers = errors.numpy()
+    rows = len(students)
+    drawn = np.random.Generator(np.random.Philox(seed)).multinomial(rows, [1 / rows] * rows, size=RESAMPLED) / rows
+    with np.errstate(divide="ignore", invalid="ignore"):
+        low, high = np.percentile(_excess(drawn @ students, drawn @ teachers), INTERVAL, axis=0)
+        values = {
+            "ex_acc_err": _excess(students.mean(0), teachers.mean(0)),
+            "ex_acc_err_low": low,
+            "ex_acc_err_high": high,
+            "mean_R": students.mean(0),
+            "mean_eps": teachers.mean(0),
+            "std_R": students.std(0, ddof=1) if rows > 1 else students[0] * np.nan,
+            "std_eps": teachers.std(0, ddof=1) if rows > 1 else teachers[0] * np.nan,
+        }
+    return {name: [float(x) if np.isfinite(x) else None for x in array] for name, array in values.items()}
+
+
+def _excess(students: np.ndarray, teachers: np.ndarray) -> np.ndarray:
+    return (students - teachers) / teachers * 100
+
+
+def run(settings: SimpleNamespace) -> None:
+    """Measure one student against one teacher on all sets; write and print the curves and the table."""
+    what, data, how = settings.evaluation, settings.data, settings.exposure_bias
+    folder = Path(what.save)
+    check_save(folder, what.overwrite)
+    check_settings(settings)
+    found, missing = find_sets(data.data_dir, data.data_names.split())
+    for path, option in ((what.model_path, "--model-path"), (how.teacher_model_path, "--teacher-model-path")):
+        check_positions(load_config(path, option), data.max_length, option)
+    tokenizer = load_tokenizer(what.model_path)
+    cut = data.max_prompt_length, data.dev_num, data.prompt_cut == "start"
+    sets = [read_set(name, path, tokenizer, *cut) for name, path in found.items()]
+    ranks = setup(settings.parallel.size)
+    dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
+    student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)
+    protocol = Protocol(
+        max_new_tokens=data.max_length - data.max_prompt_length,
+        eos_id=tokenizer.eos_token_id,
+        sampling=Sampling(**dataclasses.asdict(settings.decoding)),
+        samples=how.sample_times or (3 if settings.decoding.do_sample else 1),
+        seed=what.seed,
+        token_budget=data.token_budget,
+        forward_budget=data.token_budget,
+        published=how.published,
+    )
+    warn_of_missing(missing, ranks)
+    claim(folder, ranks)
+    results = header(settings, missing, ranks, dtype)
+    results["protocol"] |= {"sample_times": protocol.samples, "published": how.published}
+    results["teacher"] = _described(how.teacher_model_path) | {"prompt": how.teacher_prompt}
+    measure_sets(sets, student, teacher, protocol, ranks, results, folder)
+    if ranks.first:
+        results["run"]["peak_memory_gb"] = round(peak_memory_gb(ranks.device), 3)
+        text = markdown(results)
+        write_text(folder / "results.md", text)
+        write_json(folder / RESULTS, results)
+        print(f"{text}\nwritten to {folder}/")
+    ranks.barrier()
+
+
+def check_settings(settings: SimpleNamespace) -> None:
+    """Raise UserError for options that contradict each other."""
+    what, how, greedy = settings.evaluation, settings.exposure_bias, not settings.decoding.do_sample
+    if not how.teacher_model_path:
+        raise UserError("--type exposure_bias needs --teacher-model-path: name the teacher's folder")
+    if len(what.seeds) > 1:
+        raise UserError("--type exposure_bias takes one seed: --sample-times draws several answers with it")
+    if greedy and (how.sample_times or 1) > 1:
+        raise UserError("--no-do-sample gives the same answer each time: leave --sample-times out")
+    if how.published and settings.data.prompt_cut == "start":
+        raise UserError("--published keeps the first tokens of prompts: leave --prompt-cut out")
+
+
+def load_pair(settings: SimpleNamespace, tokenizer, dtype: torch.dtype, ranks: Ranks):
+    """Student and teacher (with its prompt, if one is named), checked against each other."""
+    what, data, how = settings.evaluation, settings.data, settings.exposure_bias
+    group = tensor_group(ranks, settings.parallel.size)
+    student = load_causal_lm(what.model_path, dtype, "--model-path", what.model_type, group)
+    teacher = load_causal_lm(how.teacher_model_path, dtype, "--teacher-model-path", group=group)
+    check_pair(student, teacher, tokenizer, load_tokenizer(how.teacher_model_path))
+    prompt = None
+    if how.teacher_prompt:
+        prompt = SoftPrompt(load_prompt(Path(how.teacher_prompt), teacher.get_input_embeddings().weight.size(1)))
+        check_positions(teacher.config, data.max_length + len(prompt), "--teacher-model-path")
+    return LanguageModel(student).to(ranks.device), LanguageModel(teacher, prompt).to(ranks.device)
+
+
+def measure_sets(
+    sets: list[TestSet], student, teacher, protocol: Protocol, ranks: Ranks, results, folder: Path
+) -> None:
+    """Fill in `results["sets"]`; write each set's curves, to a folder of its own where there are several sets."""
+    total = sum(len(share(each.prompts, protocol.samples, ranks)) for each in sets)
+    bar = AnswerBar(2 * total, ranks.first)
+    for each in sets:
+        began = time.perf_counter()
+        bar.start(each.name)
+        found = curves(accumulated_errors(student, teacher, each.prompts, protocol, ranks, bar), protocol.seed)
+        about = {
+            "file": str(each.path), "sha256": each.sha256(), "rows": len(each), "rows_cut": each.cut,
+            "partial": each.partial, "published_rows": each.published_rows,
+        }  # fmt: skip
+        last = {name: values[-1] for name, values in found.items()}
+        results["sets"][each.name] = about | last | {"seconds": round(time.perf_counter() - began, 3)}
+        if ranks.first:
+            place = folder if len(sets) == 1 else folder / each.name
+            place.mkdir(exist_ok=True)
+            same = {key: results[key] for key in ("type", "model", "teacher", "protocol", "seeds")}
+            write_json(place / FILE, {**found, "set": each.name, **about, **same})
+            draw(found, place / "exposure_bias.png", f"{results['model']['path']} on {each.name}")
+    bar.close()
+
+
+def _described(path: str) -> dict[str, Any]:
+    return {"path": path, "fingerprint": fingerprint(path) if Path(path).is_dir() else None}

@@ -1,0 +1,63 @@
+"""Exposure bias in the course of training (--exposure-bias-every)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN, golden_argv, metrics_of, train_here
+from test_engine import zero_file
+from test_exposure_bias import OneOf
+from transformers import AutoModelForCausalLM
+
+from promptkd.errors import UserError
+from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
+from promptkd.models import LanguageModel
+from promptkd.rollout import Sampling
+from promptkd.soft_prompt import SoftPrompt, initial_prompt
+
+
+def training_argv(save: Path, *extra: str, method: str = "promptkd") -> list[str]:
+    sizes = ["--max-length", "104", "--batch-size", "4", "--total-iters", "3", "--dev-num", "4", "--no-eval-gen"]
+    return golden_argv(method, save, *sizes, *extra)
+
+
+def test_training_records_it_and_goes_on_as_without(tmp_path):
+    """With ZeRO-3, where both models have to be gathered first. The row before training is that of the two models."""
+    zero = ["--deepspeed_config", zero_file(tmp_path, 3)]
+    train_here(training_argv(tmp_path / "without", *zero))
+    often = ["--exposure-bias-every", "2", "--exposure-bias-rows", "3"]
+    trainer = train_here(training_argv(tmp_path / "with", *zero, *often))
+    losses = [[row["student_loss"] for row in metrics_of(tmp_path / name)] for name in ("with", "without")]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    rows = metrics_of(tmp_path / "with", "exposure_bias")
+    assert [row["step"] for row in rows] == [0, 2]
+    assert rows[0]["curve"] != rows[1]["curve"] and rows[0]["curve"][-1] == rows[0]["ex_acc_err"]
+
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(GOLDEN / f"models/gpt2_{name}").eval() for name in ("student", "teacher")
+    )
+    tokenizer, embedding = trainer.method.context.tokenizer, teacher.get_input_embeddings()
+    soft = initial_prompt("Suppose you are a student.", 7, embedding, tokenizer, seed=10)
+    how = Protocol(8, tokenizer.eos_token_id, Sampling(), 1, seed=10, token_budget=999, forward_budget=999)
+    asked = [trainer.dev.examples[row].prompt for row in range(3)]
+    errors = accumulated_errors(LanguageModel(student), LanguageModel(teacher, SoftPrompt(soft)), asked, how, OneOf())
+    found = curves(errors, 10)
+    assert rows[0]["curve"] == pytest.approx(found["ex_acc_err"], rel=1e-3, abs=1e-2)
+    for name in ("mean_R", "mean_eps"):
+        assert rows[0][name] == pytest.approx(found[name][-1], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "method, extra, says",
+    [
+        ("sft", [], "--method sft"),
+        ("kd", ["--kd-ratio", "0"], "--method kd"),
+        ("promptkd", ["--dev-num", "0"], "--dev-num"),
+        ("promptkd", ["--exposure-bias-rows", "0"], "--exposure-bias-rows 0"),
+    ],
+)
+def test_training_refuses_what_it_cannot_measure(tmp_path, method, extra, says):
+    with pytest.raises(UserError, match=says):
+        train_here(training_argv(tmp_path / "run", "--exposure-bias-every", "2", *extra, method=method))
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,116 @@
+"""Families beyond the paper's three run through the same code, without a line for any of them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import GOLDEN, golden_argv, metrics_of, train_here
+from test_models import CPU, pairs, states_alone
+from test_rollout import prompts, run
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from promptkd.data.windows import pack
+from promptkd.errors import UserError
+from promptkd.models import LanguageModel, check_family, load_causal_lm
+from promptkd.soft_prompt import SoftPrompt
+
+# What a family brings: groups of query heads, windows shorter than the sequences, scaled embeddings, parts rotated.
+FAMILIES = {
+    "llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                  "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
+    "qwen2": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 8},
+    "gemma": {"num_key_value_heads": 1},
+    "gemma2": {"sliding_window": 8, "final_logit_softcapping": None},
+    "gemma3_text": {"sliding_window": 8, "sliding_window_pattern": 2},
+    "gpt_neox": {"rotary_pct": 0.5},
+}  # fmt: skip
+
+
+def build(family: str, width: int = 16, **changes):
+    """A tiny random model over the golden vocabulary, eval mode."""
+    vocabulary = json.loads((GOLDEN / "models/gpt2_student/config.json").read_text())["vocab_size"]
+    sizes = dict(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4)
+    sizes |= dict(num_key_value_heads=2, head_dim=8, vocab_size=vocabulary, max_position_embeddings=256)
+    ends = dict(bos_token_id=0, eos_token_id=0, pad_token_id=0)
+    config = AutoConfig.for_model(family, **{**sizes, **ends, **FAMILIES.get(family, {}), **changes})
+    torch.manual_seed(width)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=1.0 if "embed" in name else 0.5)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_sequences_with_a_prompt_equal_single_ones(family):
+    model = build(family)
+    given, responses = pairs()
+    soft = torch.randn(3, 16)
+    with torch.no_grad():
+        for prompt in (None, soft):
+            seen = LanguageModel(model, None if prompt is None else SoftPrompt(prompt))
+            for batch in pack(given, responses, [1.0] * len(given), 60, CPU):
+                states = seen.states(batch).split([len(responses[i]) for i in batch.members])
+                for i, ours in zip(batch.members, states):
+                    alone = states_alone(model, given[i], responses[i], prompt)
+                    torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_greedy_decoding_padded_on_the_left_equals_generate(family):
+    """Rows leave the batch at different lengths: end-of-text is what the first row says in the fifth place."""
+    model, given = build(family), prompts()
+    eos = int(run(model, given[:1], eos_id=-1).responses[0][4])
+    ours = run(model, given, eos_id=eos).responses
+    assert len({len(response) for response in ours}) > 1
+    for prompt, response in zip(given, ours):
+        ids = torch.as_tensor(prompt)[None]
+        theirs = model.generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, eos_token_id=eos
+        )
+        assert response.tolist() == theirs[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_two_promptkd_steps(family, save, tmp_path):
+    for name, width in (("student", 16), ("teacher", 32)):
+        shutil.copytree(GOLDEN / "models/gpt2_student", tmp_path / name, ignore=lambda *_: ["model.safetensors"])
+        build(family, width).save_pretrained(tmp_path / name)
+    models = ["--model-path", str(tmp_path / "student"), "--teacher-model-path", str(tmp_path / "teacher")]
+    before = load_causal_lm(models[1], torch.float32, "--model-path")
+    sizes = ["--batch-size", "3", "--max-length", "104", "--total-iters", "2"]
+    trainer = train_here([*golden_argv("promptkd", save), *models, *sizes])
+    rows = metrics_of(save)
+    assert len(rows) == 2 and all(row["student_loss"] > 0 and row["prompt_kd_loss"] > 0 for row in rows)
+    assert rows[1]["prompt_drift"] > rows[0]["prompt_drift"] > 0
+    lengths = {len(example.prompt) for example in trainer.window(2).examples}
+    assert len(lengths) > 1, "left padding needs different lengths"
+    after = load_causal_lm(str(save / "last"), torch.float32, "--model-path")
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "family, changes, says",
+    [
+        ("gemma2", {"final_logit_softcapping": 30.0}, "soft-caps"),
+        ("cohere", {"logit_scale": 0.1}, "scales"),
+        ("bloom", {"n_head": 4}, "position_ids"),
+    ],
+)
+def test_what_the_losses_would_not_see_is_refused(family, changes, says):
+    model = build(family, **changes)
+    with pytest.raises(UserError, match=rf"--model-path: the family {family} is not supported: .*{says}"):
+        check_family(model, "--model-path")
+
+
+def test_the_check_leaves_the_model_as_it_was():
+    model, ids = build("llama"), torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        before = model(ids).logits
+        check_family(model, "--model-path")
+        assert torch.equal(model(ids).logits, before)
