@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
-from promptkd.checkpoint import clear_folder, describe_run, lock_folder, write_json
+from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.windows import Windows
 from promptkd.devset import DevSet
 from promptkd.distributed import Ranks, setup
 from promptkd.engine import (
     DTYPES,
     Learner,
+    check_with_deepspeed,
     precision,
     read_deepspeed_config,
     with_precision,
@@ -25,7 +26,6 @@ from promptkd.engine import (
 from promptkd.errors import UserError
 from promptkd.methods import method_class
 from promptkd.methods.base import Context, Data, Limits, Method
-from promptkd.metrics import cut_metrics
 from promptkd.models import (
     LanguageModel,
     check_pair,
@@ -49,6 +49,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     """Read models and data, check that they fit together, claim the folder, start the engines."""
     ranks = setup(settings.parallel.copies)
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
+    check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     teacher_config = read_teacher_config(settings, config, ranks)
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     tokenizer = load_student_tokenizer(settings)
@@ -61,10 +62,16 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     student, teacher = load_models(settings, DTYPES[precision(teacher_config)], tokenizer, groups)
     own_file = getattr(settings.method_settings, "teacher_deepspeed_config", None) is not None
     both = {**config, "teacher": teacher_config} if own_file else config
-    checkpoints = open_folder(settings, both, data.folders, ranks)
-
-    method = build_method(settings, (config, teacher_config), student, teacher, tokenizer, data, windows, ranks)
-    record_parameters(settings, method.prompt(), ranks)
+    checkpoints, described = open_folder(settings, both, data.folders, ranks)
+    try:
+        method = build_method(settings, (config, teacher_config), student, teacher, tokenizer, data, windows, ranks)
+        if checkpoints.start is not None:
+            checkpoints.read(method)
+        described["parameters"] = parameters_of(settings, method.prompt())
+        begin_files(checkpoints, described)
+    except BaseException:
+        checkpoints.unlock()
+        raise
     context, published = method.context, method.context.published_mean
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
@@ -83,9 +90,12 @@ def check_exposure_bias(settings: SimpleNamespace, data: Data) -> None:
         raise UserError("--exposure-bias-every needs dev prompts: leave --dev-num 0 out, and have a valid split")
 
 
-def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str], ranks: Ranks) -> Checkpoints:
-    """Lock the run's folder, decide where the run starts (`.start`), make room and write config.json."""
-    run, start = settings.run, None
+def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str], ranks: Ranks):
+    """Lock the run's folder and decide where the run starts (`.start`), changing nothing in it.
+
+    Returns the checkpoints, and on the first rank what config.json is to hold.
+    """
+    run, start, described = settings.run, None, None
     folder = Path(run.save)
     checkpoints = Checkpoints(folder, ranks, run.keep_checkpoints, run.checkpoint_every, run.checkpoint_minutes)
     if ranks.first:
@@ -100,23 +110,34 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
         described = describe_run({"method": settings.method, **flat(groups)}, inputs)
         checkpoints.identity = Identity.of(described["settings"], config, described["inputs"], ranks.size)
         checkpoints.lock = lock_folder(folder)
-        start = choose_start(checkpoints, run, lambda size: cut_metrics(folder / "metrics.jsonl", size))
-        if start is None:
-            clear_folder(folder, run.overwrite, interrupted=run.resume == "auto")
-        write_json(folder / "config.json", described)
+        try:
+            start = choose_start(checkpoints, run)
+            if start is None:
+                check_vacant(folder, run.overwrite, interrupted=run.resume == "auto")
+        except UserError:
+            checkpoints.unlock()
+            raise
     checkpoints.start = ranks.world.gather([start])[0]
-    return checkpoints
+    return checkpoints, described
 
 
-def record_parameters(settings: SimpleNamespace, prompt: Tensor | None, ranks: Ranks) -> None:
-    """Add the numbers of parameters, of models and tuned prompt, to config.json: a comparison of costs needs them."""
-    if not ranks.first:
+def begin_files(checkpoints: Checkpoints, described: dict) -> None:
+    """On the first rank, when all is known to work: cut the metrics to the checkpoint, or make room for a new run."""
+    folder = checkpoints.run
+    if not checkpoints.ranks.first:
         return
-    models, path = settings.models, Path(settings.run.save) / "config.json"
-    paths = {"student": models.model_path, "teacher": models.teacher_model_path}
-    counts = {name: place and count_parameters(place) for name, place in paths.items()}
-    counts["prompt"] = None if prompt is None else prompt.numel()
-    write_json(path, {**json.loads(path.read_text(encoding="utf-8")), "parameters": counts})
+    if checkpoints.resumed is None:
+        clear_folder(folder)
+    else:
+        os.truncate(folder / "metrics.jsonl", checkpoints.resumed["metrics_bytes"])
+    write_json(folder / "config.json", described)
+
+
+def parameters_of(settings: SimpleNamespace, prompt: Tensor | None) -> dict[str, int | None]:
+    """Numbers of parameters, of models and tuned prompt, for config.json: a comparison of costs needs them."""
+    paths = {"student": settings.models.model_path, "teacher": settings.models.teacher_model_path}
+    counts = {name: count_parameters(place) if place else None for name, place in paths.items()}
+    return {**counts, "prompt": None if prompt is None else prompt.numel()}
 
 
 def load_student_tokenizer(settings: SimpleNamespace):

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 from promptkd.engine import Learner
-from promptkd.errors import UserError
+from promptkd.errors import RunError, UserError
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "numpy", "safetensors")
 
@@ -25,7 +27,7 @@ def lock_folder(folder: Path) -> IO[str]:
 
     Raises UserError when the folder cannot be made or another run has it.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--save {folder} is a file: name a folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -40,8 +42,8 @@ def lock_folder(folder: Path) -> IO[str]:
     return lock
 
 
-def clear_folder(folder: Path, overwrite: bool, interrupted: bool) -> None:
-    """Make room for a new run. Raises UserError when there is a run already that may not be replaced.
+def check_vacant(folder: Path, overwrite: bool, interrupted: bool) -> None:
+    """Raise UserError when there is a run already that may not be replaced.
 
     overwrite: --overwrite was given. interrupted: an unfinished run may be replaced too (--resume auto after a kill
     that came before the first checkpoint).
@@ -53,6 +55,12 @@ def clear_folder(folder: Path, overwrite: bool, interrupted: bool) -> None:
             f"--save {folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
             "--save names another folder"
         )
+
+
+def clear_folder(folder: Path) -> None:
+    """Remove what an earlier run left, to make room for a new one."""
+    if not (folder / "metrics.jsonl").exists():
+        return
     for name in ("metrics.jsonl", "config.json", "curves.png", "log.txt"):
         (folder / name).unlink(missing_ok=True)
     best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
@@ -70,19 +78,27 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder beside its place, then put it there in one move, replacing what was there."""
+    """Let `fill` write a folder beside its place, then put it there in one move, replacing what was there.
+
+    The folder around it has to be there. Raises RunError when it is not, or the disk is full: what was there stays.
+    """
     beside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    beside.mkdir(parents=True)
-    fill(beside)
-    for path in beside.rglob("*"):
-        if path.is_file():
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-    if folder.exists():
-        folder.rename(old)
-    beside.rename(folder)
+    try:
+        beside.mkdir()
+        fill(beside)
+        for path in beside.rglob("*"):
+            if path.is_file():
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    except (OSError, SafetensorError) as error:  # safetensors' writer has errors of its own for a full disk
+        shutil.rmtree(beside, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{folder} cannot be written ({reason}): make room and start it again with --resume") from None
     shutil.rmtree(old, ignore_errors=True)
 
 

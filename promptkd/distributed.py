@@ -81,6 +81,13 @@ class Ranks:
             dist.barrier()
 
 
+def _environment_number(name: str) -> int:
+    text = os.environ[name]
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise UserError(f"{name}={text[:32]!r} in the environment is no number: unset it, or start with torchrun")
+    return int(text)
+
+
 def neighbours(processes: int, size: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     """This process' `size` neighbours, and the processes that have its place among theirs. All processes call it."""
     blocks = [list(range(start, start + size)) for start in range(0, processes, size)]
@@ -103,7 +110,9 @@ def setup(copies: int = 1, timeout_minutes: int = 30) -> Ranks:
     }
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, size, local = (_environment_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not rank < size:
+        raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment do not fit: start with torchrun")
     if size % copies:
         fits = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         raise UserError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from promptkd.errors import UserError
 from promptkd.models import Head, LanguageModel
 from promptkd.profiling import part
 from promptkd.schedules import Optimization, make_schedule
+from promptkd.strict_json import read_object
 from promptkd.tensor_parallel import is_part, whole_state
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
@@ -49,20 +49,30 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
             "ds_config_bf16.json" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "ds_config.json"
         )
         path = str(CONFIGS / (gpu_file if device.type == "cuda" else "ds_config_fp32.json"))
-    try:
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option} {path}: {error}: name one of {CONFIGS}/*.json") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{option} {path}: holds no JSON object: name one of {CONFIGS}/*.json")
+    config = read_object(Path(path), f"name one of {CONFIGS}/*.json as {option}")
     for key, options in OWNED.items():
         if config.pop(key, "auto") != "auto":
             raise UserError(f'{option} {path} sets {key}: say "auto" there and use {options}')
+    for key in ("fp16", "bf16", "zero_optimization"):
+        if not isinstance(config.get(key, {}), dict):
+            raise UserError(f"{option} {path}: {key} has to be an object, not {config[key]!r}")
     if precision(config) == "fp16" and device.type == "cpu":
         raise UserError(f"{option} {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
     if precision(config) == "bf16" and not zero_stage(config):
         raise UserError(f"{option} {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more")
     return config
+
+
+def check_with_deepspeed(config: dict[str, Any], path: str | None, device: torch.device) -> None:
+    """Raise UserError where DeepSpeed itself would refuse the configuration, before anything is built."""
+    _prepare_deepspeed(device)
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    try:
+        DeepSpeedConfig({**config, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1})
+    except (DeepSpeedConfigError, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split()).partition(" [type=")[0]
+        raise UserError(f"--deepspeed_config {path}: DeepSpeed refuses it: {reason}") from None
 
 
 def precision(config: dict[str, Any]) -> str:

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from promptkd.engine import Learner
 from promptkd.errors import UserError
+from promptkd.models import is_finite
 from promptkd.reshard_state import Resharded, pieces_of
 from promptkd.tensor_file import TensorFile
+from promptkd.whole_checkpoint import LOSS_SCALE
 
 SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-LOSS_SCALE = ("cur_scale", "cur_iter", "cur_hysteresis", "last_overflow_iter")
 
 
 def is_sharded(learner: Learner) -> bool:
@@ -86,6 +87,8 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor] | Resharded, numbers
         names[place] += [kind] if kind not in ("", "pieces") else []
     for i, master in enumerate(masters):
         _fill(master, tensors[str(i)])
+        if not is_finite(master):
+            raise UserError("the checkpoint holds weights that are not finite: --overwrite starts anew")
         for kind in names[str(i)]:
             state, value = optimizer.state[master], tensors[f"{i}.{kind}"]
             if kind in state and torch.is_tensor(state[kind]):
@@ -122,10 +125,13 @@ def _fill(target: Tensor, saved: Tensor) -> None:
 
 
 def _restore_numbers(learner: Learner, numbers: dict[str, Any]) -> None:
-    for group, saved in zip(_torch_optimizer(learner).param_groups, numbers["groups"], strict=True):
+    groups, schedule = _torch_optimizer(learner).param_groups, numbers["schedule"]
+    if {len(groups)} != {len(numbers["groups"]), len(schedule["_last_lr"])}:
+        raise UserError("the checkpoint holds another number of parameter groups than the run has: another model's?")
+    for group, saved in zip(groups, numbers["groups"]):
         group.update({key: value for key, value in saved.items() if key in group})
     for key in SCHEDULE:
-        setattr(learner.schedule, key, numbers["schedule"][key])
+        setattr(learner.schedule, key, schedule[key])
     for key in COUNTERS:
         setattr(learner.engine, key, numbers["counters"][key])
     for key, value in numbers["loss_scale"].items():

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from promptkd.errors import UserError
+from promptkd.errors import RunError, UserError
+
+RESUME = "make room and start it again with --resume"
 
 CURVES = {  # panel title -> keys drawn in it, in order
     "loss per response token": ["student_loss", "loss", "pt_loss", "prompt_kd_loss", "prompt_base_loss"],
@@ -33,37 +35,63 @@ class MetricsFile:
 
     def __init__(self, path: Path, write: bool) -> None:
         self.path = path
-        self.file = path.open("a", encoding="utf-8") if write else None
+        self.file = path.open("ab", buffering=0) if write else None
 
     def row(self, event: str, step: int, **values: Any) -> None:
-        if self.file is not None:
-            self.file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-            self.file.flush()
+        """Append a row. Raises RunError when it cannot be kept: the disk is full, the folder gone."""
+        if self.file is None:
+            return
+        line = f"{json.dumps({'event': event, 'step': step, **values})}\n".encode()
+        try:
+            while line:
+                line = line[self.file.write(line) :]
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror}): {RESUME}") from None
+        self._check_place()
 
     def synced_size(self) -> int:
-        """Bytes so far, all of them on disk."""
+        """Bytes so far, all of them on disk. Raises RunError as `row` does."""
         if self.file is None:
             return 0
-        os.fsync(self.file.fileno())
+        self._check_place()
+        try:
+            os.fsync(self.file.fileno())
+        except OSError as error:
+            raise RunError(f"{self.path} cannot be written ({error.strerror}): {RESUME}") from None
         return os.fstat(self.file.fileno()).st_size
 
-
-def cut_metrics(path: Path, size: int) -> None:
-    """Drop what was written after a checkpoint. Raises UserError when the file is shorter than it was then."""
-    if not path.is_file() or path.stat().st_size < size:
-        raise UserError(f"{path} is shorter than at the checkpoint: --overwrite starts anew")
-    os.truncate(path, size)
+    def _check_place(self) -> None:
+        if os.fstat(self.file.fileno()).st_nlink == 0:
+            raise RunError(f"{self.path} has been removed during the run: start it anew")
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+def read_metrics(path: Path, size: int | None = None) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, or of its first `size` bytes.
+
+    A last line that a kill cut short is left out; any other broken line is a UserError that names it.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}): --overwrite starts the run anew") from None
+    if size is not None and (len(content) < size or content[:size][-1:] not in (b"\n", b"")):
+        raise UserError(f"{path} is not what it was at the checkpoint: --overwrite starts anew")
+    *whole, _ = content[:size].split(b"\n")
+    return [_metrics_row(line, f"{path}, line {number}") for number, line in enumerate(whole, 1)]
+
+
+def _metrics_row(line: bytes, where: str) -> dict[str, Any]:
+    """One row: "event" and "step", the others numbers, texts or lists. Norms may be infinite."""
+    try:
+        row = json.loads(line)
+        if isinstance(row["event"], str) and isinstance(row["step"], int):
+            return row
+        reason = '"event" is a text and "step" a whole number'
+    except (ValueError, RecursionError):
+        reason = "no readable JSON"
+    except (KeyError, TypeError):
+        reason = 'it needs an object with "event" and "step"'
+    raise UserError(f"{where}: {reason}: not a line of train.py's; restore the file or train anew")
 
 
 class Progress:
@@ -100,6 +128,13 @@ def peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+
+
+def logged_memory_gb(device: torch.device) -> float:
+    """`peak_memory_gb` for a row of the metrics. A CPU process' is told to the nearest half gigabyte: how much of it
+    is resident is not repeatable, and the rows of a resumed run should be those of an undisturbed one."""
+    peak = peak_memory_gb(device)
+    return peak if device.type == "cuda" else round(2 * peak) / 2
 
 
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
+from promptkd.model_folder import check_model_folder
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
 
@@ -88,7 +90,7 @@ def without_dropout(model: nn.Module) -> None:
 def load_tokenizer(path: str):
     """The tokenizer beside a model. Raises UserError when there is none or it has no end-of-text token."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here
         raise UserError(f"{path}: no tokenizer can be loaded from it: {error}") from None
     if tokenizer.eos_token_id is None:
@@ -107,16 +109,23 @@ def load_causal_lm(
     if model_type is not None and config.model_type != model_type:
         raise UserError(f"{option} {path} is a {config.model_type} model, not {model_type}: correct --model-type")
     if group is not None:
-        return fuse_activations(load_shard(path, config, dtype, group, option)).eval()
+        model = load_shard(path, config, dtype, group, option)
+        _check_numbers(model, path, option)
+        return fuse_activations(model).eval()
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     except Exception as error:
-        raise UserError(f"{option} {path}: the weights cannot be loaded: {error}") from None
+        misshapen = "ignore_mismatched_sizes" in str(error)
+        reason = "tensors are misshapen, config.json is another model's: fetch it anew" if misshapen else error
+        raise UserError(f"{option} {path}: the weights cannot be loaded: {reason}") from None
     if report["missing_keys"] or report.get("mismatched_keys"):
         wrong = sorted(map(str, report["missing_keys"] or report["mismatched_keys"]))
         raise UserError(
             f"{option} {path}: {len(wrong)} tensors are missing or misshapen, {wrong[0]} first: fetch it anew"
         )
+    _check_numbers(model, path, option)
     check_family(model, option)
     return fuse_activations(model).eval()
 
@@ -168,6 +177,20 @@ def _unsupported(model: PreTrainedModel, option: str, reason: str) -> UserError:
     return UserError(f"{option}: the family {family} is not supported: {reason}: take a model of another family")
 
 
+def _check_numbers(model: nn.Module, path: str, option: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not is_finite(parameter.detach()):
+            raise UserError(f"{option} {path}: {name} holds numbers that are not finite: take a sound model")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all numbers are; takes no memory of the tensor's size."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return True
+    least, largest = tensor.aminmax()
+    return bool(torch.isfinite(least) & torch.isfinite(largest))
+
+
 def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
     """Put torch's one-pass GELU where GPT-2 has its tanh form in eight passes: the same function, less memory."""
     for module in model.modules():
@@ -182,10 +205,12 @@ def load_config(path: str, option: str):
     if not path:
         raise UserError(f"{option} is missing: name a model's folder")
     looks_local = path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1
-    if looks_local and not Path(path).is_dir():
+    if looks_local and not os.path.isdir(path):
         raise UserError(f"{option} {path}: no such folder: name a folder with config.json and weights")
+    if os.path.isdir(path):
+        check_model_folder(Path(path), option)
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"{option} {path}: no readable config.json ({error}): name a model's folder") from None
 

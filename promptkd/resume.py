@@ -14,17 +14,20 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from promptkd.checkpoint import sync_folder
 from promptkd.distributed import Ranks
 from promptkd.engine_state import is_sharded, restore, saved_state, state_numbers, state_tensors
 from promptkd.errors import RunError, UserError
 from promptkd.methods.base import Method
+from promptkd.metrics import read_metrics
 from promptkd.tensor_file import TensorFile, digest_of, write_tensors
+from promptkd.whole_checkpoint import find_damage, read_state
 
 # Options that do not change what a step computes. Paths count by what is behind them.
 FREE = {
@@ -70,7 +73,7 @@ class Identity:
         for name in sorted(self.inputs.keys() | saved["inputs"].keys()):
             now, then = (_content(inputs.get(name)) for inputs in (self.inputs, saved["inputs"]))
             if now != then:
-                found.append(f"{_option(INPUTS[name])} (other content)")
+                found.append(f"{_option(INPUTS.get(name, name))} (other content)")
         return found
 
 
@@ -98,6 +101,7 @@ class Checkpoints:
         self.identity: Identity | None = None  # the first rank's
         self.lock: IO[str] | None = None  # the first rank's; held while open
         self.start: str | None = None  # the checkpoint that the run goes on from
+        self.resumed: dict[str, Any] | None = None  # its numbers, once `read` has put its state back
         self.saved_at = time.monotonic()
 
     def is_due(self, step: int) -> bool:
@@ -118,12 +122,14 @@ class Checkpoints:
         try:
             if self.ranks.first:
                 self._sweep()
-                beside.mkdir(parents=True)
+                self.folder.mkdir(exist_ok=True)  # the run's folder itself is not made again if it has vanished
+                beside.mkdir()
             self.ranks.barrier()
             files = dict(self.ranks.world.gather(self._write_tensors(beside, method)))
             if self.ranks.first:
                 learners = {name: state_numbers(learner) for name, learner in method.learners().items()}
                 state = {"step": step, "identity": vars(self.identity), "learners": learners, **numbers}
+                state["method_tensors"] = sorted(method.state())
                 _write_synced(beside / "state.json", state)
                 files["state.json"] = digest_of(beside / "state.json")
                 _write_synced(beside / "manifest.json", {"files": files})
@@ -152,32 +158,56 @@ class Checkpoints:
         return written
 
     def unlock(self) -> None:
-        if self.lock is not None:
-            self.lock.close()
+        """Let go of the folder; a run that ended before it wrote anything leaves none behind."""
+        if self.lock is None:
+            return
+        if [path.name for path in self.run.glob("*")] == [".lock"]:
+            shutil.rmtree(self.run, ignore_errors=True)
+        self.lock.close()
 
-    def read(self, name: str, method: Method) -> dict[str, Any]:
-        """Put a checkpoint's state into learners and method; returns its numbers, "step" among them."""
-        folder = self.folder / name
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        for key, learner in method.learners().items():
+    def read(self, method: Method) -> None:
+        """Put the state of the checkpoint `start` into learners and method, its numbers into `resumed`.
+
+        All ranks call it. Raises UserError when the checkpoint does not fit the run.
+        """
+        folder = self.folder / self.start
+        try:
+            state = read_state(folder)
+            self._read_tensors(folder, state, method)
+        except UserError as error:
+            raise UserError(f"{folder}: {error}") from None
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise UserError(f"{folder} does not fit this run ({error}): --overwrite starts anew") from None
+        self.resumed = state
+
+    def _read_tensors(self, folder: Path, state: dict[str, Any], method: Method) -> None:
+        learners = method.learners()
+        if learners.keys() != state["learners"].keys():
+            raise ValueError(f"state.json is of {', '.join(state['learners']) or 'no learner'}")
+        for key, learner in learners.items():
             ranks = state["identity"]["ranks"] * self.ranks.copies if is_sharded(learner) else learner.parts
             same_part = range(self.ranks.world.rank % learner.parts, ranks, learner.parts)
             files = [TensorFile(folder / f"{key}-rank{rank}.safetensors") for rank in same_part]
             restore(learner, saved_state(learner, files), state["learners"][key])
-        own = folder / f"method-rank{self.ranks.rank}.safetensors"
-        if own.exists():
-            method.load_state(dict(TensorFile(own)))
-        return state
+        if names := state["method_tensors"]:
+            own = TensorFile(folder / f"method-rank{self.ranks.rank}.safetensors")
+            try:
+                method.load_state({name: own[name] for name in names})
+            except RuntimeError as error:  # lengths that do not fit each other
+                raise ValueError(f"the method's own state: {error}") from None
 
     def newest(self) -> tuple[str, dict[str, Any]] | None:
         """Name and state.json of the newest whole checkpoint. Damaged ones are named on stderr and passed over."""
+        damaged = []
         for name in self._names():
             problem = find_damage(self.folder / name)
             if problem is None:
-                return name, json.loads((self.folder / name / "state.json").read_text(encoding="utf-8"))
-            print(f"checkpoint {self.folder / name} is damaged ({problem}): passed over", file=sys.stderr, flush=True)
-        if self._names():
-            raise UserError(f"no checkpoint in {self.folder} is whole: --overwrite starts anew")
+                for line in damaged:
+                    print(f"checkpoint {self.folder}/{line}: passed over", file=sys.stderr, flush=True)
+                return name, read_state(self.folder / name)
+            damaged.append(f"{name} is damaged ({problem})")
+        if damaged:
+            raise UserError(f"no checkpoint in {self.folder} is whole: {damaged[0]}: --overwrite starts anew")
         return None
 
     def prune(self, keep: int) -> None:
@@ -197,24 +227,6 @@ class Checkpoints:
             shutil.rmtree(path, ignore_errors=True)
 
 
-def find_damage(folder: Path) -> str | None:
-    """Why a checkpoint is not whole, or None: each file is compared with the manifest's size and sha256."""
-    try:
-        files = json.loads((folder / "manifest.json").read_bytes())["files"]
-        if files.keys() | {"manifest.json"} != {path.name for path in folder.iterdir()} or "state.json" not in files:
-            return "files are missing or too many"
-        for name, entry in files.items():
-            if (folder / name).stat().st_size != entry["bytes"]:
-                return f"{name} has another size than the manifest says"
-            if digest_of(folder / name) != entry:
-                return f"{name} has another checksum than the manifest says"
-    except OSError as error:
-        return f"{Path(error.filename or folder).name}: {error.strerror}"
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return "manifest.json is not readable"
-    return None
-
-
 def _remove(folder: Path) -> None:
     """Remove a checkpoint so that a kill cannot leave half of one under its name."""
     if folder.exists():
@@ -230,11 +242,11 @@ def _write_synced(path: Path, content: Any) -> None:
         os.fsync(file.fileno())
 
 
-def choose_start(checkpoints: Checkpoints, run, cut: Callable[[int], None]) -> str | None:
+def choose_start(checkpoints: Checkpoints, run) -> str | None:
     """On the first rank: the checkpoint to go on from as --resume says, or None to start anew.
 
-    `cut` shortens the metrics file to the size it had. Raises UserError when there is nothing to go on from
-    (--resume) or when what decides the numbers differs (unless --resume-anyway).
+    Raises UserError when there is nothing to go on from (--resume) or when what decides the numbers differs
+    (unless --resume-anyway). Writes nothing.
     """
     found = checkpoints.newest() if run.resume != "never" else None
     if found is None:
@@ -247,14 +259,15 @@ def choose_start(checkpoints: Checkpoints, run, cut: Callable[[int], None]) -> s
         own = (checkpoints.folder / name / "method-rank0.safetensors").exists()
         if own or now.options["loss_normalization"] == "micro-batch":
             raise UserError(f"--resume: {name} is of {then['ranks']} ranks, these are {now.ranks}: start as many")
-        print(f"{name} is of {then['ranks']} ranks, these are {now.ranks}: goes on, not bitwise", file=sys.stderr)
     sizes = [[options.get(key) for key in PARALLEL] for options in (now.options, then["options"])]
     if sizes[0] != sizes[1]:
         raise UserError(
             f"--resume: {name} is of other model parallel sizes: give {_option(PARALLEL[0])} as it was made"
         )
     _check_identity(now, then, name, run.resume_anyway)
-    cut(state["metrics_bytes"])
+    if now.ranks != then["ranks"]:
+        print(f"{name} is of {then['ranks']} ranks, these are {now.ranks}: goes on, not bitwise", file=sys.stderr)
+    read_metrics(checkpoints.run / "metrics.jsonl", state["metrics_bytes"])
     return name
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
 from promptkd.errors import UserError
+from promptkd.option_values import TYPES, check_arguments
 
 
 def option(default: Any, help: str, **argparse_extras: Any) -> Any:
@@ -43,9 +44,14 @@ class RunSettings:
     exposure_bias_rows: int = option(32, "dev prompts it is measured on, the first ones; an answer from each model")
 
     def __post_init__(self) -> None:
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
         at_least(1, log_interval=self.log_interval, exposure_bias_rows=self.exposure_bias_rows)
+        at_least(-1, eval_interval=self.eval_interval)
         at_least(
             0,
+            seed=self.seed,
+            seed_order=self.seed_order,
             keep_checkpoints=self.keep_checkpoints,
             checkpoint_every=self.checkpoint_every,
             checkpoint_minutes=self.checkpoint_minutes,
@@ -128,6 +134,7 @@ class DataSettings:
     )
 
     def __post_init__(self) -> None:
+        at_least(-1, dev_num=self.dev_num)
         if not 0 < self.max_prompt_length < self.max_length:
             raise UserError(
                 f"--max-prompt-length {self.max_prompt_length} leaves no room for a response within "
@@ -166,7 +173,8 @@ class OptimizerSettings:
             eval_batch_size=self.eval_batch_size,
             epochs=self.epochs,
         )
-        at_least(0, lr=self.lr, clip_grad=self.clip_grad, warmup_iters=self.warmup_iters)
+        at_least(0, lr=self.lr, lr_min=self.lr_min, weight_decay=self.weight_decay)
+        at_least(0, clip_grad=self.clip_grad, warmup_iters=self.warmup_iters)
         for name in ("total_iters", "token_budget"):
             if getattr(self, name) is not None:
                 at_least(1, **{name: getattr(self, name)})
@@ -222,6 +230,7 @@ def parse(
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="print the settings as JSON and leave")
+    check_arguments(argv)
     known = {text for action in parser._actions for text in action.option_strings}
     values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
     if unknown:
@@ -253,9 +262,10 @@ def _add_group(target: Any, group: type) -> None:
         elif typing.get_origin(hint) is Literal:
             extras["choices"] = typing.get_args(hint)
         elif typing.get_origin(hint) is list:
-            extras.update(type=typing.get_args(hint)[0], nargs="+")
+            kind = typing.get_args(hint)[0]
+            extras.update(type=TYPES.get(kind, kind), nargs="+")
         else:
-            extras["type"] = hint
+            extras["type"] = TYPES.get(hint, hint)
         target.add_argument(flag, **extras)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from promptkd.errors import UserError
+from promptkd.strict_json import read_object
 
 _KEY = "prompt_embeddings"  # PEFT's name for it in adapter_model.safetensors
 
@@ -72,12 +72,19 @@ def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tens
     Raises UserError when it is missing, damaged, of another width than the teacher's or of another length
     than `prompt_len`.
     """
-    path = Path(folder) / "adapter_model.safetensors"
+    path, remedy = Path(folder) / "adapter_model.safetensors", "name a prompt/ folder of a run"
+    said = read_object(Path(folder) / "adapter_config.json", f"no readable soft prompt: {remedy}")
     try:
-        json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8"))
         embeddings = load_file(path)[_KEY]
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise UserError(f"{folder}: no readable soft prompt ({error}): name a prompt/ folder of a run") from None
+    except (OSError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: no readable soft prompt ({error}): {remedy}") from None
+    if said.get("peft_type") != "PROMPT_TUNING" or said.get("num_virtual_tokens") != len(embeddings):
+        raise UserError(
+            f"{folder}: adapter_config.json is of {said.get('peft_type')} and {said.get('num_virtual_tokens')} "
+            f"embeddings, the weights beside it have {list(embeddings.shape)}: {remedy}"
+        )
+    if not embeddings.is_floating_point():
+        raise UserError(f"{path}: the prompt is of {embeddings.dtype}, not of floats: {remedy}")
     if embeddings.ndim != 2 or embeddings.size(1) != width:
         raise UserError(
             f"{path}: the prompt has shape {list(embeddings.shape)}, the teacher's embeddings are {width} wide: "

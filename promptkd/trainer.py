@@ -15,9 +15,10 @@ from promptkd.data.examples import ExampleSet
 from promptkd.data.windows import Windows
 from promptkd.devset import DevSet
 from promptkd.distributed import Ranks
+from promptkd.errors import UserError
 from promptkd.finite import FiniteGuard
 from promptkd.methods.base import Method, Window
-from promptkd.metrics import MetricsFile, Progress, draw_curves, peak_memory_gb
+from promptkd.metrics import MetricsFile, Progress, draw_curves, logged_memory_gb
 from promptkd.profiling import profile_step
 from promptkd.resume import Checkpoints
 from promptkd.signals import StopSignals, name_of, status_of
@@ -45,8 +46,7 @@ class Trainer:
         self.total = total_steps(settings.optimizer, windows)
         self.best: dict[str, float] = {}  # see BEST: folder -> the value its model had
         self.done, skipped = 0, 0
-        if checkpoints.start is not None:
-            state = checkpoints.read(checkpoints.start, method)
+        if (state := checkpoints.resumed) is not None:
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
         self.guard = FiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.first)
@@ -119,7 +119,7 @@ class Trainer:
             return
         row["lr"] = self.method.student.lr
         row["grad_norm"] = self.method.student.grad_norm
-        row.update(window.seconds, step_seconds=seconds, peak_memory_gb=peak_memory_gb(self.ranks.device))
+        row.update(window.seconds, step_seconds=seconds, peak_memory_gb=logged_memory_gb(self.ranks.device))
         self.metrics.row("train", step, epoch=self.windows.epoch_of(step), **row)
 
     def is_evaluation_due(self, step: int) -> bool:
@@ -175,8 +175,14 @@ class Trainer:
         self.draw()
 
     def draw(self) -> None:
-        if self.ranks.first:
-            draw_curves(self.metrics.path, self.folder / "curves.png", f"{self.settings.method}: {self.folder}")
+        """Draw curves.png; the run goes on where that is not possible."""
+        if not self.ranks.first:
+            return
+        picture = self.folder / "curves.png"
+        try:
+            draw_curves(self.metrics.path, picture, f"{self.settings.method}: {self.folder}")
+        except (OSError, UserError) as error:
+            self.progress.line(f"{picture} cannot be drawn ({error}): the run goes on without it")
 
 
 def total_steps(optimizer, windows: Windows) -> int:

@@ -142,13 +142,14 @@ def test_a_pair_is_tokenised_together(tokenizer):
     [
         (b'{"instruction": "x", "output": ', "no JSON"),
         (b'{"instruction": "x"} {}', "no JSON"),
-        (b"[" * 100_000, "nesting"),
+        (b"[" * 100_000, "nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}", "a number"),
         (b'{"instruction": "\xff"}', "byte 18 is not UTF-8"),
         (json.dumps(GOOD).encode("utf-16-le"), "not UTF-8|no JSON"),
         (b"[]", "object is needed, not list"),
         (b"null", "object is needed, not NoneType"),
-        (b"NaN", "object is needed, not float"),
+        (b"NaN", "NaN is no JSON"),
+        (b'{"a": 1, "a": 2}', "the key 'a' occurs twice"),
         (b"", "line 2: it is empty"),
         ({}, '"instruction" nor "prompt", only no key'),
         ({"question": "x", "output": "y"}, '"instruction" nor "prompt", only "question", "output"'),
@@ -158,7 +159,8 @@ def test_a_pair_is_tokenised_together(tokenizer):
         ({"prompt": ["x"], "output": "y"}, '"prompt" has to be a text, not list'),
         ({"instruction": 3, "output": "y"}, '"instruction" has to be a text, not int'),
         ({"instruction": "x", "input": None, "output": "y"}, '"input" has to be a text, not NoneType'),
-        ({"instruction": "x", "output": float("nan")}, '"output" has to be a text, not float'),
+        ({"instruction": "x", "output": float("nan")}, "NaN is no JSON"),
+        ({"instruction": "x", "output": 1.5}, '"output" has to be a text, not float'),
         ({"instruction": "x", "output": []}, 'list "output" is empty'),
         ({"instruction": "x", "output": ["a", 1]}, '"output" has to be a text, not int'),
         ({"instruction": "x\ud800", "output": "y"}, "lone surrogate"),
@@ -173,7 +175,7 @@ def test_bad_lines(tokenizer, tmp_path, line, message):
 
 def test_lines_that_are_fine(tmp_path):
     path = tmp_path / "x.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"a": 1, "a": 2}\r\n{"a": "\xe2\x80\xa8"}\n{}\n\n  \n')
+    path.write_bytes(b'\xef\xbb\xbf{"a": 2}\r\n{"a": "\xe2\x80\xa8"}\n{}\n\n  \n')
     assert read_jsonl(path) == [{"a": 2}, {"a": "\u2028"}, {}]
 
 

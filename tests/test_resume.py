@@ -236,7 +236,7 @@ def test_without_a_whole_checkpoint(options, interrupted, tmp_path):
         train_here(options(interrupted, method="sft"))
     for step in (2, 4):
         (interrupted / f"checkpoints/step-{step}/manifest.json").write_text("[]")
-    with pytest.raises(UserError, match="is whole: --overwrite starts anew"):
+    with pytest.raises(UserError, match=r"is whole: step-4 .*manifest.json.*: --overwrite starts anew"):
         train_here(options(interrupted, "--resume", "auto", method="sft"))
     shutil.rmtree(interrupted / "checkpoints")
     with pytest.raises(UserError, match="--resume auto"):

@@ -21,6 +21,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from promptkd.errors import UserError, exit_with
+from promptkd.option_values import check_arguments
 
 MODEL_TYPES = ("opt", "llama", "mistral", "qwen2", "gpt2")
 
@@ -36,6 +37,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
+        check_arguments(argv)
         args, unknown = self.parse_known_args(argv)
         if unknown:
             near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0)[0]

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from promptkd.downloads import table
 from promptkd.errors import UserError, exit_with
+from promptkd.option_values import check_arguments
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(message)
 
     def parse(self, argv: list[str]) -> argparse.Namespace:
+        check_arguments(argv)
         args, unknown = self.parse_known_args(argv)
         if unknown:
             near = get_close_matches(unknown[0], self._option_string_actions, 1, 0)[0]

@@ -40,6 +40,8 @@ class GenerationSettings:
     def __post_init__(self) -> None:
         if not self.model_path:
             raise UserError("--model-path is missing: name the teacher's folder")
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
         at_least(0, seed=self.seed, seed_ppo=self.seed_ppo)
         if self.gen_num != -1:
             at_least(1, gen_num=self.gen_num)

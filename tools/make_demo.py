@@ -157,6 +157,9 @@ TASKS: list[Task] = [
 ]  # fmt: skip
 
 
+MOST_ROWS = 1_000_000  # more different instructions than the tasks have
+
+
 @dataclass
 class DemoSettings:
     save: str = option("results/demo", "folder to write to")
@@ -169,6 +172,8 @@ class DemoSettings:
     models: bool = option(True, "make tokenizer and models, too; --no-models: data alone, for models that are there")
 
     def __post_init__(self) -> None:
+        if max(self.teacher_num, self.test_num, self.dev_num) > MOST_ROWS or not self.save:
+            raise UserError(f"--teacher-num, --dev-num or --test-num is over {MOST_ROWS}, or --save is empty")
         at_least(1, train_num=self.train_num, dev_num=self.dev_num, test_num=self.test_num)
         at_least(self.train_num, teacher_num=self.teacher_num)
         at_least(257, vocab_size=self.vocab_size)  # 256 bytes and end-of-text

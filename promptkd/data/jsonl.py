@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from promptkd.errors import UserError
+from promptkd.strict_json import parse_json
 
 LONGEST_LINE = 1 << 26  # bytes; more is no line of text, and would be read into memory whole
 
@@ -48,13 +48,12 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:
 
 
 def parse_line(line: bytes, where: str) -> dict[str, Any]:
-    """One line of jsonl; of a key that occurs twice the last value counts."""
+    """One line of jsonl."""
     text = decode(line, where)
     try:
-        row = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = getattr(error, "msg", None) or "a number or a nesting beyond what can be read"
-        raise UserError(f"{where}: this is no JSON ({reason}): one object per line is needed") from None
+        row = parse_json(text)
+    except ValueError as error:
+        raise UserError(f"{where}: this is no JSON ({error}): one object per line is needed") from None
     if not isinstance(row, dict):
         raise UserError(f"{where}: a JSON object is needed, not {type(row).__name__}")
     return row

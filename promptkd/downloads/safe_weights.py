@@ -12,6 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from promptkd.errors import UserError
+from promptkd.strict_json import read_object
+
 INDEX = "model.safetensors.index.json"
 TIED_BY_DEFAULT = (
     "gpt2",
@@ -88,10 +91,10 @@ def _is_plain(value: object) -> bool:
 
 def _is_tied(config: Path) -> bool:
     try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        return bool(settings.get("tie_word_embeddings", settings.get("model_type") in TIED_BY_DEFAULT))
-    except (ValueError, AttributeError):
-        raise WeightsError("config.json is not a JSON object") from None
+        settings = read_object(config, "it cannot be used")
+    except UserError as error:
+        raise WeightsError(str(error)) from None
+    return bool(settings.get("tie_word_embeddings", settings.get("model_type") in TIED_BY_DEFAULT))
 
 
 def _independent(source: Path, tied: bool) -> dict[str, torch.Tensor]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from promptkd.errors import UserError
+from promptkd.strict_json import check_kind, is_kind, read_object
 
 FAMILIES = ("gpt2", "opt", "llama")
+ROW = {"key": str, "repo": (str, None), "type": str, "target": str, "bytes": (int, None), "licence": (str, None)}
+OPTIONAL = {"unverified": bool, "note": str, "subfolder": str, "needs": [str]}
+OPTIONAL_DEFAULTS = {"unverified": False, "note": "", "subfolder": "", "needs": []}
 MANIFEST = ".download.json"  # written last into a finished folder: which files, how large
 
 
@@ -46,9 +49,20 @@ class Item:
 
 def load_table(path: Path) -> list[Item]:
     """All rows of the table file, in its order."""
-    items = []
-    for row in json.loads(path.read_text(encoding="utf-8"))["items"]:
+    items, remedy = [], "take the project's own configs/downloads.json"
+    content = read_object(path, remedy)
+    try:
+        check_kind(content, {"items": [ROW]}, path.name)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: {remedy}") from None
+    for row in content["items"]:
         row = dict(row)
+        if unknown := row.keys() - ROW.keys() - OPTIONAL.keys():
+            raise UserError(f"{path}: {row['key']} has {min(unknown)!r}, which nothing reads: {remedy}")
+        if not is_kind({**OPTIONAL_DEFAULTS, **row}, OPTIONAL):
+            raise UserError(f"{path}: {row['key']} has a value of a wrong kind: {remedy}")
+        if not stays_below(row["target"]):
+            raise UserError(f"{path}: {row['key']} goes to {row['target']!r}, out of its folder: {remedy}")
         size, kind, target = row.pop("bytes"), row.pop("type"), PurePosixPath(row.pop("target"))
         needs = tuple(row.pop("needs", ()))
         items.append(Item(kind=kind, size=size, target=target, needs=needs, **row))
@@ -72,10 +86,17 @@ def select(items: list[Item], only: list[str], models: list[str], data: bool) ->
 def read_manifest(folder: Path) -> dict[str, int] | None:
     """Sizes in bytes by file name, from the manifest of a finished folder; None without a readable one."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
-        return {str(name): int(size) for name, size in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        files = read_object(folder / MANIFEST, "fetch it anew").get("files")
+        check_kind(files, {...: int}, MANIFEST)
+    except (UserError, ValueError):
         return None
+    return files if all(map(stays_below, files)) else None
+
+
+def stays_below(name: str) -> bool:
+    """Whether a path that a file names leads to below the folder it is taken from."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and not {"..", "\0"} & {*path.parts, *name}
 
 
 def has_size(path: Path, size: int) -> bool:

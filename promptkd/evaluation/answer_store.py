@@ -11,6 +11,9 @@ from typing import Any
 from promptkd.checkpoint import write_json
 from promptkd.distributed import Ranks
 from promptkd.errors import UserError
+from promptkd.strict_json import check_kind, parse_json, read_object
+
+REMEDY = "pass --overwrite, or name another --save"
 
 
 class AnswerStore:
@@ -22,7 +25,8 @@ class AnswerStore:
 
     def __init__(self, folder: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks) -> None:
         self.folder, self.file, self.ranks = folder, folder / "generated.jsonl", ranks
-        found = _read_json(folder / "generation.json") if not overwrite else None
+        there = not overwrite and os.path.lexists(folder / "generation.json")
+        found = read_object(folder / "generation.json", REMEDY) if there else None
         if found is not None and found != identity:
             name = next(key for key in [*identity, *found] if identity.get(key) != found.get(key))
             raise UserError(
@@ -85,20 +89,16 @@ class AnswerStore:
 
 
 def _rows(paths: list[Path]) -> Iterator[tuple[int, str]]:
-    """(row, answer) of all files; a last line that a kill cut short is left out."""
+    """(row, answer) of all files; a last line that a kill cut short is left out. UserError names any other fault."""
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            *whole, _ = path.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from None
+        for number, line in enumerate(whole, 1):
             try:
-                row, text = json.loads(line)
-            except ValueError:
-                break
+                row, text = parse_json(line.decode("utf-8"))
+                check_kind([row, text], [(int, str)], "row and answer")
+            except (ValueError, TypeError):
+                raise UserError(f"{path}, line {number}: not [row, answer]: {REMEDY}") from None
             yield row, text
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}): pass --overwrite, or name another --save") from None

@@ -35,6 +35,8 @@ class EvaluationSettings:
         self.seeds = self.seeds or [DEFAULT_SEED if self.seed is None else self.seed]
         self.seed = self.seeds[0]
         at_least(0, seeds=min(self.seeds))
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
 

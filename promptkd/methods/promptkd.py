@@ -8,9 +8,11 @@ from typing import Literal
 import torch
 
 from promptkd.data.windows import MicroBatch
+from promptkd.errors import UserError
 from promptkd.losses import Fixed, distill, divergence
 from promptkd.methods.base import Context, Method, Window
 from promptkd.models import LanguageModel, check_positions
+from promptkd.option_values import is_text
 from promptkd.rollout_engine import RolloutSettings, rollout_engine
 from promptkd.settings import at_least, option
 from promptkd.soft_prompt import SoftPrompt, initial_prompt
@@ -38,6 +40,8 @@ class PromptKDSettings(RolloutSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.prompt_init_text.strip() or not is_text(self.prompt_init_text):
+            raise UserError("--prompt-init-text is empty or no UTF-8: give a text, PAD or random")
         at_least(1, prompt_len=self.prompt_len)
         at_least(0, base_coef=self.base_coef)
         if self.teacher_lr is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +9,16 @@ from typing import Any
 
 from promptkd.data.jsonl import read_jsonl
 from promptkd.errors import UserError
+from promptkd.metrics import read_metrics
+from promptkd.strict_json import check_kind, is_kind, read_object
 
 RESULTS, CURVE = "results.json", "exposure_bias.json"
 CURVE_KEYS = ("ex_acc_err", "mean_R", "mean_eps", "std_R", "std_eps")
+CURVES = {key: [(float, None)] for key in CURVE_KEYS}
+SPREAD = {"mean": float, "std": (float, None)}
+SET = {"file": str, "sha256": str, "rougeL": SPREAD, "exact_match": SPREAD, "rougeL_rows": [[float]]}
+EVALUATION = {"model": {"path": str}, "protocol": {...: object}, "seeds": [int], "sets": {...: SET}}
+CONFIG = {"settings": {...: object}, "commit": (str, None), "python": str, "versions": {...: str}}
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,8 @@ class Result:
         """Steps and values of a metric, of a list its last value; both empty when the run has none."""
         points = [(row["step"], row[key]) for row in self.metrics if row["event"] == event and key in row]
         points = [(step, value[-1] if isinstance(value, list) else value) for step, value in points]
+        if wrong := [value for _, value in points if not is_kind(value, (float, None))]:
+            raise UserError(f"{self.folder}/metrics.jsonl: {key} is {wrong[0]!r}, no number: repeat the run")
         return [step for step, _ in points], [value for _, value in points]
 
     def answers(self, name: str) -> list[str]:
@@ -70,7 +78,7 @@ def read_result(named: str) -> Result:
     if not metrics.is_file():
         return Result(name, folder, where, evaluation, exposure=exposure)
     again = f"train.py --save {run} writes it"
-    return Result(name, folder, where, evaluation, _read_metrics(metrics), _read_config(config, again), exposure)
+    return Result(name, folder, where, evaluation, _read_rows(metrics), _read_json(config, CONFIG, again), exposure)
 
 
 def check_comparable(results: list[Result], mixed: bool = False) -> None:
@@ -109,42 +117,19 @@ def unlike(one: Result, other: Result) -> list[str]:
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
     remedy = f"evaluate.py --save {path.parent} writes it"
-    found = _read_json(path, remedy)
-    try:
-        whole = found["model"]["path"] and isinstance(found["protocol"], dict) and found["seeds"] and found["sets"]
-        for entry in found["sets"].values():
-            for measure in ("rougeL", "exact_match"):
-                float(entry[measure]["mean"]), entry[measure]["std"]
-            whole = whole and isinstance(entry["sha256"], str) and isinstance(entry["file"], str)
-            whole = whole and len({len(rows) for rows in entry["rougeL_rows"]}) == 1
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: this is no whole evaluation of test sets: {remedy}")
+    found = _read_json(path, EVALUATION, remedy)
+    if not found["seeds"] or not found["sets"]:
+        raise UserError(f"{path}: it has no seeds or no test sets: {remedy}")
+    for name, entry in found["sets"].items():
+        if len({len(rows) for rows in entry["rougeL_rows"]}) != 1:
+            raise UserError(f"{path}, {name}: its seeds have different numbers of rows: {remedy}")
     return found
 
 
-def _read_config(path: Path, remedy: str) -> dict[str, Any]:
-    found = _read_json(path, remedy)
-    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
-        raise UserError(f'{path}: it has no "settings": {remedy}')
-    return found
-
-
-def _read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl; a last line that a kill cut short is left out, a broken one before it is an error."""
-    lines, rows = path.read_bytes().split(b"\n"), []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            row["event"], row["step"] + 0
-        except (ValueError, KeyError, TypeError):
-            if any(lines[number:]) or (line and number == 1):
-                raise UserError(
-                    f"{path}, line {number}: it is no row of metrics: repeat the run, or correct it"
-                ) from None
-            break
-        rows.append(row)
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    rows = read_metrics(path)
+    if not rows:
+        raise UserError(f"{path}: it holds no rows: repeat the run")
     return rows
 
 
@@ -154,9 +139,8 @@ def _read_exposure(run: Path) -> dict[str, dict[str, list[float | None]]]:
     for path in sorted([run / "exposure_bias" / CURVE, *(run / "exposure_bias").glob(f"*/{CURVE}")]):
         if not path.is_file():
             continue
-        curves = _read_json(path, f"evaluate.py --type exposure_bias --save {run / 'exposure_bias'} writes it")
-        lists = [curves.get(key) for key in CURVE_KEYS] if isinstance(curves, dict) else [None]
-        if not all(isinstance(values, list) and len(values) == len(lists[0]) for values in lists):
+        curves = _read_json(path, CURVES, f"evaluate.py --type exposure_bias --save {run / 'exposure_bias'} writes it")
+        if len({len(curves[key]) for key in CURVE_KEYS}) > 1:
             raise UserError(f"{path}: it needs lists {', '.join(CURVE_KEYS)} of one length: measure anew")
         found["" if path.parent.name == "exposure_bias" else path.parent.name] = curves
     if len(found) > 1:  # the first set's own file is there twice
@@ -164,10 +148,10 @@ def _read_exposure(run: Path) -> dict[str, dict[str, list[float | None]]]:
     return found
 
 
-def _read_json(path: Path, remedy: str) -> Any:
-    if not path.is_file():
-        raise UserError(f"{path} is not there: {remedy}")
+def _read_json(path: Path, kind: dict, remedy: str) -> dict[str, Any]:
+    content = read_object(path, remedy)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no readable JSON ({error}): {remedy}") from None
+        check_kind(content, kind, path.name)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: {remedy}") from None
+    return content

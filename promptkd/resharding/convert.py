@@ -81,6 +81,8 @@ def _model_type(request: Request, config: dict | None) -> str:
     if request.model_type and said and request.model_type != said:
         raise UserError(f"--model_type {request.model_type}, but {request.input_path}/config.json says {said}")
     chosen = request.model_type or said
+    if not isinstance(chosen, str | None):
+        raise UserError(f"{request.input_path}/config.json: model_type is {chosen!r}, not a text")
     if chosen is None:
         raise UserError(f"{request.input_path} has no config.json: give --model_type")
     if chosen not in FAMILIES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import zipfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from promptkd.errors import UserError
+from promptkd.strict_json import read_object
 
 CHUNK_BYTES = 16 << 20  # what is worked on at a time
 RELEASE_BYTES = 128 << 20  # so much is read before the pages that have become resident are given back
@@ -51,13 +51,7 @@ def inside(folder: Path, name: str) -> Path:
 
 def read_json(path: Path) -> dict:
     """A file that holds one JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a JSON object")
-    return content
+    return read_object(path, "take the model's own file")
 
 
 class TensorFile:

@@ -1,0 +1,68 @@
+"""A model's folder, looked at before transformers reads it: JSON that is sound, names that stay, sizes that can be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from promptkd.errors import UserError
+from promptkd.strict_json import read_object
+
+SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SIZES = {  # what families call it; the least that is possible
+    "layers": ("num_hidden_layers", "n_layer"),
+    "width": ("hidden_size", "n_embd"),
+    "heads": ("num_attention_heads", "n_head"),
+    "vocabulary": ("vocab_size",),
+    "positions": ("max_position_embeddings", "n_positions"),
+}
+
+
+def check_model_folder(folder: Path, option: str) -> None:
+    """Raise UserError for what would make a loader fail late, take memory without end, or leave the folder.
+
+    Weights are not read. `option` names the folder in errors.
+    """
+    remedy = f"{option} needs a model's folder as it was saved"
+    config = read_object(folder / "config.json", remedy)
+    for name in SETTINGS:
+        if (folder / name).exists():
+            read_object(folder / name, remedy)
+    for name in INDEXES:
+        if (folder / name).exists():
+            _check_index(folder / name, remedy)
+    if "quantization_config" in config:
+        raise UserError(f"{option} {folder}: quantised weights are not supported: name a folder of whole ones")
+    sizes = {what: _size(config, names, folder, option) for what, names in SIZES.items()}
+    stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    # Every layer has a square matrix of its width at least, and there is an embedding; no number is under a byte.
+    claimed = sizes["layers"] * sizes["width"] ** 2 + sizes["vocabulary"] * sizes["width"]
+    if claimed > stored > 0:
+        raise UserError(
+            f"{option} {folder}: config.json speaks of {claimed} numbers at least, the weights beside it have "
+            f"{stored} bytes: one of them is another model's"
+        )
+
+
+def _size(config: dict[str, Any], names: tuple[str, ...], folder: Path, option: str) -> int:
+    """A whole number above 0 from config.json, 0 where it has none."""
+    for name in names:
+        value = config.get(name)
+        if value is not None:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"{option} {folder}: config.json says {name} is {value!r}, no whole number above 0")
+            return value
+    return 0
+
+
+def _check_index(path: Path, remedy: str) -> None:
+    """The files that an index names are files beside it."""
+    places = read_object(path, remedy).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise UserError(f"{path}: it lacks its weight_map: {remedy}")
+    for name in dict.fromkeys(map(str, places.values())):
+        if name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+            raise UserError(f"{path}: it names {name!r}, which is no file of that folder: {remedy}")
+        if not (path.parent / name).is_file():
+            raise UserError(f"{path}: it names {name}, which is missing: {remedy}")
