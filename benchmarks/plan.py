@@ -122,8 +122,7 @@ def measured(name: str, work: Path) -> float:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    rows = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-    return max(row["peak_memory_gb"] for row in rows) * 1e9
+    return max(json.loads((save / "memory.json").read_text())["peak_memory_gb"]) * 1e9
 
 
 def planned(name: str, work: Path) -> float:

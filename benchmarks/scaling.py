@@ -56,8 +56,8 @@ def make_models(folder: Path, tokenizer: Path, vocabulary: int, shapes: dict[str
     return counts
 
 
-def train(folder: Path, window: int, response: int, precision: str, steps: int = 3) -> list[dict]:
-    """Train the models in `folder` on made-up prompts; returns the rows of metrics.jsonl."""
+def train(folder: Path, window: int, response: int, precision: str, steps: int = 3) -> tuple[list[dict], float]:
+    """Train the models in `folder` on made-up prompts; returns the rows of metrics.jsonl and the peak memory in GB."""
     rows = [json.dumps({"prompt": "word " * (20 + i % 10), "response": "x"}) for i in range(64)]
     (folder / "train.jsonl").write_text("\n".join(rows))
     command = [
@@ -71,7 +71,9 @@ def train(folder: Path, window: int, response: int, precision: str, steps: int =
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"train.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    peaks = json.loads((folder / "run/memory.json").read_text())["peak_memory_gb"]
+    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    return rows, max(peaks)
 
 
 def measure(o: argparse.Namespace, point: dict[str, int]) -> dict[str, float]:
@@ -80,9 +82,8 @@ def measure(o: argparse.Namespace, point: dict[str, int]) -> dict[str, float]:
     shapes = {"student": {**shape, "n_layer": 4}, "teacher": {**shape, "n_layer": 8}}
     with tempfile.TemporaryDirectory() as place:
         counts = make_models(Path(place), o.tokenizer, point["vocabulary"], shapes)
-        rows = train(Path(place), point["window"], point["response"], o.precision)
+        rows, peak = train(Path(place), point["window"], point["response"], o.precision)
     seconds = [row["step_seconds"] for row in rows][1:]
-    peak = max(row["peak_memory_gb"] for row in rows)
     weights = (16 * counts["student"] + 4 * counts["teacher"]) / 1e9
     return {
         "seconds": sum(seconds) / len(seconds),

@@ -54,11 +54,12 @@ def ours(o: argparse.Namespace, precision: str, malloc: str, seed: int) -> dict:
              "--deepspeed_config", ROOT / f"configs/deepspeed/ds_config_{precision}.json"],
             malloc,
         )  # fmt: skip
+        peaks = json.loads((Path(save) / "run/memory.json").read_text())["peak_memory_gb"]
         rows = [json.loads(line) for line in (Path(save) / "run/metrics.jsonl").read_text().splitlines()]
     return {
         "seconds_per_step": [row["step_seconds"] for row in rows],
         "response_tokens_per_step": [row["response_tokens"] for row in rows],
-        "peak_rss_gb": max(row["peak_memory_gb"] for row in rows),
+        "peak_rss_gb": max(peaks),
         "phases": [{key: value for key, value in row.items() if key.endswith("_seconds")} for row in rows],
     }
 

@@ -61,7 +61,7 @@ def clear_folder(folder: Path) -> None:
     """Remove what an earlier run left, to make room for a new one."""
     if not (folder / "metrics.jsonl").exists():
         return
-    for name in ("metrics.jsonl", "config.json", "curves.png", "log.txt"):
+    for name in ("metrics.jsonl", "config.json", "curves.png", "memory.json", "profile.md", "trace.json.gz"):
         (folder / name).unlink(missing_ok=True)
     best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
     for name in ("last", "prompt", *best, "eval", "checkpoints"):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from promptkd.checkpoint import save_model, write_folder
+from promptkd.checkpoint import save_model, write_folder, write_json
 from promptkd.data.examples import ExampleSet
 from promptkd.data.windows import Windows
 from promptkd.devset import DevSet
@@ -18,7 +18,7 @@ from promptkd.distributed import Ranks
 from promptkd.errors import UserError
 from promptkd.finite import FiniteGuard
 from promptkd.methods.base import Method, Window
-from promptkd.metrics import MetricsFile, Progress, draw_curves, logged_memory_gb
+from promptkd.metrics import MetricsFile, Progress, draw_curves, logged_memory_gb, peak_memory_gb
 from promptkd.profiling import profile_step
 from promptkd.resume import Checkpoints
 from promptkd.signals import StopSignals, name_of, status_of
@@ -75,7 +75,14 @@ class Trainer:
             self.measure_exposure_bias(step)
             self.keep(step)
         self.save("last")
+        self.record_memory()
         self.checkpoints.prune(1)
+
+    def record_memory(self) -> None:
+        """Write memory.json: each rank's peak, unrounded (see `logged_memory_gb`), since the process began."""
+        peaks = self.ranks.world.gather([peak_memory_gb(self.ranks.device)])
+        if self.ranks.first:
+            write_json(self.folder / "memory.json", {"peak_memory_gb": peaks})
 
     def take(self, step: int) -> None:
         """One optimizer step and its row in the log."""

@@ -18,6 +18,7 @@ CURVES = {key: [(float, None)] for key in CURVE_KEYS}
 SPREAD = {"mean": float, "std": (float, None)}
 SET = {"file": str, "sha256": str, "rougeL": SPREAD, "exact_match": SPREAD, "rougeL_rows": [[float]]}
 EVALUATION = {"model": {"path": str}, "protocol": {...: object}, "seeds": [int], "sets": {...: SET}}
+MEMORY = {"peak_memory_gb": [float]}
 CONFIG = {"settings": {...: object}, "commit": (str, None), "python": str, "versions": {...: str}}
 
 
@@ -26,7 +27,8 @@ class Result:
     """One evaluated model and, where it was trained here, its run.
 
     name: its row's; folder: that was named; answers_folder: holds results.json and the answers; metrics: rows of
-    metrics.jsonl, config: config.json, both empty for a model that has no run; exposure: set -> exposure_bias.json.
+    metrics.jsonl, config: config.json, both empty for a model that has no run; exposure: set -> exposure_bias.json;
+    memory: the ranks' peaks in GB, empty before a run's end.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Result:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     exposure: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    memory: list[float] = field(default_factory=list)
 
     @property
     def sets(self) -> dict[str, Any]:
@@ -77,8 +80,11 @@ def read_result(named: str) -> Result:
     name = label[1] if label else folder.name
     if not metrics.is_file():
         return Result(name, folder, where, evaluation, exposure=exposure)
-    again = f"train.py --save {run} writes it"
-    return Result(name, folder, where, evaluation, _read_rows(metrics), _read_json(config, CONFIG, again), exposure)
+    again, memory = f"train.py --save {run} writes it", run / "memory.json"
+    peaks = _read_json(memory, MEMORY, again)["peak_memory_gb"] if memory.is_file() else []
+    return Result(
+        name, folder, where, evaluation, _read_rows(metrics), _read_json(config, CONFIG, again), exposure, peaks
+    )
 
 
 def check_comparable(results: list[Result], mixed: bool = False) -> None:

@@ -159,7 +159,7 @@ def cost(result: Result) -> Cost | None:
     steps, seconds = result.series("step_seconds")
     if not steps:
         return None
-    memory = result.series("peak_memory_gb")[1]
+    memory = result.memory or result.series("peak_memory_gb")[1]
     mean = sum(seconds) / len(seconds)  # of the steps that --log-interval has written
     return Cost(steps[-1], mean * steps[-1], max(memory, default=None), result.config.get("parameters", {}))
 
