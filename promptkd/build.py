@@ -67,8 +67,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         method = build_method(settings, (config, teacher_config), student, teacher, tokenizer, data, windows, ranks)
         if checkpoints.start is not None:
             checkpoints.read(method)
-        described["parameters"] = parameters_of(settings, method.prompt())
-        begin_files(checkpoints, described)
+        begin_files(checkpoints, {**described, "parameters": parameters_of(settings, method.prompt())})
     except BaseException:
         checkpoints.unlock()
         raise
@@ -95,7 +94,7 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
 
     Returns the checkpoints, and on the first rank what config.json is to hold.
     """
-    run, start, described = settings.run, None, None
+    run, start, described = settings.run, None, {}
     folder = Path(run.save)
     checkpoints = Checkpoints(folder, ranks, run.keep_checkpoints, run.checkpoint_every, run.checkpoint_minutes)
     if ranks.first:

@@ -25,8 +25,9 @@ from promptkd.downloads.table import load_table
 from promptkd.errors import UserError
 from promptkd.evaluation.answer_store import _rows
 from promptkd.metrics import read_metrics
+from promptkd.reporting.report import ranking
 from promptkd.reporting.results import read_result
-from promptkd.reporting.table import ranking, table
+from promptkd.reporting.table import scores
 from promptkd.soft_prompt import load_prompt
 from promptkd.strict_json import parse_json, read_object
 from promptkd.whole_checkpoint import find_damage, read_state
@@ -183,7 +184,7 @@ def test_results_of_anything(place, value, name, tmp_path):
 
     def tables():
         result = read_result(str(tmp_path / "sft"))
-        return table([result], []) + ranking([result], [])
+        return scores([result], []).markdown(), ranking([result], [])
 
     read(tables)
 

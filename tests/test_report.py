@@ -214,11 +214,11 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path):
     "file, text, what",
     [
         ("eval/results.json", "{", "no readable JSON"),
-        ("eval/results.json", "[]", "no whole evaluation"),
-        ("eval/results.json", '{"model": {"path": "x"}, "protocol": {}, "seeds": [1], "sets": {"a": {}}}', "no whole"),
+        ("eval/results.json", "[]", "no JSON object"),
+        ("eval/results.json", '{"model": {"path": "x"}, "protocol": {}, "seeds": [1], "sets": {"a": {}}}', "lacks"),
         ("metrics.jsonl", '{"event": "train", "step": 1}\n{"event\n{"event": "train", "step": 3}\n', "line 2"),
         ("config.json", "{}", "settings"),
-        ("exposure_bias/exposure_bias.json", '{"ex_acc_err": [1]}', "lists ex_acc_err, mean_R"),
+        ("exposure_bias/exposure_bias.json", '{"ex_acc_err": [1]}', "lacks 'mean_R'"),
     ],
 )
 def test_broken_files_are_named(file, text, what, tmp_path):

@@ -138,7 +138,11 @@ def answers_of(contents: Contents) -> list[Answer]:
     for name, entry in contents.compared[0].sets.items() if contents.samples else ():
         shown = [r for r in contents.everyone if r.sets.get(name, {}).get("sha256") == entry["sha256"]]
         said = {label(result): result.answers(name) for result in shown}
-        for place, row in enumerate(read_jsonl(entry["file"])[: min(contents.samples, *map(len, said.values()))]):
+        rows = read_jsonl(entry["file"])[: contents.samples]
+        for result, texts in zip(shown, said.values()):
+            if len(texts) < len(rows):
+                raise UserError(f"{result.folder}: answers.jsonl of {name} has {len(texts)} rows: evaluate it anew")
+        for place, row in enumerate(rows):
             prompt, gold = prompt_and_references(row, f"{entry['file']}, line {place + 1}")
             texts = {"reference": gold[0], **{who: texts[place] for who, texts in said.items()}}
             found.append(Answer(name, str(row.get("instruction", prompt)), texts))

@@ -78,7 +78,7 @@ def read_result(named: str) -> Result:
     metrics, config = run / "metrics.jsonl", run / "config.json"
     exposure = _read_exposure(run) if run.is_dir() else {}
     name = label[1] if label else folder.name
-    if not metrics.is_file():
+    if not metrics.exists():
         return Result(name, folder, where, evaluation, exposure=exposure)
     again, memory = f"train.py --save {run} writes it", run / "memory.json"
     peaks = _read_json(memory, MEMORY, again)["peak_memory_gb"] if memory.is_file() else []
