@@ -8,4 +8,4 @@ cp "$out/data/valid.jsonl" "$out/mixed/valid.jsonl"
 stage start "student pseudo" "$python" train.py "${train_options[@]}" --method sft --save "$out/start" \
     --model-path "$out/student" --data-dir "$out/mixed" --lr "$START_LR" --lr-decay-style noam \
     --total-iters "$START_STEPS" --eval-interval 50 "$@"
-rm -rf "$out/start/checkpoints" # three times the model's size, and the run is over
+rm -rf "$out/start"/{checkpoints,best_*} # the methods begin at the last

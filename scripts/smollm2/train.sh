@@ -16,5 +16,5 @@ for method in "${methods[@]}"; do
     stage "$method" start "$python" train.py "${train_options[@]}" --method "$method" --save "$out/$method" \
         --model-path "$out/start/last" --lr "$LR" --total-iters "$STEPS" --eval-interval $(((STEPS + 2) / 3)) \
         "${own[@]}" "$@"
-    rm -rf "$out/$method/checkpoints"
+    rm -rf "$out/$method"/{checkpoints,best_*} # the last student is what is compared: all had as many updates
 done
