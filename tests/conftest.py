@@ -21,6 +21,17 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the longest tests, too (some five minutes more)")
+
+
+def pytest_collection_modifyitems(config, items):
+    if not config.getoption("--slow"):
+        for item in items:
+            if item.get_closest_marker("slow"):
+                item.add_marker(pytest.mark.skip(reason="--slow runs it"))
+
+
 def golden_argv(method: str, save: Path, *extra: str) -> list[str]:
     """Options of a short run on the golden models and data."""
     argv = ["--method", method, "--model-path", str(GOLDEN / "models/gpt2_student"), "--save", str(save)]

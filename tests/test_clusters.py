@@ -78,10 +78,12 @@ def two_nodes(tmp_path_factory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_two_nodes_compute_what_one_rank_does(two_nodes, alone):
     assert_close(two_nodes, alone)
 
 
+@pytest.mark.slow
 def test_another_number_of_ranks_goes_on_from_two_nodes(two_nodes, tmp_path):
     """The last checkpoint of the four ranks; two go on for another two steps, as one rank from the start does."""
     resume = ["--resume", "--resume-anyway"]  # --total-iters is another
@@ -111,6 +113,7 @@ def rank_process(parent: int, rank: int) -> int | None:
     return None
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_is_started_again(tmp_path):
     """MAX_RESTARTS: the ranks start anew, go on from the last checkpoint and end as if nothing had happened."""
     steps, log = 12, tmp_path / "log"

@@ -125,6 +125,7 @@ def test_the_tokenizer_gives_every_text_back_and_knows_its_end(made):
     assert max(len(examples[i].response) for i in range(120)) <= 16
 
 
+@pytest.mark.slow
 def test_a_larger_teacher_and_a_student_share_the_vocabulary(made, tmp_path):
     import torch
 

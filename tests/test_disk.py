@@ -143,6 +143,7 @@ def test_a_rank_that_dies_takes_the_others_along(tmp_path):
     assert "another rank has ended" in run.log.read_text() and "Traceback" not in run.log.read_text()
 
 
+@pytest.mark.slow
 def test_torchrun_ends_when_a_rank_dies(tmp_path):
     argv = tiny_argv("sft", tmp_path / "run", "--batch-size", "1", "--total-iters", "100000")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--rdzv-backend", "c10d"]

@@ -5,6 +5,7 @@ import json
 import pytest
 from conftest import GOLDEN, golden_argv, metrics_of, start, train_here
 
+slow = pytest.mark.slow
 CASES = ["sft_gpt2", "kd_gpt2", "promptkd_gpt2"]
 NOT_OPTIONS = ("model_type", "method", "precision", "adam_betas", "adam_eps", "scheduler")
 NOT_COMPARED = {"sft": {"ds_loss"}}
@@ -42,7 +43,7 @@ def test_every_step_equals_the_recording(name, normalization, save):
         assert losses[first : first + len(expected)] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [case if "promptkd" in case else pytest.param(case, marks=slow) for case in CASES])
 def test_through_torchrun(name, save):
     case = json.loads((GOLDEN / f"cases/{name}.json").read_text())
     done = start(case_argv(case, save), ranks=0)
@@ -72,7 +73,7 @@ def test_accumulation_and_packing_do_not_change_the_step(method, tmp_path):
             assert values == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "promptkd"])
+@pytest.mark.parametrize("method", ["sft", pytest.param("kd", marks=slow), "promptkd"])
 def test_two_ranks_equal_one(method, tmp_path):
     alone = run_shape(method, tmp_path, 2, 1)
     argv = golden_argv(method, tmp_path / "ranks", "--batch-size", "1", "--epochs", "2")

@@ -245,6 +245,7 @@ def test_precision_of_an_evaluation_is_the_deepspeed_files(tmp_path):
             choose_dtype("auto", str(config), cpu)
 
 
+@pytest.mark.slow
 def test_a_training_script_trains_on_two_processes(save):
     options = golden_argv("promptkd", save, "--total-iters", "2", "--deepspeed_config", FP32, "--max-length", "112")
     done = bash(BASE, ".", "0", "2", *options[2:], "--batch-size", "2", "--gradient-accumulation-steps", "2")

@@ -78,6 +78,7 @@ def test_an_interrupted_generation_goes_on(answers, tmp_path, monkeypatch):
     assert len(answered) == 34 - 20  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_ranks_do_not_change_the_answers(answers, tmp_path):
     done = start(generate_argv(tmp_path), ranks=2, script="tools/generate.py")
     assert done.returncode == 0, done.stderr

@@ -107,7 +107,9 @@ def alone(tmp_path_factory) -> Path:
     return save
 
 
-@pytest.mark.parametrize("student, teacher, stage", [(2, 2, 0), (1, 2, 1), (2, 1, 2)])
+@pytest.mark.parametrize(
+    "student, teacher, stage", [(2, 2, 0), (1, 2, 1), pytest.param(2, 1, 2, marks=pytest.mark.slow)]
+)
 def test_together_with_data_parallelism(student, teacher, stage, alone, tmp_path):
     """Four ranks, two shares of the examples; also where student and teacher are held by groups of other sizes."""
     argv = [*tiny_argv("promptkd", tmp_path / "run"), *SHORT, "--batch-size", "2"]
@@ -116,6 +118,7 @@ def test_together_with_data_parallelism(student, teacher, stage, alone, tmp_path
     assert_like_one_rank(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_bit_for_bit(tmp_path):
     """With dropout, which has to be the same on both ranks; then on more ranks, not bitwise."""
     student = student_with_dropout(tmp_path / "student")
