@@ -161,7 +161,7 @@ class OptimizerSettings:
         "window", "mean over all response tokens of the step, or the published mean of micro-batch means"
     )
     token_budget: int | None = option(
-        None, "most padded tokens in one forward pass, for speed and memory alone; default: 2048, on a GPU 16384"
+        None, "most padded tokens in one forward pass, for speed and memory alone; default: 2048, on a GPU 4096"
     )
     deepspeed_config: str | None = option(None, "DeepSpeed file; default: one that suits the device")
 

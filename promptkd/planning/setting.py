@@ -14,7 +14,7 @@ from promptkd.planning.units import Hardware
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 METHODS = ("promptkd", "kd", "seqkd", "sft")
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
-TOKEN_BUDGET = {True: 2048, False: 16384}  # by Hardware.cpu; promptkd/build.py has the same by device
+TOKEN_BUDGET = {True: 2048, False: 4096}  # by Hardware.cpu; promptkd/build.py has the same by device
 
 
 @dataclass(frozen=True)
