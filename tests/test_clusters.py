@@ -20,6 +20,7 @@ SCRIPT = "scripts/gpt2/promptkd/promptkd_base.sh"
 LOSSES, NORMS = ("student_loss", "prompt_kd_loss", "prompt_base_loss"), ("grad_norm", "prompt_grad_norm")
 OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what training in this process leaves
 EXAMPLES = 8  # of a step, whatever the number of ranks
+STARTED: list[subprocess.Popen] = []
 
 
 def argv(save: Path, ranks: int, *extra: str, steps: int = 3, config: str = FP32) -> list[str]:
@@ -34,10 +35,21 @@ def bash(script: str, *arguments: str, log: Path, **environment: str) -> subproc
     inherited = {name: value for name, value in os.environ.items() if name not in OURS}
     settings = {"OMP_NUM_THREADS": "1", "PROMPTKD_PYTHON": sys.executable, "DS_ACCELERATOR": "cpu"}
     with open(log, "a") as output:
-        return subprocess.Popen(
+        job = subprocess.Popen(
             ["bash", script, *arguments], cwd=ROOT, stdout=output, stderr=output,
             env={**inherited, **settings, **environment}, start_new_session=True,
         )  # fmt: skip
+    STARTED.append(job)
+    return job
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_leftovers():
+    """Whatever a failed test left running is told to end; torchrun takes its ranks along."""
+    yield
+    for job in STARTED:
+        if job.poll() is None:
+            os.killpg(job.pid, signal.SIGTERM)
 
 
 def free_port() -> str:
