@@ -38,12 +38,9 @@ from promptkd.models import (
 from promptkd.resume import Checkpoints, Identity, choose_start
 from promptkd.rollout import Sampling
 from promptkd.schedules import Optimization
-from promptkd.settings import flat
+from promptkd.settings import TOKEN_BUDGET, flat
 from promptkd.tensor_parallel import TensorGroup, tensor_group
 from promptkd.trainer import Trainer, total_steps
-
-# With 4096 the paper's recipes fit its GPUs by tools/plan.py; an idle GPU is faster with more.
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
 
 
 def build_trainer(settings: SimpleNamespace) -> Trainer:

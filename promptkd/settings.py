@@ -15,6 +15,9 @@ from typing import Any, ClassVar, Literal, NoReturn
 from promptkd.errors import UserError
 from promptkd.option_values import TYPES, check_arguments
 
+# By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
+
 
 def option(default: Any, help: str, **argparse_extras: Any) -> Any:
     """A dataclass field that is also a command-line option `--field-name`."""
@@ -161,7 +164,9 @@ class OptimizerSettings:
         "window", "mean over all response tokens of the step, or the published mean of micro-batch means"
     )
     token_budget: int | None = option(
-        None, "most padded tokens in one forward pass, for speed and memory alone; default: 2048, on a GPU 4096"
+        None,
+        "most padded tokens in one forward pass, for speed and memory alone; "
+        f"default: {TOKEN_BUDGET['cpu']}, on a GPU {TOKEN_BUDGET['cuda']}",
     )
     deepspeed_config: str | None = option(None, "DeepSpeed file; default: one that suits the device")
 

@@ -10,11 +10,11 @@ from typing import Any
 from promptkd.errors import UserError
 from promptkd.planning.shapes import Shape, read_shape
 from promptkd.planning.units import Hardware
+from promptkd.settings import TOKEN_BUDGET
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 METHODS = ("promptkd", "kd", "seqkd", "sft")
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
-TOKEN_BUDGET = {True: 2048, False: 4096}  # by Hardware.cpu; promptkd/build.py has the same by device
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def make_setting(
     _check_pair(student, teacher, options["max_length"])
     rows = options["batch_size"] * options["gradient_accumulation_steps"]
     max_new = options["max_length"] - options["max_prompt_length"]
-    budget = options["token_budget"] or TOKEN_BUDGET[hardware.cpu]
+    budget = options["token_budget"] or TOKEN_BUDGET["cpu" if hardware.cpu else "cuda"]
     made = Setting(
         method, student, teacher, hardware, rows, options["max_prompt_length"], max_new, budget,
         min(mean_prompt, options["max_prompt_length"]), min(mean_response, max_new), 0,
