@@ -184,6 +184,8 @@ def load_models(
         return student, None
     teacher = load_causal_lm(models.teacher_model_path, teacher_dtype, "--teacher-model-path", group=groups[1])
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
+    if models.gradient_checkpointing:
+        teacher.gradient_checkpointing_enable({"use_reentrant": False})
     check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path))
     return student, teacher
 

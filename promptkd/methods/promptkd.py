@@ -11,7 +11,7 @@ from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
 from promptkd.losses import Fixed, distill, divergence
 from promptkd.methods.base import Context, Method, Window
-from promptkd.models import LanguageModel, check_positions
+from promptkd.models import LanguageModel, check_positions, without_dropout
 from promptkd.option_values import is_text
 from promptkd.rollout_engine import RolloutSettings, rollout_engine
 from promptkd.settings import at_least, option
@@ -62,7 +62,8 @@ class PromptKD(Method):
         prompted = LanguageModel(teacher, SoftPrompt(start))
         rate = context.optimization.lr if settings.teacher_lr is None else settings.teacher_lr
         self.teacher = context.learner(prompted, replace(context.optimization, lr=rate))
-        self.teacher.train(False)  # no dropout in the teacher, ever
+        without_dropout(teacher)  # ever: its layers recompute activations in train mode alone
+        self.teacher.train(False)
         self.start = self.prompt()
         self.rollout_engine = rollout_engine(settings.rollout_engine, context.limits.max_length)
 
@@ -100,6 +101,7 @@ class PromptKD(Method):
         the rollout engine kept none.
         """
         how = self.settings
+        self.teacher.train(self.teacher.module.model.is_gradient_checkpointing)
 
         def loss_of(batch: MicroBatch):
             if student_states is None:

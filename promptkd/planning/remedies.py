@@ -66,7 +66,7 @@ def _budgets(setting: Setting) -> Iterator[Change]:
 
 def _checkpointing(setting: Setting) -> Iterator[Change]:
     if not setting.student.checkpointing:
-        yield "--gradient-checkpointing", replace(setting, student=replace(setting.student, checkpointing=True))
+        yield "--gradient-checkpointing", _each(setting, lambda engine: replace(engine, checkpointing=True))
 
 
 def _stages(setting: Setting) -> Iterator[Change]:

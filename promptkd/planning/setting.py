@@ -99,7 +99,8 @@ def make_setting(
     teacher_kind = kind if options["teacher_dtype"] == "auto" else options["teacher_dtype"]
     tensor = options["model_parallel_size"] or 1
     shape = read_shape(options["model_path"], "--model-path")
-    student = _engine(shape, kind, config, tensor, checkpointing=options["gradient_checkpointing"])
+    recompute = options["gradient_checkpointing"]
+    student = _engine(shape, kind, config, tensor, checkpointing=recompute)
     teacher = None
     if options["teacher_model_path"]:
         shape = read_shape(options["teacher_model_path"], "--teacher-model-path")
@@ -109,7 +110,8 @@ def make_setting(
             teacher_config, own_kind = read_engine_config(path, hardware)
             teacher_kind = own_kind if options["teacher_dtype"] == "auto" else teacher_kind
         if method == "promptkd":
-            teacher = _engine(shape, teacher_kind, teacher_config, size, prompt=options["prompt_len"])
+            own = {"prompt": options["prompt_len"], "checkpointing": recompute}
+            teacher = _engine(shape, teacher_kind, teacher_config, size, **own)
         else:
             teacher = Engine(shape, teacher_kind, 0, tensor=size, frozen=True)
     elif method in ("promptkd", "kd"):
@@ -136,7 +138,7 @@ def make_setting(
 def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, Any], str]:
     """The DeepSpeed file's zero_optimization and the precision. UserError when it cannot be read.
 
-    Without a path what promptkd/engine.py takes: fp32 on a CPU, bf16 on a GPU; both ZeRO 1.
+    Without a path what promptkd/engine.py takes: fp32 without ZeRO on a CPU, bf16 with ZeRO 1 on a GPU.
     """
     file = Path(path or CONFIGS / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json"))
     try:

@@ -83,17 +83,17 @@ def rollout_work(setting: Setting) -> Phase:
 
 
 def prompt_work(setting: Setting) -> Phase:
-    """Teacher forward without and with the prompt, backward to its inputs; heads of student and teacher."""
+    """Teacher forward without and with the prompt (twice with checkpointing), backward to its inputs; both heads."""
     teacher, student = setting.teacher, setting.student
     length, tokens, responses = _lengths(setting)
     prompted = tokens + setting.rows * teacher.prompt
-    body = forward(teacher.shape, tokens, length) + 2 * forward(teacher.shape, prompted, length + teacher.prompt)
+    times, passes = 3 if teacher.checkpointing else 2, setting.micro_batches(length)
+    body = forward(teacher.shape, tokens, length) + times * forward(teacher.shape, prompted, length + teacher.prompt)
     heads = 3 * head(teacher.shape, responses) + head(student.shape, responses)
-    passes = setting.micro_batches(length)
-    phase = Phase(body / teacher.tensor + heads, 3 * passes * teacher.size * teacher.parameters)
-    phase.sent = tensor_traffic(teacher, tokens + 2 * prompted, 2)
+    phase = Phase(body / teacher.tensor + heads, (1 + times) * passes * teacher.size * teacher.parameters)
+    phase.sent = tensor_traffic(teacher, tokens + times * prompted, 2)
     if teacher.stage == 3:
-        phase.sent += sharded(teacher, setting, 3 * passes)
+        phase.sent += sharded(teacher, setting, (1 + times) * passes)
     return phase
 
 
