@@ -31,6 +31,7 @@ from promptkd.models import (
     check_pair,
     check_positions,
     count_parameters,
+    end_ids,
     load_causal_lm,
     load_config,
     load_tokenizer,
@@ -200,12 +201,13 @@ def build_method(settings, configs, student, teacher, tokenizer, data: Data, win
         how.lr, total_steps(how, windows), how.lr_decay_style, how.lr_min,
         how.warmup_iters, how.weight_decay, how.clip_grad, how.betas,
     )  # fmt: skip
+    token_budget = how.token_budget or TOKEN_BUDGET[ranks.device.type]
     context = Context(
         student=Learner(LanguageModel(student), optimization, configs[0], ranks),
         teacher=teacher,
         tokenizer=tokenizer,
         ranks=ranks,
-        limits=Limits(sizes.max_length, sizes.max_prompt_length, how.token_budget or TOKEN_BUDGET[ranks.device.type]),
+        limits=Limits(sizes.max_length, sizes.max_prompt_length, token_budget, end_ids(tokenizer, student)),
         sampling=Sampling(decoding.do_sample, decoding.temperature, decoding.top_k, decoding.top_p),
         seed=settings.run.seed,
         optimization=optimization,

@@ -75,6 +75,7 @@ class DevSet:
                 [self.examples[row].prompt for row in range(len(self))],
                 seeds=[self.seed],
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
+                end_ids=limits.end_ids,
                 sampling=self.sampling,
                 token_budget=tokens_within_budget([model]),
                 ranks=self.ranks,
@@ -91,7 +92,7 @@ class DevSet:
         limits = self.limits
         protocol = Protocol(
             max_new_tokens=limits.max_length - limits.max_prompt_length,
-            eos_id=self.tokenizer.eos_token_id,
+            end_ids=limits.end_ids,
             sampling=self.sampling,
             samples=1,
             seed=self.seed,

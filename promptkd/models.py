@@ -15,6 +15,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging as transformers_logging
 
+from promptkd.data.templates import marks, turn_end
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
 from promptkd.model_folder import check_model_folder
@@ -96,6 +97,18 @@ def load_tokenizer(path: str):
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json")
     return tokenizer
+
+
+def end_ids(tokenizer, *models: PreTrainedModel) -> tuple[int, ...]:
+    """The tokens that end a response: end-of-text first, the chat template's end of a turn, generation_config's.
+
+    A configuration that was made without regard to the tokenizer (a family's defaults) names ordinary words: passed by.
+    """
+    named = [model.generation_config.eos_token_id for model in models]
+    flat = [token for each in named for token in (each if isinstance(each, list) else [each])]
+    known = marks(tokenizer)
+    ends = [tokenizer.eos_token_id, turn_end(tokenizer), *(token for token in flat if token in known)]
+    return tuple(dict.fromkeys(ends))
 
 
 def load_causal_lm(

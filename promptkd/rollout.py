@@ -48,7 +48,7 @@ class Mix:
 
 @dataclass
 class Rollout:
-    """responses: int64 [length] each, up to and including end-of-text (or cut at the limit).
+    """responses: int64 [length] each, up to and including the token that ends it (or cut at the limit).
 
     states: the model's hidden states that predicted them, [length, width] each, if asked for.
     """
@@ -68,7 +68,7 @@ def decode(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
-    eos_id: int,
+    end_ids: Sequence[int],
     sampling: Sampling,
     noise: Noise | None,
     token_budget: int,
@@ -79,6 +79,8 @@ def decode(
     agree: Callable[[Tensor], Tensor] | None = None,
 ) -> Rollout:
     """Decode a response of at most `max_new_tokens` for each prompt. `model` is in eval mode.
+
+    A response ends with the first of `end_ids` (`promptkd.models.end_ids`).
 
     `mix` lets another model have a say in each token. `prefix`, embeddings [length, width], stands in front of every
     prompt (not together with `mix`: the models' positions would differ). `noise` is needed when sampling.
@@ -96,7 +98,7 @@ def decode(
     heads = [_decoding_head(each) for each in models]
     for rows in group_by_length(lengths, token_budget):
         batch = _Batch(
-            models, heads, rows, prompts, max_new_tokens, eos_id, sampling, noise, rollout, mix, prefix, agree
+            models, heads, rows, prompts, max_new_tokens, end_ids, sampling, noise, rollout, mix, prefix, agree
         )
         while batch.rows:
             ended = batch.step()
@@ -126,7 +128,7 @@ class _Batch:
     rows: list[int]
     prompts: Sequence[Sequence[int]]
     max_new_tokens: int
-    eos_id: int
+    end_ids: Sequence[int]
     sampling: Sampling
     noise: Noise | None
     rollout: Rollout
@@ -154,6 +156,7 @@ class _Batch:
         self.mask = torch.from_numpy(mask).to(device)
         self.positions = (self.mask[:, : self.width].cumsum(-1) - 1).clamp(min=0)
         self.made = torch.zeros(count, self.max_new_tokens, dtype=torch.long, device=device)
+        self.ends = torch.tensor(list(self.end_ids), device=device)
         self.uniform = self._uniform(device)
         self.repeats = None
         if self.sampling.no_repeat_ngram_size:
@@ -180,7 +183,7 @@ class _Batch:
         if self.agree is not None:
             tokens = self.agree(tokens)
         self._keep(tokens, hidden)
-        ended = (tokens == self.eos_id) | (self.length == self.max_new_tokens)
+        ended = torch.isin(tokens, self.ends) | (self.length == self.max_new_tokens)
         count = int(ended.sum())
         if count:
             self._leave(ended)

@@ -37,7 +37,7 @@ class Request:
     keys: Sequence[tuple[int, ...]]
     seed: int
     max_new_tokens: int
-    eos_id: int
+    end_ids: Sequence[int]
     sampling: Sampling
     mix: Mix | None = None
     keep_states: bool = False
@@ -68,7 +68,7 @@ class HuggingFaceEngine:
                 model,
                 request.prompts,
                 max_new_tokens=request.max_new_tokens,
-                eos_id=request.eos_id,
+                end_ids=request.end_ids,
                 sampling=request.sampling,
                 noise=noise,
                 token_budget=tokens_within_budget([model] + ([request.mix.model] if request.mix else [])),
@@ -104,7 +104,7 @@ class VllmEngine:
                 top_p=how.top_p,
                 top_k=how.top_k or -1,
                 max_tokens=request.max_new_tokens,
-                stop_token_ids=[request.eos_id],
+                stop_token_ids=list(request.end_ids),
                 seed=hash((request.seed, *key)) & 0x7FFFFFFF,
                 detokenize=False,
             )

@@ -161,6 +161,7 @@ def test_a_pickle_that_would_run_something_is_refused(hub, tmp_path, tiny, capfd
         lambda torch: {"a": torch.ones(3, device="meta")},
         lambda torch: {"a": torch.eye(3).to_sparse()},
         lambda torch: {"a": torch.ones(1).expand(1 << 40)},
+        lambda torch: dict.fromkeys("abcdefgh", torch.ones(9999)),
     ],
 )
 def test_a_pickle_of_something_else_is_refused(hub, tmp_path, tiny, capfd, make):

@@ -143,7 +143,7 @@ def test_a_ready_prompt_wins_and_dev_num_takes_the_first_rows(tmp_path, tokenize
 
 def answers_of(model, tokenizer, ranks, budget=4096, seeds=(10, 20), **sampling) -> list[list[str]]:
     return answer(
-        model, tokenizer, PROMPTS, list(seeds), max_new_tokens=12,
+        model, tokenizer, PROMPTS, list(seeds), max_new_tokens=12, end_ids=[tokenizer.eos_token_id],
         sampling=Sampling(no_repeat_ngram_size=3, **sampling), token_budget=budget, ranks=ranks,
     )  # fmt: skip
 
@@ -179,7 +179,7 @@ def test_greedy_answers_are_those_of_generate(model, tokenizer):
 def test_progress_counts_every_answer(model, tokenizer):
     counts: list[int] = []
     answer(
-        model, tokenizer, PROMPTS, [1, 2], max_new_tokens=4, sampling=Sampling(),
+        model, tokenizer, PROMPTS, [1, 2], max_new_tokens=4, end_ids=[tokenizer.eos_token_id], sampling=Sampling(),
         token_budget=40, ranks=OneOf(0, 1), progress=counts.append,
     )  # fmt: skip
     assert sum(counts) == 2 * len(PROMPTS)

@@ -21,7 +21,7 @@ from promptkd.rollout import Sampling, example_noise
 from promptkd.soft_prompt import SoftPrompt, save_prompt
 
 EOS, LIMIT, PROMPT_LIMIT, SAMPLES = 3, 12, 10, 2
-GREEDY = Protocol(LIMIT, EOS, Sampling(do_sample=False), samples=1, seed=5, token_budget=200, forward_budget=100)
+GREEDY = Protocol(LIMIT, [EOS], Sampling(do_sample=False), samples=1, seed=5, token_budget=200, forward_budget=100)
 
 
 @dataclass

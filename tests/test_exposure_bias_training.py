@@ -39,7 +39,7 @@ def test_training_records_it_and_goes_on_as_without(tmp_path):
     )
     tokenizer, embedding = trainer.method.context.tokenizer, teacher.get_input_embeddings()
     soft = initial_prompt("Suppose you are a student.", 7, embedding, tokenizer, seed=10)
-    how = Protocol(8, tokenizer.eos_token_id, Sampling(), 1, seed=10, token_budget=999, forward_budget=999)
+    how = Protocol(8, [tokenizer.eos_token_id], Sampling(), 1, seed=10, token_budget=999, forward_budget=999)
     asked = [trainer.dev.examples[row].prompt for row in range(3)]
     errors = accumulated_errors(LanguageModel(student), LanguageModel(teacher, SoftPrompt(soft)), asked, how, OneOf())
     found = curves(errors, 10)

@@ -65,8 +65,8 @@ def test_packed_sequences_with_a_prompt_equal_single_ones(family):
 def test_greedy_decoding_padded_on_the_left_equals_generate(family):
     """Rows leave the batch at different lengths: end-of-text is what the first row says in the fifth place."""
     model, given = build(family), prompts()
-    eos = int(run(model, given[:1], eos_id=-1).responses[0][4])
-    ours = run(model, given, eos_id=eos).responses
+    eos = int(run(model, given[:1], end_ids=[-1]).responses[0][4])
+    ours = run(model, given, end_ids=[eos]).responses
     assert len({len(response) for response in ours}) > 1
     for prompt, response in zip(given, ours):
         ids = torch.as_tensor(prompt)[None]

@@ -216,7 +216,7 @@ def test_mixed_sampling_has_the_mixtures_distribution():
     student, teacher = models
     rows, share = 4000, 0.3
     responses = decode(
-        student, [[1, 2]] * rows, max_new_tokens=2, eos_id=0, sampling=Sampling(), token_budget=100_000,
+        student, [[1, 2]] * rows, max_new_tokens=2, end_ids=[0], sampling=Sampling(), token_budget=100_000,
         noise=lambda row: example_noise(3, row, count=2), mix=Mix(teacher, share),
     ).responses  # fmt: skip
 

@@ -13,6 +13,7 @@ from conftest import start
 from promptkd.errors import UserError
 from promptkd.evaluation.tables import over_seeds
 from promptkd.reporting.bootstrap import paired_bootstrap
+from promptkd.reporting.costs import cost
 from promptkd.reporting.report import Contents, find_baseline, write_report
 from promptkd.reporting.results import check_comparable, read_result
 
@@ -41,12 +42,25 @@ def make_result(root: Path, name: str, sets: tuple[str, ...] = ("test",), **chan
         "parameters": parameters,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    curves = {"ex_acc_err": [None, 3.0], **{key: [0.0, 1.0] for key in ("mean_R", "mean_eps", "std_R", "std_eps")}}
+    curves = {
+        "ex_acc_err": [None, 3.0],
+        "ex_acc_err_low": [None, -1.0],
+        "ex_acc_err_high": [None, 7.0],
+        **{key: [0.0, 1.0] for key in ("mean_R", "mean_eps", "std_R", "std_eps")},
+    }
     (folder / "exposure_bias").mkdir()
     (folder / "exposure_bias/exposure_bias.json").write_text(json.dumps(curves))
     scores = over_seeds(SCORES[name])
     rows = [[score + i for i in range(-20, 21)] for score in SCORES[name]]
-    entry = {"rougeL": scores, "exact_match": scores, "sha256": "0", "file": str(file), "rougeL_rows": rows}
+    entry = {
+        "rows": 41,
+        "published_rows": 10_000,
+        "rougeL": scores,
+        "exact_match": scores,
+        "sha256": "0",
+        "file": str(file),
+        "rougeL_rows": rows,
+    }
     results = {
         "model": {"path": f"{folder}/last"}, "protocol": {"top_k": 0}, "seeds": [10, 20],
         "sets": dict.fromkeys(sets, entry), **changes,
@@ -80,6 +94,8 @@ def test_the_script_prints_scores_and_differences(made):
     assert "| PromptKD | +9.50 | +9.50 to +9.50 | \\< 0.001 |" in printed
     report = (save / "report.md").read_text()
     assert report.startswith("# All of <it>\n") and printed.partition("\n\n")[0] in report
+    assert "fewer rows than in the paper's table: test (41 of 10,000)." in report
+    assert "| PromptKD | 3.0 | -1.0 to 7.0 |" in report
     escaped = "\\</td>\\<script>alert(1)\\</script> a\\|b & \\<img src=http://x/y>"
     assert f"| Ask 1 | gold 1 | {escaped} sft 1 | {escaped} kd 1 |" in report
     assert (save / "curves.png").read_bytes().startswith(b"\x89PNG")
@@ -95,6 +111,22 @@ def test_costs_come_from_config_and_metrics(made):
     assert models["promptkd"]["cost"]["prompt_share"] == pytest.approx(100 * 11200 / 1.558e9)
     assert models["sft"]["sets"]["test"]["difference"] is None
     assert models["kd"]["sets"]["test"]["difference"]["mean"] == pytest.approx(0.6)
+
+
+def test_pauses_do_not_count_and_rollouts_for_several_steps_do(tmp_path):
+    folder = Path(make_result(tmp_path, "sft"))
+    rows = []
+    for step in range(1, 41):  # every fourth makes the rollouts of four, and the run was stopped for an hour in two
+        parts = {"rollout_seconds": 8.0 if step % 4 == 1 else 0.0003, "student_seconds": 2.0 + 0.01 * (step % 3)}
+        parts["student_seconds"] += 3600 * (step == 7)
+        parts["rollout_seconds"] += 3600 * (step == 9)
+        rows.append({"event": "train", "step": step, **parts, "step_seconds": sum(parts.values()) + 0.1})
+        rows[-1]["peak_memory_gb"] = 1.5 if step < 20 else 1.0
+    write_rows(folder / "metrics.jsonl", rows)
+    assert cost(read_result(str(folder))).seconds == pytest.approx(40 * (2.01 + 8 / 4 + 0.1), rel=1e-3)
+    for exact, peak in (([1.3, 1.41], 1.41), ([1.1], 1.5)):  # the second: of a process that took the last steps alone
+        (folder / "memory.json").write_text(json.dumps({"peak_memory_gb": exact}))
+        assert cost(read_result(str(folder))).peak_memory_gb == peak
 
 
 class Page(HTMLParser):
@@ -153,6 +185,13 @@ def test_the_bootstrap_tells_equal_from_different():
     assert worse.mean == pytest.approx(-1) and worse.p == found.p
     weak = paired_bootstrap([[score + 0.2 for score in seed] for seed in noise], rows)
     assert 0.2 < weak.p < 0.5 and weak.low < 0 < weak.high  # 0.2 is 0.94 standard errors of 3 / sqrt(200)
+
+
+def test_the_bootstrap_by_hand():
+    """Differences 3 and -1: resampled means are -1, 1, 3 with 1/4, 1/2, 1/4; 2, 1, 0: as far as the mean in 2 of 27."""
+    found = paired_bootstrap([[4.0, 0.0], [2.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]])
+    assert (found.mean, found.low, found.high) == (1, -1, 3) and found.p == pytest.approx(1 / 2, abs=0.02)
+    assert paired_bootstrap([[2.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]]).p == pytest.approx(2 / 27, abs=0.01)
 
 
 def contents(results: list, baseline: str | None = None) -> Contents:

@@ -33,7 +33,9 @@ def prompts(count: int = 9):
 
 
 def run(model, given, **changes):
-    options = dict(max_new_tokens=20, eos_id=EOS, sampling=Sampling(do_sample=False), noise=None, token_budget=10_000)
+    options = dict(
+        max_new_tokens=20, end_ids=[EOS], sampling=Sampling(do_sample=False), noise=None, token_budget=10_000
+    )
     return decode(model, given, **{**options, **changes})
 
 
@@ -87,7 +89,7 @@ def test_sampling_has_the_models_distribution():
     model, rows = GPT2LMHeadModel(config).eval(), 4000
     prompt = np.array([1, 2])
     responses = run(
-        model, [prompt] * rows, max_new_tokens=2, eos_id=0, sampling=Sampling(),
+        model, [prompt] * rows, max_new_tokens=2, end_ids=[0], sampling=Sampling(),
         noise=lambda row: example_noise(3, row, count=2),
     ).responses  # fmt: skip
     with torch.no_grad():

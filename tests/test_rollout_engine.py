@@ -55,7 +55,7 @@ def vllm(monkeypatch):
 
 def request(**changes):
     how = Sampling(temperature=0.7, top_p=0.9)
-    return Request(**{**dict(prompts=[[1, 2], [3]], keys=[(1, 0), (1, 1)], seed=10, max_new_tokens=4, eos_id=0,
+    return Request(**{**dict(prompts=[[1, 2], [3]], keys=[(1, 0), (1, 1)], seed=10, max_new_tokens=4, end_ids=[0],
                              sampling=how), **changes})  # fmt: skip
 
 

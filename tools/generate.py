@@ -169,9 +169,11 @@ def run(settings) -> None:
 def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, bar) -> None:
     """Decode this rank's share batch by batch; an answer depends on its row and the seed, not on batch or rank."""
     from promptkd.data.windows import group_by_length
-    from promptkd.evaluation.generate import text_of
+    from promptkd.evaluation.generate import text_of, without_end
+    from promptkd.models import end_ids
     from promptkd.rollout import Sampling, decode, example_noise
 
+    ends = end_ids(tokenizer, model)
     data, new_tokens = settings.data, settings.data.max_length - settings.data.max_prompt_length
     for group in group_by_length([len(prompts[i]) + new_tokens for i in todo], data.token_budget):
         rows = [todo[place] for place in group]
@@ -179,14 +181,16 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
             model,
             [prompts[row] for row in rows],
             max_new_tokens=new_tokens,
-            eos_id=tokenizer.eos_token_id,
+            end_ids=ends,
             sampling=Sampling(**dataclasses.asdict(settings.decoding)),
             noise=lambda place, rows=rows: example_noise(settings.generation.seed, rows[place], count=new_tokens),
             token_budget=data.token_budget,
             progress=bar,
             agree=store.ranks.agree,
         ).responses
-        store.add({row: text_of(tokenizer, response.tolist()) for row, response in zip(rows, responses)})
+        store.add(
+            {row: text_of(tokenizer, without_end(response.tolist(), ends)) for row, response in zip(rows, responses)}
+        )
 
 
 def main() -> None:

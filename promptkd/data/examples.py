@@ -14,7 +14,7 @@ import numpy as np
 
 from promptkd.data.format import TokenFile, split_row
 from promptkd.data.jsonl import read_jsonl
-from promptkd.data.templates import prompt_and_references, reference_texts, template_of
+from promptkd.data.templates import prompt_and_references, reference_texts, response_ends, template_of
 from promptkd.errors import UserError
 
 _BATCH = 1024  # rows tokenised together
@@ -25,7 +25,7 @@ Pair = tuple[np.ndarray, np.ndarray]
 class Example:
     index: int  # row in its data set: names it in errors, seeds its sampling noise
     prompt: np.ndarray  # int64 token ids
-    response: np.ndarray  # int64 token ids, end-of-text included (may be empty: prompts only)
+    response: np.ndarray  # int64 token ids, the end (end-of-text, or a turn's) included; may be empty: prompts only
 
 
 class ExampleSet:
@@ -183,7 +183,7 @@ def vocabulary_size(tokenizer) -> int:
 
 
 def encode_pair(tokenizer, prompt: str, response: str) -> Pair:
-    """(prompt ids, response ids with end-of-text), int64. The response is tokenised behind its prompt."""
+    """(prompt ids, response ids with the token that ends it), int64. The response is tokenised behind its prompt."""
     return encode_pairs(tokenizer, [(prompt, response)])[0]
 
 
@@ -198,8 +198,8 @@ def encode_pairs(tokenizer, pairs: list[tuple[str, str]]) -> list[Pair]:
     if not all(prompts):
         empty = pairs[prompts.index([])][0]
         raise UserError(f"the prompt {empty[:40]!r} has no token in this tokenizer: give it a text")
-    end = [tokenizer.eos_token_id]
+    ends = response_ends(tokenizer, [prompt for prompt, _ in pairs])
     return [
-        (np.array(prompt, dtype=np.int64), np.array((whole + end)[len(prompt) :], dtype=np.int64))
-        for prompt, whole in zip(prompts, wholes)
+        (np.array(prompt, dtype=np.int64), np.array([*whole, end][len(prompt) :], dtype=np.int64))
+        for prompt, whole, end in zip(prompts, wholes, ends)
     ]

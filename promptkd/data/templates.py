@@ -65,16 +65,43 @@ class ChatTemplate:
         prompt = _ready_prompt(row, where) if "prompt" in row else ""
         if "instruction" not in row and not prompt:
             raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {_keys(row)}')
-        if prompt.startswith(self.head) and prompt.endswith(self.tail):
+        if self.made(prompt):
             return prompt
         if "instruction" not in row:
             return self._render(prompt)
         said = [_text(row, key, where) for key in ("instruction", "input") if key in row]
         return self._render("\n\n".join(text for text in said if text))
 
+    def made(self, prompt: str) -> bool:
+        """Whether a prompt went through this template."""
+        return prompt.startswith(self.head) and prompt.endswith(self.tail)
+
     def _render(self, said: str) -> str:
         messages = [{"role": "user", "content": said}]
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def turn_end(tokenizer) -> int:
+    """The token that ends what an assistant says: the chat template's, which need not be end-of-text (Gemma, Phi 3)."""
+    if not getattr(tokenizer, "chat_template", None):
+        return tokenizer.eos_token_id
+    messages = [{"role": "user", "content": "ASKED"}, {"role": "assistant", "content": "SAID"}]
+    _, _, behind = tokenizer.apply_chat_template(messages, tokenize=False).partition("SAID")
+    ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    return next((token for token in ids if token in marks(tokenizer)), tokenizer.eos_token_id)
+
+
+def response_ends(tokenizer, prompts: list[str]) -> list[int]:
+    """The token that ends the response to each prompt: end-of-text, behind a chat template's prompt its turn's end."""
+    if not getattr(tokenizer, "chat_template", None):
+        return [tokenizer.eos_token_id] * len(prompts)
+    chat, end = ChatTemplate(tokenizer), turn_end(tokenizer)
+    return [end if chat.made(prompt) else tokenizer.eos_token_id for prompt in prompts]
+
+
+def marks(tokenizer) -> set[int]:
+    """Tokens that stand for no text."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
 def reference_texts(row: dict[str, Any], where: str = "row") -> list[str]:

@@ -16,9 +16,10 @@ from huggingface_hub import constants
 
 from promptkd.downloads.hub import Hub, HubError, LocalCache, Unreachable, open_source
 from promptkd.downloads.plan import Plan, make_plan
-from promptkd.downloads.safe_weights import RefusedError, WeightsError, convert
+from promptkd.downloads.safe_weights import WeightsError, convert
 from promptkd.downloads.table import MANIFEST, Item, has_size, human, read_manifest, state
 from promptkd.errors import UserError
+from promptkd.pickled_weights import RefusedError
 
 
 def download(items: list[Item], base: Path) -> int:

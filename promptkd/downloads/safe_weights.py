@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import zipfile
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from promptkd.errors import UserError
+from promptkd.pickled_weights import read_tensors
 from promptkd.strict_json import read_object
 
 INDEX = "model.safetensors.index.json"
@@ -26,14 +26,6 @@ class WeightsError(Exception):
     """Why weights cannot be converted, in one line."""
 
 
-class RefusedError(WeightsError):
-    """The file at `path` is not, or not only, named tensors."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(f"{path.name} was refused, and nothing in it was run: {why}")
-        self.path = path
-
-
 def output_names(count: int) -> list[str]:
     """What `count` pickle files become, as transformers names them."""
     if count == 1:
@@ -45,7 +37,7 @@ def convert(sources: list[Path], config: Path, folder: Path) -> list[str]:
     """Write the tensors of the pickle files `sources` into `folder` and compare every byte with the source.
 
     One safetensors file for each source, values and dtypes unchanged; returns the names written. Reads
-    through the page cache: memory stays small for files of any size. Raises WeightsError, OSError."""
+    through the page cache: memory stays small for files of any size. Raises WeightsError, RefusedError, OSError."""
     names = output_names(len(sources))
     tied = _is_tied(config)
     placed: dict[str, str] = {}
@@ -64,31 +56,6 @@ def convert(sources: list[Path], config: Path, folder: Path) -> list[str]:
     return names
 
 
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of one pickle file, mapped, by name. Runs nothing in it: all but tensors is refused."""
-    try:
-        # The format before PyTorch 1.6 is no zip archive and cannot be mapped.
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except Exception as error:  # a hostile or broken file may make the restricted unpickler raise anything
-        raise RefusedError(path, " ".join(str(error).split())[:160]) from None
-    if not isinstance(content, dict) or not content:
-        raise RefusedError(path, f"it holds a {type(content).__name__}, not named tensors")
-    for name, tensor in content.items():
-        if not isinstance(name, str) or not _is_plain(tensor):
-            raise RefusedError(path, f"{name!r} in it is a {type(tensor).__name__}, not a plain tensor")
-    return content
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a tensor whose numbers lie in memory as they are."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not (value.is_quantized or value.is_conj() or value.is_neg())
-    )
-
-
 def _is_tied(config: Path) -> bool:
     try:
         settings = read_object(config, "it cannot be used")
@@ -102,10 +69,7 @@ def _independent(source: Path, tied: bool) -> dict[str, torch.Tensor]:
 
     An output head that is the embedding is left out where the model ties the two when it loads; anything else
     that is shared is written twice, since leaving it out would leave it at random."""
-    tensors = read_tensors(source)
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    if size > 4 * source.stat().st_size:
-        raise RefusedError(source, f"its tensors would unfold to {size} bytes")
+    tensors = read_tensors(source, old_format=True)
     result: dict[str, torch.Tensor] = {}
     owners: dict[int, torch.Tensor] = {}
     # Heads last: of head and embedding the embedding is the one to keep.

@@ -32,7 +32,15 @@ from promptkd.evaluation.sets import TestSet, find_sets, read_set
 from promptkd.evaluation.tables import write_text
 from promptkd.losses import Fixed, kl_divergences
 from promptkd.metrics import peak_memory_gb
-from promptkd.models import LanguageModel, check_pair, check_positions, load_causal_lm, load_config, load_tokenizer
+from promptkd.models import (
+    LanguageModel,
+    check_pair,
+    check_positions,
+    end_ids,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+)
 from promptkd.rollout import Sampling, decode, example_noise
 from promptkd.soft_prompt import SoftPrompt, load_prompt
 from promptkd.tensor_parallel import tensor_group
@@ -50,7 +58,7 @@ class Protocol:
     """
 
     max_new_tokens: int
-    eos_id: int
+    end_ids: Sequence[int]  # end-of-text first, which is all that the published arithmetic knows
     sampling: Sampling
     samples: int
     seed: int
@@ -86,7 +94,7 @@ def accumulated_errors(
                 writer.model,
                 asked,
                 max_new_tokens=how.max_new_tokens,
-                eos_id=how.eos_id,
+                end_ids=how.end_ids,
                 sampling=how.sampling,
                 noise=lambda i, b=batch: example_noise(how.seed, b[i][1], b[i][0], count=how.max_new_tokens),
                 token_budget=how.token_budget,
@@ -94,7 +102,7 @@ def accumulated_errors(
                 progress=progress,
                 agree=ranks.agree,
             ).responses
-            states = published_states(asked, responses, how.eos_id) if how.published else (asked, responses)
+            states = published_states(asked, responses, how.end_ids[0]) if how.published else (asked, responses)
             for (_, row), errors in zip(batch, state_errors(student, teacher, *states, how.forward_budget)):
                 sums[source, row, : len(errors)] += errors
                 alive[source, row, : len(errors)] += 1
@@ -175,7 +183,7 @@ def run(settings: SimpleNamespace) -> None:
     student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)
     protocol = Protocol(
         max_new_tokens=data.max_length - data.max_prompt_length,
-        eos_id=tokenizer.eos_token_id,
+        end_ids=end_ids(tokenizer, student.model, teacher.model),
         sampling=Sampling(**dataclasses.asdict(settings.decoding)),
         samples=how.sample_times or (3 if settings.decoding.do_sample else 1),
         seed=what.seed,

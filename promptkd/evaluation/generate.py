@@ -11,7 +11,7 @@ from promptkd.data.windows import group_by_length
 from promptkd.distributed import Ranks
 from promptkd.rollout import Sampling, decode, example_noise
 
-Decoded = tuple[int, int, list[int]]  # place of the seed, place of the prompt, token ids without end-of-text
+Decoded = tuple[int, int, list[int]]  # place of the seed, place of the prompt, token ids without what ends them
 
 
 def answer(
@@ -21,6 +21,7 @@ def answer(
     seeds: Sequence[int],
     *,
     max_new_tokens: int,
+    end_ids: Sequence[int],
     sampling: Sampling,
     token_budget: int,
     ranks: Ranks,
@@ -32,7 +33,7 @@ def answer(
     ranks or the token budget (but for rounding). `progress` hears how many answers of this rank were finished.
     """
     batches = decode_share(
-        model, prompts, seeds, eos_id=tokenizer.eos_token_id, max_new_tokens=max_new_tokens,
+        model, prompts, seeds, end_ids=end_ids, max_new_tokens=max_new_tokens,
         sampling=sampling, token_budget=token_budget, ranks=ranks, progress=progress,
     )  # fmt: skip
     mine = [(seed, prompt, text_of(tokenizer, ids)) for batch in batches for seed, prompt, ids in batch]
@@ -47,7 +48,7 @@ def decode_share(
     prompts: Sequence[np.ndarray],
     seeds: Sequence[int],
     *,
-    eos_id: int,
+    end_ids: Sequence[int],
     max_new_tokens: int,
     sampling: Sampling,
     token_budget: int,
@@ -66,22 +67,25 @@ def decode_share(
             model,
             [prompts[prompt] for _, prompt in batch],
             max_new_tokens=max_new_tokens,
-            eos_id=eos_id,
+            end_ids=end_ids,
             sampling=sampling,
             noise=lambda row, b=batch: example_noise(seeds[b[row][0]], b[row][1], count=max_new_tokens),
             token_budget=token_budget,
             progress=progress,
             agree=ranks.agree,
         )
-        responses = [response.tolist() for response in rollout.responses]
-        ids = [tokens[:-1] if tokens[-1:] == [eos_id] else tokens for tokens in responses]
-        yield [(*pair, tokens) for pair, tokens in zip(batch, ids)]
+        yield [(*pair, without_end(ids.tolist(), end_ids)) for pair, ids in zip(batch, rollout.responses)]
 
 
 def share(prompts: Sequence[np.ndarray], seeds: int, ranks: Ranks) -> list[tuple[int, int]]:
     """The (seed place, prompt place) pairs of this rank: sorted by length, then dealt in turn, so all have alike."""
     pairs = [(seed, prompt) for prompt in range(len(prompts)) for seed in range(seeds)]
     return sorted(pairs, key=lambda pair: -len(prompts[pair[1]]))[ranks.rank :: ranks.size]
+
+
+def without_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
+    """A response without the token that ends it, if it was not cut before."""
+    return ids[:-1] if ids and ids[-1] in end_ids else ids
 
 
 def text_of(tokenizer, ids: list[int]) -> str:

@@ -23,7 +23,7 @@ from promptkd.evaluation.rouge import ScoringPool, default_workers
 from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
-from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
+from promptkd.models import check_positions, end_ids, load_causal_lm, load_config, load_tokenizer
 from promptkd.rollout import Sampling
 from promptkd.tensor_parallel import tensor_group
 
@@ -90,7 +90,7 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
         model,
         test_set.prompts,
         settings.evaluation.seeds,
-        eos_id=tokenizer.eos_token_id,
+        end_ids=end_ids(tokenizer, model),
         max_new_tokens=data.max_length - data.max_prompt_length,
         sampling=Sampling(**dataclasses.asdict(settings.decoding)),
         token_budget=data.token_budget,

@@ -33,11 +33,15 @@ class NoSettings:
 
 @dataclass(frozen=True)
 class Limits:
-    """Sizes in tokens: of prompt and response together, of a prompt, of one padded forward pass."""
+    """Sizes in tokens: of prompt and response together, of a prompt, of one padded forward pass.
+
+    end_ids: the tokens that end a response.
+    """
 
     max_length: int
     max_prompt_length: int
     token_budget: int
+    end_ids: Sequence[int]
 
 
 @dataclass
@@ -159,7 +163,7 @@ class Method(ABC):
             keys,
             self.context.seed,
             limits.max_length - limits.max_prompt_length,
-            self.context.tokenizer.eos_token_id,
+            limits.end_ids,
             self.context.sampling,
             mix,
             keep_states,

@@ -17,6 +17,7 @@ from promptkd.reporting.table import label
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MARKERS = "osD^vP"
 GREY = "#777777"
+REFERENCE_LINES = ("--", ":", "-.")
 INK = "#010203"  # of text and axes; in a page it becomes the page's own colour
 DEV_PANELS = {"dev_loss": "dev loss (nats per token)", "rougeL": "dev ROUGE-L"}
 PROMPT_LOSSES = {
@@ -52,11 +53,13 @@ def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
             )
         )
     if prompted:
-        made.append(Panel("distance of the soft prompt from its start", lambda axis: _draw_drift(axis, prompted)))
-    everyone = [*compared, *references]
-    for name in dict.fromkeys(name for result in everyone for name in result.exposure):
+        title = "distance of the soft prompt from its start"
+        made.append(Panel(title, lambda axis: _draw_drift(axis, compared)))
+    for name in dict.fromkeys(name for result in [*compared, *references] for name in result.exposure):
         title = "excess accumulated error, %" + (f": {name}" if name else "")
-        made.append(Panel(title, lambda axis, name=name: _draw_exposure(axis, name, everyone), "response token"))
+        made.append(
+            Panel(title, lambda axis, name=name: _draw_exposure(axis, name, compared, references), "response token")
+        )
     if any(result.series("ex_acc_err", "exposure_bias")[0] for result in compared):
         title = "excess accumulated error during training, %"
         made.append(Panel(title, lambda axis: _draw_series(axis, "ex_acc_err", "exposure_bias", compared)))
@@ -106,10 +109,11 @@ def _pyplot():
 def _draw(axis, panel: Panel) -> None:
     panel.draw(axis)
     axis.set(title=panel.title, xlabel=panel.across)
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.2)
     axis.spines[["top", "right"]].set_visible(False)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(frameon=False)
+    if lines := axis.get_legend_handles_labels()[0]:
+        axis.legend(frameon=False, ncols=1 + (len(lines) > 4))
 
 
 def _draw_dev(axis, key: str, compared: list[Result], references: list[Result]) -> None:
@@ -125,9 +129,14 @@ def _draw_dev(axis, key: str, compared: list[Result], references: list[Result]) 
 def _draw_series(axis, key: str, event: str, results: list[Result]) -> None:
     for place, result in enumerate(results):
         steps, values = result.series(key, event)
-        style = {"color": COLOURS[place % len(COLOURS)], "marker": MARKERS[place % len(MARKERS)], "ms": 4, "lw": 1.6}
         if steps:
-            axis.plot(steps, np.array(values, dtype=float), label=label(result), **style)
+            marker = {"marker": MARKERS[place % len(MARKERS)], "ms": 4}
+            axis.plot(steps, np.array(values, dtype=float), label=label(result), color=_colour(place), lw=1.6, **marker)
+
+
+def _colour(place: int) -> str:
+    """A compared model has the same colour in all panels."""
+    return COLOURS[place % len(COLOURS)]
 
 
 def _draw_losses(axis, result: Result) -> None:
@@ -138,24 +147,28 @@ def _draw_losses(axis, result: Result) -> None:
     axis.set_ylim(bottom=0)
 
 
-def _draw_drift(axis, prompted: list[Result]) -> None:
-    for result, colour in zip(prompted, COLOURS):
-        axis.plot(*result.series("prompt_drift"), color=colour, lw=1.6, label=label(result) if prompted[1:] else None)
+def _draw_drift(axis, compared: list[Result]) -> None:
+    for place, result in enumerate(compared):
+        steps, values = result.series("prompt_drift")
+        if steps:
+            axis.plot(steps, values, color=_colour(place), lw=1.6, label=label(result))
     axis.set_ylim(bottom=0)
 
 
-def _draw_exposure(axis, name: str, results: list[Result]) -> None:
+def _draw_exposure(axis, name: str, compared: list[Result], references: list[Result]) -> None:
     """Entries without a value (no token of any answer reaches the position) leave a gap."""
-    for place, result in enumerate(results):
+    styles = [{"color": _colour(place), "lw": 1.6} for place in range(len(compared))]
+    styles += [{"color": GREY, "ls": REFERENCE_LINES[place % 3], "lw": 1.2} for place in range(len(references))]
+    for result, style in zip([*compared, *references], styles):
         if name not in result.exposure:
             continue
         values = np.array(result.exposure[name]["ex_acc_err"], dtype=float)
-        tokens, colour = np.arange(1, len(values) + 1), COLOURS[place % len(COLOURS)]
-        axis.plot(tokens, values, color=colour, lw=1.6, label=label(result))
+        tokens = np.arange(1, len(values) + 1)
+        axis.plot(tokens, values, label=label(result), **style)
         around = [result.exposure[name].get(f"ex_acc_err_{side}") for side in ("low", "high")]
-        if all(isinstance(side, list) and len(side) == len(values) for side in around):
+        if result in compared and None not in around:
             low, high = (np.array(side, dtype=float) for side in around)
-            axis.fill_between(tokens, low, high, color=colour, alpha=0.12, lw=0)
+            axis.fill_between(tokens, low, high, color=style["color"], alpha=0.1, lw=0)
     axis.axhline(0, color=GREY, lw=0.8)
 
 

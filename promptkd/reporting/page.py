@@ -12,6 +12,7 @@ STYLE = """
   --ink: #1c2024; --paper: #ffffff; --line: #d5dae0; --faint: #5b6570; --band: #f3f5f8; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e7eb; --paper: #14171a; --line: #363d45; --faint: #9aa5b1; --band: #1d2226; }
+  .curves svg { filter: brightness(1.3); }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 72rem; padding: 1rem; background: var(--paper); color: var(--ink);
@@ -21,6 +22,7 @@ p.note { color: var(--faint); font-size: .9rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
 th { color: var(--faint); font-weight: 600; } .number { text-align: right; white-space: nowrap; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(22rem, 100%), 1fr)); gap: 1rem; }
 .curves figure { margin: 0; } .curves svg { width: 100%; height: auto; }

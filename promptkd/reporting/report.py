@@ -13,6 +13,7 @@ from promptkd.data.jsonl import read_jsonl
 from promptkd.data.templates import prompt_and_references
 from promptkd.errors import UserError
 from promptkd.evaluation.tables import write_text
+from promptkd.reporting.costs import cost, costs
 from promptkd.reporting.curves import draw_picture, draw_svg, panels_of
 from promptkd.reporting.page import Answer, Section, page
 from promptkd.reporting.results import Result, unlike
@@ -20,14 +21,14 @@ from promptkd.reporting.table import (
     Cell,
     Table,
     columns_of,
-    cost,
-    costs,
     differences,
     differences_to,
+    exposures,
     label,
     scores,
     settings,
 )
+from promptkd.strict_json import is_kind
 
 PICTURE, MARKDOWN, PAGE, NUMBERS = "curves.png", "report.md", "report.html", "report.json"
 LONGEST_TEXT = 160  # characters of a prompt or an answer in a Markdown table
@@ -86,7 +87,9 @@ def sections_of(contents: Contents) -> list[Section]:
         f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds of sampling, of one training run each: "
         "the spread says nothing about other training runs. Bold: the best. Italics: reference lines, not compared."
     )
-    first = Section("", [scores(compared, references), *ranking(compared, references), note])
+    first = Section(
+        "", [scores(compared, references), *_partial(contents.everyone), *ranking(compared, references), note]
+    )
     if baseline is not None:
         first.parts += [
             differences(baseline, contents.everyone),
@@ -97,8 +100,15 @@ def sections_of(contents: Contents) -> list[Section]:
     made = [first]
     if unlikes := _unlikes(contents.everyone):
         made.append(Section("Different protocols", ["Rows that differ are not comparable to the first.", unlikes]))
+    if (measured := exposures(contents.everyone)).rows:
+        note = "Excess accumulated error of the student at the last response token (evaluate.py --type exposure_bias)."
+        made.append(Section("Exposure bias", [measured, note]))
     if (spent := costs(contents.everyone)).rows:
-        note = "Time: of the training steps, without evaluations, as they ran beside whatever else ran there."
+        note = (
+            "Time: the number of steps x the median time of their parts, so that pauses count little; evaluations are "
+            "left out. What else ran on the machine slows them down. Peak memory: of one rank. Student, teacher, "
+            "prompt: numbers of parameters, the teacher's not trained. Share: the prompt's of the teacher's."
+        )
         made.append(Section("Costs", [spent, note]))
     run = next((result.config for result in contents.everyone if result.config), None)
     parts: list[str | Table] = [settings(contents.everyone)]
@@ -130,6 +140,17 @@ def ranking(compared: list[Result], references: list[Result]) -> list[str]:
         sentence = f"ROUGE-L on {column.set}: {shown}" + (f" ({around})." if around else ".")
         sentences.append(sentence + (f" Closer than the spread over seeds: {'; '.join(close)}." if close else ""))
     return sentences
+
+
+def _partial(results: list[Result]) -> list[str]:
+    """A sentence that names the sets of which fewer rows were answered than the paper's table stands on."""
+    found = {
+        f"{name} ({entry['rows']:,} of {entry['published_rows']:,})": None
+        for result in results
+        for name, entry in result.sets.items()
+        if is_kind(entry, {"rows": int, "published_rows": int}) and entry["rows"] < entry["published_rows"]
+    }
+    return [f"Partial, fewer rows than in the paper's table: {', '.join(found)}."] if found else []
 
 
 def answers_of(contents: Contents) -> list[Answer]:

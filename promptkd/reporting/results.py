@@ -14,6 +14,7 @@ from promptkd.strict_json import check_kind, is_kind, read_object
 
 RESULTS, CURVE = "results.json", "exposure_bias.json"
 CURVE_KEYS = ("ex_acc_err", "mean_R", "mean_eps", "std_R", "std_eps")
+INTERVAL_KEYS = ("ex_acc_err_low", "ex_acc_err_high")  # where the published code measured, there is none
 CURVES = {key: [(float, None)] for key in CURVE_KEYS}
 SPREAD = {"mean": float, "std": (float, None)}
 SET = {"file": str, "sha256": str, "rougeL": SPREAD, "exact_match": SPREAD, "rougeL_rows": [[float]]}
@@ -146,7 +147,8 @@ def _read_exposure(run: Path) -> dict[str, dict[str, list[float | None]]]:
         if not path.is_file():
             continue
         curves = _read_json(path, CURVES, f"evaluate.py --type exposure_bias --save {run / 'exposure_bias'} writes it")
-        if len({len(curves[key]) for key in CURVE_KEYS}) > 1:
+        drawn = {key: curves[key] for key in (*CURVE_KEYS, *INTERVAL_KEYS) if key in curves}
+        if not is_kind(drawn, {key: [(float, None)] for key in drawn}) or len(set(map(len, drawn.values()))) > 1:
             raise UserError(f"{path}: it needs lists {', '.join(CURVE_KEYS)} of one length: measure anew")
         found["" if path.parent.name == "exposure_bias" else path.parent.name] = curves
     if len(found) > 1:  # the first set's own file is there twice

@@ -1,4 +1,4 @@
-"""The report's tables, as Markdown and as HTML: scores, differences to a baseline, costs, settings."""
+"""The report's tables, as Markdown and as HTML: scores, differences to a baseline, exposure bias, settings."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def scores(compared: list[Result], references: list[Result]) -> Table:
         row = [Cell(label(result), "" if listed else "em")]
         for column in columns:
             value = column.value(result)
-            best = listed and value is not None and value["mean"] == max(means[column])
+            best = listed and value is not None and value["mean"] == max(means[column]) > min(means[column])
             row.append(Cell(spread(value), "strong" if best else ""))
         made.rows.append(row)
     return made
@@ -138,45 +138,20 @@ def differences(baseline: Result, results: list[Result]) -> Table:
     return made
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a run took. seconds: of its steps, without evaluations; parameters: counts by model, from config.json."""
-
-    steps: int
-    seconds: float
-    peak_memory_gb: float | None
-    parameters: dict[str, int]
-
-    @property
-    def prompt_share(self) -> float | None:
-        """Trained embeddings of the prompt in per cent of the teacher's parameters."""
-        prompt, teacher = self.parameters.get("prompt"), self.parameters.get("teacher")
-        return 100 * prompt / teacher if prompt and teacher else None
-
-
-def cost(result: Result) -> Cost | None:
-    """None for a model without a run."""
-    steps, seconds = result.series("step_seconds")
-    if not steps:
-        return None
-    memory = result.memory or result.series("peak_memory_gb")[1]
-    mean = sum(seconds) / len(seconds)  # of the steps that --log-interval has written
-    return Cost(steps[-1], mean * steps[-1], max(memory, default=None), result.config.get("parameters", {}))
-
-
-def costs(results: list[Result]) -> Table:
-    heads = ["model", "steps", "time", "s per step", "peak memory, GB", "student, parameters"]
-    made = Table([*heads, "teacher, parameters", "tuned in the teacher", "share, %"])
+def exposures(results: list[Result]) -> Table:
+    """Excess accumulated error at the last response token, with its 95 % interval where one was computed."""
+    sets = list(dict.fromkeys(name for result in results for name in result.exposure))
+    heads = (head for name in sets for head in (f"{name}: excess, %".removeprefix(": "), "95 %"))
+    made = Table(["exposure bias", *heads])
     for result in results:
-        if (one := cost(result)) is None:
-            continue
-        counts = [
-            f"{one.parameters[key]:,}" if one.parameters.get(key) else "-" for key in ("student", "teacher", "prompt")
-        ]
-        memory = "-" if one.peak_memory_gb is None else f"{one.peak_memory_gb:.2f}"
-        share = "-" if one.prompt_share is None else f"{one.prompt_share:.2g}"
-        cells = [f"{one.steps:,}", duration(one.seconds), f"{one.seconds / one.steps:.2f}", memory, *counts, share]
-        made.rows.append([Cell(label(result)), *map(Cell, cells)])
+        row = [Cell(label(result))]
+        for name in sets:
+            curves = result.exposure.get(name, {})
+            value, low, high = ((curves.get(f"ex_acc_err{side}") or [None])[-1] for side in ("", "_low", "_high"))
+            row.append(Cell("-" if value is None else f"{value:.1f}"))
+            row.append(Cell("-" if low is None or high is None else f"{low:.1f} to {high:.1f}"))
+        if result.exposure:
+            made.rows.append(row)
     return made
 
 
@@ -184,19 +159,16 @@ def settings(results: list[Result]) -> Table:
     made = Table(["run", *SHOWN_OPTIONS, "evaluated"], texts=len(SHOWN_OPTIONS) + 2)
     for result in results:
         options = result.config.get("settings", {})
-        cells = [str(options.get(name, "-")) for name in SHOWN_OPTIONS]
+        cells = [str(_option(options, name)) for name in SHOWN_OPTIONS]
         made.rows.append(
             [Cell(text) for text in (label(result), *cells, Path(result.evaluation["model"]["path"]).name)]
         )
     return made
 
 
-def duration(seconds: float) -> str:
-    """Seconds below two minutes, then minutes, then hours and minutes."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
+def _option(options: dict, name: str) -> object:
+    """An option's value; MiniLLM has a folder of prompts in the place of --data-dir."""
+    return options.get(name) or options.get(f"prompt_{name}") or "-"
 
 
 def _rows(entry: dict) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from promptkd.errors import UserError
+from promptkd.pickled_weights import read_tensors
 from promptkd.strict_json import read_object
 
 CHUNK_BYTES = 16 << 20  # what is worked on at a time
@@ -114,43 +113,16 @@ class SafetensorsFile(TensorFile):
 
 
 class PickleFile(TensorFile):
-    """A `.bin` file. Only tensors by name are accepted; anything else in it is refused, and nothing in it is run."""
+    """A `.bin` file, as `promptkd.pickled_weights` reads it."""
 
     def _open(self) -> None:
-        if not zipfile.is_zipfile(self.path):
-            raise UserError(
-                f"{self.path} is damaged, or older than PyTorch 1.6 and cannot be mapped: "
-                "load it with torch.load(weights_only=True) and save it again"
-            )
-        try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # a broken or hostile file may make the restricted unpickler raise anything
-            reason = " ".join(str(error).split()).split(". ")[0][:120]
-            raise UserError(f"{self.path} is damaged or holds more than tensors: {reason}") from None
-        if not isinstance(content, dict) or not content:
-            raise UserError(f"{self.path} holds a {type(content).__name__}, not tensors by name")
-        limit = os.path.getsize(self.path)
-        for name, tensor in content.items():
-            if not isinstance(name, str) or not _is_plain(tensor):
-                raise UserError(f"{self.path}: {name!r} is a {type(tensor).__name__}, not a plain tensor")
-            if tensor.nbytes > limit:  # a view that repeats its memory
-                raise UserError(f"{self.path}: {name} would unfold to {tensor.nbytes} bytes: refused")
-        self._tensors = {name: tensor.detach() for name, tensor in content.items()}
+        self._tensors = read_tensors(self.path)
 
     def _names(self) -> list[str]:
         return list(self._tensors)
 
     def tensor(self, name: str) -> torch.Tensor:
         return self._tensors[name]
-
-
-def _is_plain(value: object) -> bool:
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not (value.is_quantized or value.is_conj() or value.is_neg())
-    )
 
 
 def open_file(path: Path) -> TensorFile:

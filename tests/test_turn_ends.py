@@ -1,0 +1,128 @@
+"""Models whose turns end with another token than end-of-text: in training data, in decoding, in answers."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from test_smollm2 import run
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
+
+import evaluate
+from promptkd.data.examples import ExampleSet
+from promptkd.data.format import TokenFile, split_row
+from promptkd.data.templates import turn_end
+from promptkd.evaluation.run import run as evaluate_run
+from promptkd.models import end_ids, load_causal_lm
+from promptkd.rollout import Sampling, decode, example_noise
+from tools import generate, process_data
+
+WORDS = ["user", "model", "say", "it", "again", "SAID", "ASKED", "one", "two", "three"]
+SPECIAL = ["<eos>", "<start>", "<turn_end>", "<other_end>", "<pad>"]
+END, TURN, OTHER = (SPECIAL.index(name) for name in ("<eos>", "<turn_end>", "<other_end>"))
+
+GEMMA = (
+    "{% for m in messages %}<start>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<turn_end>\n{% endfor %}{% if add_generation_prompt %}<start>model\n{% endif %}"
+)
+LLAMA2 = (
+    "{% for m in messages %}{{ m['content'] }}{% if m['role'] == 'assistant' %} {{ eos_token }}{% endif %}{% endfor %}"
+)
+BARE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
+ROWS = [{"instruction": "say one", "output": "one"}, {"instruction": "say it", "input": "two", "output": "two two"}]
+
+
+def make_tokenizer(template: str | None = GEMMA):
+    """Words are tokens; Gemma's special tokens under other names."""
+    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>", pad_token="<pad>")
+    made.add_special_tokens({"additional_special_tokens": SPECIAL[1:4]})
+    made.chat_template = template
+    return made
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model that says words at random, and ends its turns in two ways, of which the tokenizer knows one."""
+    where = tmp_path_factory.mktemp("model")
+    tokenizer = make_tokenizer()
+    tokenizer.save_pretrained(where)
+    sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    torch.manual_seed(0)
+    model = PhiForCausalLM(PhiConfig(vocab_size=len(tokenizer), eos_token_id=7, bos_token_id=7, **sizes))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+        model.lm_head.bias.fill_(-9.0)
+        model.lm_head.bias[[TURN, OTHER, len(SPECIAL) + 7, len(SPECIAL) + 8]] = 0
+    model.generation_config.eos_token_id = [END, OTHER, 7]
+    model.save_pretrained(where)
+    (where / "raw.jsonl").write_text("".join(json.dumps(row) + "\n" for row in 4 * ROWS))
+    return where
+
+
+@pytest.mark.parametrize("template, end", [(None, END), (GEMMA, TURN), (LLAMA2, END), (BARE, END)])
+def test_the_end_of_a_turn_is_the_templates(template, end):
+    assert turn_end(make_tokenizer(template)) == end
+
+
+def test_what_ends_a_response(folder):
+    model, tokenizer = load_causal_lm(str(folder), torch.float32, "-"), AutoTokenizer.from_pretrained(folder)
+    # 7 is "say": a configuration's, which ends nothing.
+    assert end_ids(tokenizer, model) == (END, TURN, OTHER)
+    assert end_ids(make_tokenizer(None)) == (END,)
+    prompts = [np.array([WORDS.index("say") + len(SPECIAL)])] * 40
+    free, ended = (
+        decode(
+            model, prompts, max_new_tokens=8, end_ids=ends, sampling=Sampling(), token_budget=10_000,
+            noise=lambda row: example_noise(1, row, count=8),
+        ).responses
+        for ends in ([END], end_ids(tokenizer, model))
+    )  # fmt: skip
+    for long, short in zip(free, ended):
+        ends = [place for place, token in enumerate(long.tolist()) if token in (TURN, OTHER)]
+        assert short.tolist() == long.tolist()[: ends[0] + 1 if ends else None]
+    assert {int(response[-1]) for response in ended} >= {TURN, OTHER}
+
+
+def test_training_responses_end_as_turns_do(folder, tmp_path):
+    tokenizer = make_tokenizer()
+    (tmp_path / "train.jsonl").write_text((folder / "raw.jsonl").read_text())
+    for template, end in (("chat", TURN), ("published", END)):
+        examples = ExampleSet.open(tmp_path, "train", tokenizer, 99, 120, template=template)
+        assert [example.response[-1] for example in examples] == [end] * 8
+        assert tokenizer.decode(examples[1].response, skip_special_tokens=True) == "two two"
+
+
+def test_the_teachers_answers_end_as_turns_do_and_hold_no_ends(folder, tmp_path):
+    how = ["--tokenizer", folder, "--max-prompt-length", 40]
+    made = ["--raw", folder / "raw.jsonl", "--save", tmp_path / "data", "--dev-num", 2, "--workers", 1]
+    run(process_data, "instructions", "--template", "chat", *how, *made)
+    sizes = ["--max-length", "56", "--max-prompt-length", "40"]
+    argv = ["--model-path", str(folder), "--data-dir", str(tmp_path / "data"), "--save", str(tmp_path / "gen"), *sizes]
+    generate.run(generate.read_settings(argv))
+    rows = [json.loads(line) for line in (tmp_path / "gen/generated.jsonl").read_text().splitlines()]
+    assert len(rows) == 6 and all(set(row["gen_answer"].split()) <= {"two", "one"} for row in rows)
+    made = ["--generated", tmp_path / "gen/generated.jsonl", "--data-dir", tmp_path / "data"]
+    run(process_data, "pseudo", *how, *made, "--save", tmp_path / "pseudo")
+    for name in ("data", "pseudo"):
+        file = TokenFile(tmp_path / name / "train_0", 20)
+        assert [split_row(file[row], file.marker)[1][-1] for row in range(6)] == [TURN] * 6
+
+
+def test_answers_end_where_the_model_ends_them(folder, tmp_path, capsys):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/valid.jsonl").write_text((folder / "raw.jsonl").read_text())
+    argv = ["--model-path", str(folder), "--data-dir", str(tmp_path), "--data-names", "own", "--template", "chat"]
+    sizes = ["--max-length", "60", "--max-prompt-length", "40", "--no-repeat-ngram-size", "0"]
+    settings: SimpleNamespace = evaluate.read_settings([*argv, *sizes, "--save", str(tmp_path / "out")])
+    evaluate_run(settings)
+    answers = [json.loads(line) for line in (tmp_path / "out/own/seed10/answers.jsonl").read_text().splitlines()]
+    assert all(set(row["answer"].split()) <= {"two", "one"} for row in answers)
+    assert [row["length"] for row in answers] == [len(row["answer"].split()) for row in answers]
+    assert max(row["length"] for row in answers) < 20
