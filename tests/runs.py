@@ -56,12 +56,12 @@ class Run:
             process.join(seconds)
         return [process.exitcode for process in self.processes]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until something is so, or all ranks have ended."""
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60, pause: float = 0.01) -> None:
+        """Wait until something is so, or all ranks have ended; looks every `pause` seconds."""
         end = time.monotonic() + seconds
         while not condition() and any(process.is_alive() for process in self.processes):
             assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.01)
+            time.sleep(pause)
 
     def signal(self, number: int) -> None:
         for process in self.processes:
