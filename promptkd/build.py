@@ -42,6 +42,8 @@ from promptkd.settings import TOKEN_BUDGET, flat
 from promptkd.tensor_parallel import TensorGroup, tensor_group
 from promptkd.trainer import Trainer, total_steps
 
+TEACHER_FILE = "--teacher-deepspeed-config"
+
 
 def build_trainer(settings: SimpleNamespace) -> Trainer:
     """Read models and data, check that they fit together, claim the folder, start the engines."""
@@ -146,7 +148,8 @@ def read_teacher_config(settings: SimpleNamespace, config: dict, ranks: Ranks) -
     """What the teacher's engine is started with: a file of its own where the method has one, in --teacher-dtype."""
     path = getattr(settings.method_settings, "teacher_deepspeed_config", None)
     if path is not None:
-        config = read_deepspeed_config(path, ranks.device, "--teacher-deepspeed-config")
+        config = read_deepspeed_config(path, ranks.device, TEACHER_FILE)
+        check_with_deepspeed(config, path, ranks.device, TEACHER_FILE)
     dtype = settings.models.teacher_dtype
     return config if dtype == "auto" else with_precision(config, dtype)
 

@@ -63,8 +63,10 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
     return config
 
 
-def check_with_deepspeed(config: dict[str, Any], path: str | None, device: torch.device) -> None:
-    """Raise UserError where DeepSpeed itself would refuse the configuration, before anything is built."""
+def check_with_deepspeed(
+    config: dict[str, Any], path: str | None, device: torch.device, option: str = "--deepspeed_config"
+) -> None:
+    """Raise UserError where DeepSpeed itself would refuse the file that `option` names, before anything is built."""
     _prepare_deepspeed(device)
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
@@ -72,7 +74,7 @@ def check_with_deepspeed(config: dict[str, Any], path: str | None, device: torch
         DeepSpeedConfig({**config, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1})
     except (DeepSpeedConfigError, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split()).partition(" [type=")[0]
-        raise UserError(f"--deepspeed_config {path}: DeepSpeed refuses it: {reason}") from None
+        raise UserError(f"{option} {path}: DeepSpeed refuses it: {reason}") from None
 
 
 def precision(config: dict[str, Any]) -> str:
