@@ -177,6 +177,18 @@ DEEPSPEED = [
     ("train", "ds.json", pipe, "ds.json"),
 ]
 
+OWN_FILE = "--teacher-deepspeed-config & teacher_ds.json & "
+TEACHERS_DEEPSPEED = [
+    ("train", "teacher_ds.json", cut(0.5), OWN_FILE),
+    ("train", "teacher_ds.json", gone, OWN_FILE),
+    ("train", "teacher_ds.json", pipe, OWN_FILE),
+    ("train", "teacher_ds.json", change(train_batch_size=8), OWN_FILE + "--batch-size"),
+    ("train", "teacher_ds.json", change(fp16={"enabled": True}), OWN_FILE + "fp16"),
+    ("train", "teacher_ds.json", change(bf16={"enabled": True}, zero_optimization={"stage": 0}), OWN_FILE + "ZeRO"),
+    ("train", "teacher_ds.json", change(zero_optimization={"stage": 9}), OWN_FILE + "stage"),
+    ("train", "teacher_ds.json", change(zero_optimization={"stage": 3, "no_such_key": 1}), OWN_FILE + "no_such_key"),
+]
+
 PROMPTS = [
     ("prompt", "prompt/adapter_config.json", cut(0), "prompt"),
     ("prompt", "prompt/adapter_config.json", cut(0.5), "prompt"),
@@ -196,4 +208,4 @@ PROMPTS = [
     ("prompt", "prompt", file_instead, "prompt"),
 ]
 
-INPUTS = [*DATA, *MODELS, *INDEXES, *DEEPSPEED, *PROMPTS]
+INPUTS = [*DATA, *MODELS, *INDEXES, *DEEPSPEED, *TEACHERS_DEEPSPEED, *PROMPTS]

@@ -124,7 +124,11 @@ def crash_at(step: int, argv: list[str]) -> None:
     from promptkd.build import build_trainer
     from train import read_settings
 
-    trainer = build_trainer(read_settings(argv))
+    crash(build_trainer(read_settings(argv)), step)
+
+
+def crash(trainer, step: int) -> None:
+    """`crash_at` for a trainer that was made before."""
     inner = trainer.method.step
 
     def method_step(window):

@@ -1,7 +1,9 @@
 """A run's folder: one run at a time, checkpoints that are whole or passed over, settings that belong together."""
 
+import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -91,6 +93,42 @@ def test_a_full_disk_keeps_the_last_checkpoint(options, interrupted, monkeypatch
     with pytest.raises(RunError, match="No space left"):
         train_here(options(interrupted, "--resume", method="sft"))
     assert sorted(path.name for path in (interrupted / "checkpoints").iterdir()) == ["step-2", "step-4"]
+
+
+def test_a_checkpoint_is_on_disk_before_it_has_its_name(options, tmp_path, monkeypatch):
+    synced, seen = set(), []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted(handle):
+        synced.add(os.readlink(f"/proc/self/fd/{handle}"))
+        fsync(handle)
+
+    def checked(path, target):
+        if Path(target).name.startswith("step-"):
+            seen.append({str(file) for file in (path, *path.iterdir(), tmp_path / "run/metrics.jsonl")} - synced)
+            synced.clear()
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(Path, "rename", checked)
+    crash_at(3, options(tmp_path / "run", method="sft"))
+    assert seen == [set()] and str(tmp_path / "run/checkpoints") in synced  # the new name, too
+
+
+def test_what_a_kill_left_half_done_is_swept_away(options, interrupted):
+    for name in (".step-5.new", ".step-1.old"):
+        shutil.copytree(interrupted / "checkpoints/step-2", interrupted / "checkpoints" / name)
+    (interrupted / ".last.new").mkdir()
+    train_here(options(interrupted, "--resume", method="sft"))
+    assert [path.name for path in (interrupted / "checkpoints").iterdir()] == ["step-5"]
+    assert not [path for path in interrupted.glob(".*") if path.name != ".lock"]
+
+
+def test_a_checkpoint_when_the_last_one_is_old(options, tmp_path):
+    """--checkpoint-minutes: here any is too old by the next step."""
+    often = ["--checkpoint-every", "0", "--checkpoint-minutes", "1e-9", "--keep-checkpoints", "9"]
+    crash_at(4, options(tmp_path / "run", *often, method="sft"))
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-1", "step-2", "step-3"]
 
 
 def test_tensor_files_are_safetensors(tmp_path, monkeypatch):

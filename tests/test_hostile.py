@@ -48,7 +48,7 @@ def arguments(entry: str, room: Path) -> list[str]:
     return {
         "train": lambda: training(
             room, "--method", "promptkd", *teacher, "--data-dir", f"{room}/data", "--save", f"{room}/out",
-            "--deepspeed_config", f"{room}/ds.json",
+            "--deepspeed_config", f"{room}/ds.json", "--teacher-deepspeed-config", f"{room}/teacher_ds.json",
         ),
         "plain": lambda: training(room, "--method", "sft", "--data-dir", f"{room}/text", "--save", f"{room}/out"),
         "minillm": lambda: training(room, "--method", "minillm", *teacher, *corpus, "--save", f"{room}/out"),
@@ -100,7 +100,8 @@ def template(tmp_path_factory) -> Path:
         shutil.copytree(source, room / name)
     shutil.copytree(GOLDEN / "mp/opt", room / "mp")
     shutil.copyfile(GOLDEN / "models/opt_teacher/config.json", room / "mp/config.json")
-    shutil.copyfile(GOLDEN.parents[1] / "configs/deepspeed/ds_config_fp32.json", room / "ds.json")
+    for name in ("ds.json", "teacher_ds.json"):
+        shutil.copyfile(GOLDEN.parents[1] / "configs/deepspeed/ds_config_fp32.json", room / name)
     shutil.copyfile(GOLDEN.parents[1] / "configs/downloads.json", room / "downloads.json")
     (room / "text/own").mkdir(parents=True)
     for place in ("text/train.jsonl", "text/valid.jsonl", "text/own/valid.jsonl", "raw.jsonl"):

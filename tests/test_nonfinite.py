@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from runs import rows_of
+from runs import crash, rows_of
 from test_engine import zero_file
 
 from promptkd.build import build_trainer
@@ -41,3 +41,12 @@ def test_a_loss_that_is_not_finite(stage, bf16, options, tmp_path):
     rows = rows_of(tmp_path / "skips")
     assert [row["event"] for row in rows] == ["train", "skipped", "train", "train", "train"]
     assert all(bool(torch.isfinite(p).all()) for p in before.method.student.module.parameters())
+
+
+def test_the_allowance_counts_once_over_restarts(options, tmp_path):
+    """One step may go wrong: one does before the kill; the next one, after it, ends the run."""
+    argv = options(tmp_path / "run", "--skip-nonfinite", "1", method="sft")
+    crash(poison(2, argv), 5)
+    with pytest.raises(RunError, match="sft, step 5: not finite"):
+        poison(5, [*argv, "--resume"]).fit()
+    assert [row["event"] for row in rows_of(tmp_path / "run")] == ["train", "skipped", "train", "train"]

@@ -2,8 +2,11 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
+from conftest import ROOT
 from runs import Run, rows_of, whole_lines
 
 
@@ -25,3 +28,17 @@ def test_one_rank_is_told_to_stop_and_both_do(options, tmp_path):
     run.wait_for(lambda: len(whole_lines(tmp_path / "run")) >= 1)
     os.kill(run.processes[1].pid, signal.SIGUSR1)
     assert run.wait() == [0, 0], run.log.read_text()
+
+
+def test_a_second_interrupt_leaves_at_once():
+    code = """
+import os, signal, time
+from promptkd.signals import StopSignals
+with StopSignals() as signals:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signals.place
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30, stderr=subprocess.PIPE)
+    assert done.returncode == -signal.SIGINT, done.stderr
