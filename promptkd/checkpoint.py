@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ def lock_folder(folder: Path) -> IO[str]:
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--save {folder} is a file: name a folder")
+    if os.path.lexists(folder / ".lock") and not stat.S_ISREG(os.lstat(folder / ".lock").st_mode):
+        raise UserError(f"--save {folder}: .lock in it is no file: remove it, or name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 - to be held

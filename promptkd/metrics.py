@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from promptkd.data.jsonl import numbered_lines
 from promptkd.errors import RunError, UserError
 
 RESUME = "make room and start it again with --resume"
@@ -70,14 +71,15 @@ def read_metrics(path: Path, size: int | None = None) -> list[dict[str, Any]]:
 
     A last line that a kill cut short is left out; any other broken line is a UserError that names it.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): --overwrite starts the run anew") from None
-    if size is not None and (len(content) < size or content[:size][-1:] not in (b"\n", b"")):
+    rows, place = [], 0
+    for number, line in numbered_lines(path):
+        if not line.endswith(b"\n") or (size is not None and place >= size):
+            break
+        rows.append(_metrics_row(line, f"{path}, line {number}"))
+        place += len(line)
+    if size is not None and place != size:
         raise UserError(f"{path} is not what it was at the checkpoint: --overwrite starts anew")
-    *whole, _ = content[:size].split(b"\n")
-    return [_metrics_row(line, f"{path}, line {number}") for number, line in enumerate(whole, 1)]
+    return rows
 
 
 def _metrics_row(line: bytes, where: str) -> dict[str, Any]:

@@ -47,7 +47,8 @@ class Run:
             port = str(free.getsockname()[1])
         self.log, self.processes = log, []
         for rank in range(ranks):
-            names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
+            names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             process = context.Process(target=_start, args=(script, argv, {**names, "OMP_NUM_THREADS": "1"}, str(log)))
             process.start()
             self.processes.append(process)

@@ -15,7 +15,7 @@ import pytest
 from conftest import GOLDEN, train_here
 from hostile_damage import FULL, GOOD_ROW, SIZES
 from hostile_rows_inputs import INPUTS
-from hostile_rows_options import OPTIONS
+from hostile_rows_options import ENVIRONMENTS, OPTIONS
 from hostile_rows_saved import SAVED
 from test_report import make_result
 
@@ -186,13 +186,14 @@ def test_a_bad_option(entry, options, words, room, monkeypatch, capfd):
         assert word in said
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("RANK", "first"), ("RANK", "9"), ("WORLD_SIZE", "-1"), ("LOCAL_RANK", "")]
-)
-def test_a_bad_environment(name, value, room, monkeypatch, capfd):
-    monkeypatch.setenv(name, value)
-    assert name in refused("train", arguments("train", room), room, monkeypatch, capfd)
+@pytest.mark.parametrize("said", ENVIRONMENTS, ids=str)
+def test_a_bad_environment(said, room, monkeypatch, capfd):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert list(said)[-1] in refused("train", arguments("train", room), room, monkeypatch, capfd)
 
 
 def test_the_table_is_as_long_as_promised():
-    assert len(INPUTS) + len(SAVED) + len(OPTIONS) >= 80
+    assert len(INPUTS) + len(SAVED) + len(OPTIONS) + len(ENVIRONMENTS) >= 80

@@ -111,7 +111,9 @@ def count_examples(folder: str) -> int | None:
         from promptkd.data.format import TokenFile
 
         return len(TokenFile(index.with_suffix("")))
-    return sum(1 for _ in text.open("rb")) if text.is_file() else None
+    from promptkd.data.jsonl import numbered_lines
+
+    return sum(1 for _ in numbered_lines(text)) if text.is_file() else None
 
 
 def make(argv: list[str]) -> tuple[Setting, bool]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
-from promptkd.distributed import Ranks, setup
+from promptkd.distributed import Ranks, environment_number, setup
 from promptkd.engine import DTYPES, precision, read_deepspeed_config
 from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share, text_of
@@ -70,7 +69,7 @@ def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokeniz
     """Fill in `results["sets"]`, and write the answers of each set when it is done."""
     seeds, folder = settings.evaluation.seeds, Path(settings.evaluation.save)
     bar = AnswerBar(sum(len(share(s.prompts, len(seeds), ranks)) for s in sets), ranks.first)
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_ranks = environment_number("LOCAL_WORLD_SIZE", 1)
     with ScoringPool(default_workers(local_ranks)) as pool:
         for test_set in sets:
             began = time.perf_counter()
