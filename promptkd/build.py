@@ -30,6 +30,7 @@ from promptkd.models import (
     LanguageModel,
     check_pair,
     check_positions,
+    check_vocabulary,
     count_parameters,
     load_causal_lm,
     load_config,
@@ -140,8 +141,10 @@ def parameters_of(settings: SimpleNamespace, prompt: Tensor | None) -> dict[str,
 
 
 def load_student_tokenizer(settings: SimpleNamespace):
-    load_config(settings.models.model_path, "--model-path")  # the clearer message where the folder is missing
-    return load_tokenizer(settings.models.model_path)
+    config = load_config(settings.models.model_path, "--model-path")
+    tokenizer = load_tokenizer(settings.models.model_path)
+    check_vocabulary(config, tokenizer, "--model-path")
+    return tokenizer
 
 
 def read_teacher_config(settings: SimpleNamespace, config: dict, ranks: Ranks) -> dict:

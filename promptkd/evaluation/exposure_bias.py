@@ -32,7 +32,15 @@ from promptkd.evaluation.sets import TestSet, find_sets, read_set
 from promptkd.evaluation.tables import write_text
 from promptkd.losses import Fixed, kl_divergences
 from promptkd.metrics import peak_memory_gb
-from promptkd.models import LanguageModel, check_pair, check_positions, load_causal_lm, load_config, load_tokenizer
+from promptkd.models import (
+    LanguageModel,
+    check_pair,
+    check_positions,
+    check_vocabulary,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+)
 from promptkd.rollout import Sampling, decode, example_noise
 from promptkd.soft_prompt import SoftPrompt, load_prompt
 from promptkd.tensor_parallel import tensor_group
@@ -168,6 +176,7 @@ def run(settings: SimpleNamespace) -> None:
     for path, option in ((what.model_path, "--model-path"), (how.teacher_model_path, "--teacher-model-path")):
         check_positions(load_config(path, option), data.max_length, option)
     tokenizer = load_tokenizer(what.model_path)
+    check_vocabulary(load_config(what.model_path, "--model-path"), tokenizer, "--model-path")
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
     ranks = setup(settings.parallel.size)

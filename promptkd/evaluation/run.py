@@ -22,7 +22,7 @@ from promptkd.evaluation.rouge import ScoringPool, default_workers
 from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
-from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
+from promptkd.models import check_positions, check_vocabulary, load_causal_lm, load_config, load_tokenizer
 from promptkd.rollout import Sampling
 from promptkd.tensor_parallel import tensor_group
 
@@ -40,6 +40,7 @@ def run(settings: SimpleNamespace) -> None:
     config = load_config(what.model_path, "--model-path")
     check_positions(config, data.max_length, "--model-path")
     tokenizer = load_tokenizer(what.model_path)
+    check_vocabulary(config, tokenizer, "--model-path")
     how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     ranks = setup(settings.parallel.size)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from promptkd.errors import UserError
 from promptkd.planning.shapes import Shape, read_shape
 from promptkd.planning.units import Hardware
 from promptkd.settings import TOKEN_BUDGET
+from promptkd.strict_json import read_object
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 METHODS = ("promptkd", "kd", "seqkd", "sft")
@@ -139,14 +139,14 @@ def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, 
     Without a path what promptkd/engine.py takes: fp32 on a CPU, bf16 on a GPU; both ZeRO 1.
     """
     file = Path(path or CONFIGS / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json"))
+    config = read_object(file, f"name one of {CONFIGS}/*.json as --deepspeed_config")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
         zero = config.get("zero_optimization", {})
         enabled = [kind for kind in ("fp16", "bf16") if config.get(kind, {}).get("enabled")]
         kind = (enabled or ["fp32"])[0]
         if zero.get("stage", 0) not in (0, 1, 2, 3):
             raise ValueError(f"zero_optimization.stage is {zero['stage']!r}")
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(f"--deepspeed_config {file}: {error}: name one of {CONFIGS}/*.json") from None
     if hardware.cpu and kind == "fp16":
         raise UserError(f"--deepspeed_config {file} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
