@@ -126,11 +126,11 @@ def begin_files(checkpoints: Checkpoints, described: dict) -> None:
     folder = checkpoints.run
     if not checkpoints.ranks.first:
         return
+    write_json(folder / "config.json", described)  # first: where it cannot be written, an earlier run stays whole
     if checkpoints.resumed is None:
         clear_folder(folder)
     else:
         os.truncate(folder / "metrics.jsonl", checkpoints.resumed["metrics_bytes"])
-    write_json(folder / "config.json", described)
 
 
 def parameters_of(settings: SimpleNamespace, prompt: Tensor | None) -> dict[str, int | None]:
