@@ -12,17 +12,16 @@ from torch import Tensor
 
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.windows import Windows
-from promptkd.devset import DevSet
-from promptkd.distributed import Ranks, setup
-from promptkd.engine import (
-    DTYPES,
-    Learner,
+from promptkd.deepspeed_file import (
     check_with_deepspeed,
     precision,
     read_deepspeed_config,
     with_precision,
     zero_stage,
 )
+from promptkd.devset import DevSet
+from promptkd.distributed import Ranks, setup
+from promptkd.engine import DTYPES, Learner
 from promptkd.errors import UserError
 from promptkd.methods import method_class
 from promptkd.methods.base import Context, Data, Limits, Method

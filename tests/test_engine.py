@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import GOLDEN, ROOT, golden_argv, metrics_of, start, train_here
 
-from promptkd.engine import CONFIGS, read_deepspeed_config
+from promptkd.deepspeed_file import CONFIGS, read_deepspeed_config
 from promptkd.errors import UserError
 
 CPU = torch.device("cpu")

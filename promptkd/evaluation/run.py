@@ -13,8 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.deepspeed_file import precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
-from promptkd.engine import DTYPES, precision, read_deepspeed_config
+from promptkd.engine import DTYPES
 from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share, text_of
 from promptkd.evaluation.progress import AnswerBar

@@ -136,7 +136,7 @@ def make_setting(
 def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, Any], str]:
     """The DeepSpeed file's zero_optimization and the precision. UserError when it cannot be read.
 
-    Without a path what promptkd/engine.py takes: fp32 on a CPU, bf16 on a GPU; both ZeRO 1.
+    Without a path what promptkd/deepspeed_file.py takes: fp32 on a CPU, bf16 on a GPU; both ZeRO 1.
     """
     file = Path(path or CONFIGS / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json"))
     config = read_object(file, f"name one of {CONFIGS}/*.json as --deepspeed_config")
@@ -162,7 +162,7 @@ def _engine(shape: Shape, kind: str, zero: dict[str, Any], tensor: int, **how: A
 
     stage = zero.get("stage", 0)
     if stage == 0 and kind != "fp32":
-        stage = 1  # engine.with_precision does the same for a teacher; a student's file is refused there
+        stage = 1  # deepspeed_file.with_precision does the same for a teacher; a student's file is refused there
     sizes = {}
     for ours, name in (("bucket", "reduce_bucket_size"), ("live", "stage3_max_live_parameters")):
         if isinstance(zero.get(name), (int, float)):
