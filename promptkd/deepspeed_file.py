@@ -46,7 +46,8 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
         if config.pop(key, "auto") != "auto":
             raise UserError(f'{option} {path} sets {key}: say "auto" there and use {options}')
     for key in UNSUPPORTED:
-        if key in config:
+        section = config.get(key, {"enabled": False})
+        if not isinstance(section, dict) or section.get("enabled") is not False:
             raise UserError(f"{option} {path} has {key}, which is not supported here: take it out")
     for key in ("fp16", "bf16", "zero_optimization"):
         if not isinstance(config.get(key, {}), dict):
