@@ -17,6 +17,7 @@ from tqdm import tqdm
 from promptkd.data.jsonl import numbered_lines
 from promptkd.errors import RunError, UserError
 
+LARGEST = 1 << 53  # of a whole number in a row: up to there a float holds it
 RESUME = "make room and start it again with --resume"
 
 CURVES = {  # panel title -> keys drawn in it, in order
@@ -86,12 +87,13 @@ def _metrics_row(line: bytes, where: str) -> dict[str, Any]:
     """One row: "event" and "step", the others numbers, texts or lists. Norms may be infinite."""
     try:
         row = json.loads(line)
-        if isinstance(row["event"], str) and isinstance(row["step"], int):
+        huge = [key for key, value in row.items() if isinstance(value, int) and abs(value) > LARGEST]
+        if isinstance(row["event"], str) and isinstance(row["step"], int) and not huge:
             return row
-        reason = '"event" is a text and "step" a whole number'
+        reason = f"{huge[0]} is beyond what it counts" if huge else '"event" is a text and "step" a whole number'
     except (ValueError, RecursionError):
         reason = "no readable JSON"
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         reason = 'it needs an object with "event" and "step"'
     raise UserError(f"{where}: {reason}: not a line of train.py's; restore the file or train anew")
 
