@@ -28,7 +28,7 @@ from tools import convert_mp, generate, make_demo, process_data, report
 
 LONGEST = 2.0  # seconds, where no model must be loaded
 TOO_LONG = 20
-LOADS_MODELS = {"train", "plain", "minillm", "resume", "evaluate", "generate"}
+LOADS_MODELS = {"train", "plain", "chat", "minillm", "resume", "anew", "evaluate", "generate"}
 
 
 def give_up(*_) -> None:
@@ -52,7 +52,9 @@ def arguments(entry: str, room: Path) -> list[str]:
         ),
         "plain": lambda: training(room, "--method", "sft", "--data-dir", f"{room}/text", "--save", f"{room}/out"),
         "minillm": lambda: training(room, "--method", "minillm", *teacher, *corpus, "--save", f"{room}/out"),
+        "chat": lambda: [*arguments("plain", room), "--template", "chat"],
         "resume": lambda: resumed(room, "--resume"),
+        "anew": lambda: resumed(room, "--overwrite"),
         "evaluate": lambda: [*answers, f"{room}/out", "--data-dir", f"{room}/text", "--data-names", "own"],
         "generate": lambda: [*answers, f"{room}/gen", "--data-dir", f"{room}/text"],
         "instructions": lambda: ["instructions", "--raw", f"{room}/raw.jsonl", "--dev-num", "1", *tokenizer],
@@ -77,7 +79,7 @@ def resumed(room: Path, *options: str) -> list[str]:
 
 
 MAINS = {
-    **dict.fromkeys(("train", "plain", "minillm", "resume"), train.main),
+    **dict.fromkeys(("train", "plain", "chat", "minillm", "resume", "anew"), train.main),
     **dict.fromkeys(("instructions", "corpus", "pseudo"), process_data.main),
     **dict.fromkeys(("join", "split"), convert_mp.main),
     "evaluate": evaluate.main,
