@@ -161,7 +161,11 @@ def fingerprint(path: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one move."""
+    """Write a JSON file in one move. Raises OSError as the file system does; then nothing is left behind."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        remove(beside)
+        raise
