@@ -22,14 +22,22 @@ SIZES = {  # what families call it; the least that is possible
 }
 
 
+def check_files(folder: Path, remedy: str) -> None:
+    """No pipe or device, which a loader would read for ever; no settings or vocabulary that fill the memory."""
+    for path in sorted(folder.iterdir()):
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: neither a file nor a folder: {remedy}")
+        if path.is_file() and path.suffix in TEXTS and (size := path.stat().st_size) > LARGEST_TEXT:
+            raise UserError(f"{path}: {size} bytes are too many for a {path.suffix} file: {remedy}")
+
+
 def check_model_folder(folder: Path, option: str) -> None:
     """Raise UserError for what would make a loader fail late, take memory without end, or leave the folder.
 
     Weights are not read. `option` names the folder in errors.
     """
     remedy = f"{option} needs a model's folder as it was saved"
-    for path in sorted(folder.iterdir()):
-        _check_file(path, remedy)
+    check_files(folder, remedy)
     config = read_object(folder / "config.json", remedy)
     for name in SETTINGS:
         if (folder / name).exists():
@@ -54,15 +62,6 @@ def check_model_folder(folder: Path, option: str) -> None:
             f"{option} {folder}: config.json speaks of {claimed} numbers at least, the weights beside it have "
             f"{stored} bytes: one of them is another model's"
         )
-
-
-def _check_file(path: Path, remedy: str) -> None:
-    """No pipe or device, which a loader would read for ever; no settings or vocabulary that fill the memory."""
-    if not path.is_file():
-        if not path.is_dir():
-            raise UserError(f"{path}: neither a file nor a folder: {remedy}")
-    elif path.suffix in TEXTS and (size := path.stat().st_size) > LARGEST_TEXT:
-        raise UserError(f"{path}: {size} bytes are too many for a {path.suffix} file: {remedy}")
 
 
 def _size(config: dict[str, Any], names: tuple[str, ...], folder: Path, option: str) -> int:

@@ -17,7 +17,7 @@ from transformers.utils import logging as transformers_logging
 
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
-from promptkd.model_folder import check_model_folder
+from promptkd.model_folder import check_files, check_model_folder
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
 
@@ -89,6 +89,8 @@ def without_dropout(model: nn.Module) -> None:
 
 def load_tokenizer(path: str):
     """The tokenizer beside a model. Raises UserError when there is none or it has no end-of-text token."""
+    if os.path.isdir(path):
+        check_files(Path(path), "name a folder with a tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here

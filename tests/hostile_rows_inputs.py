@@ -76,6 +76,7 @@ DATA = [
     ("instructions", "raw.jsonl", directory, "raw.jsonl"),
     ("instructions", "raw.jsonl", pipe, "raw.jsonl"),
     ("instructions", "student/tokenizer.json", cut(0.5), "tokenizer"),
+    ("instructions", "student/tokenizer.json", pipe, "tokenizer.json"),
     ("corpus", "raw.txt", text(b"good\n\xff\xfe\n"), "line 2 & UTF-8"),
     ("corpus", "raw.txt", text(b""), "empty"),
     ("corpus", "raw.txt", text("few words"), "rows"),
