@@ -1,9 +1,10 @@
-"""Kill a run of tiny models at random moments and resume it, many times; compare it with the undisturbed run.
+"""Kill a run of tiny models in each of its parts and resume it, many times; compare it with the undisturbed run.
 
 python benchmarks/kill.py --method promptkd --kills 25 --ranks 2 --deepspeed-config FILE.json
 
-Prints one JSON object: kills by what the run was doing, whether metrics (times aside) and weights are equal.
-Exit status 1 when they are not.
+The kills are spread over the run and aimed at its parts in turn: each waits until a rank, drawn by lot, says that it
+is in the part, and a random share of the time that the part takes. Prints one JSON object: kills by the part that
+the rank was in when it died, whether metrics (times aside) and weights are equal. Exit status 1 when they are not.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import json
 import random
 import signal
-import statistics
 import sys
 import tempfile
 import time
@@ -22,10 +22,15 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from runs import Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
+from runs import PRELOAD, Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
 
+from benchmarks.marked_train import WIDTH, read_marks
 from promptkd.errors import UserError, exit_with
 from promptkd.settings import at_least, option, parse
+
+SCRIPT = "benchmarks.marked_train"
+SAVING, READING = "saving a checkpoint", "reading a checkpoint"
+AIMS = ("rollout", SAVING, "backward", READING, SAVING, "evaluation", "saving a model", "optimizer")
 
 
 @dataclass
@@ -45,66 +50,90 @@ class KillSettings:
 def options(how: KillSettings, student: Path, save: Path) -> list[str]:
     """Dropout and sampling on, evaluations, a checkpoint every second step: something to be killed in everywhere."""
     extra = ["--model-path", str(student), "--batch-size", "1", "--total-iters", str(how.steps), "--dev-num", "3"]
-    extra += ["--eval-interval", "5", "--checkpoint-every", "2", "--resume", "auto", *how.extra.split()]
+    extra += ["--eval-interval", "3", "--checkpoint-every", "2", "--resume", "auto", *how.extra.split()]
     if how.deepspeed_config:
         extra += ["--deepspeed_config", how.deepspeed_config]
     return tiny_argv(how.method, save, *extra)
 
 
-def doing(save: Path) -> str:
-    """What a run was doing when it was killed, as far as its folder tells."""
-    if list(save.glob("checkpoints/.step-*.new")):
-        return "saving a checkpoint"
-    if list(save.glob(".*.new")):
-        return "saving a model"
-    lines = (save / "metrics.jsonl").read_text().splitlines() if (save / "metrics.jsonl").exists() else []
-    return "a step or an evaluation" if lines else "before the first step"
+def run_to_the_end(argv: list[str], save: Path, log: Path, ranks: int) -> None:
+    marks_file(save, ranks)
+    if set(Run(argv, log, ranks, SCRIPT).wait(1200)) != {0}:
+        raise UserError(f"a run that nothing killed failed: {log.read_text()[-2000:]}")
 
 
-def kill_once(argv: list[str], save: Path, log: Path, ranks: int, rows: int, wait: float) -> str | None:
-    """Start or resume; kill all ranks `wait` seconds after the metrics have `rows` rows; None when it ended before."""
-    said = log.stat().st_size
-    run = Run(argv, log, ranks)
-    run.wait_for(lambda: b"step" in log.read_bytes()[said:], 120)  # a resumed run has cut its metrics by then
-    run.wait_for(lambda: len(rows_of(save)) >= rows, 120)
-    time.sleep(wait)
+def marks_file(save: Path, ranks: int) -> Path:
+    path = Path(f"{save}.parts")
+    path.write_bytes(bytes(WIDTH * ranks))
+    return path
+
+
+@dataclass
+class Aim:
+    """Where a kill is to land: in `part` of `rank`, `wait` seconds after it was seen there, after `rows` rows."""
+
+    part: str
+    rank: int
+    wait: float
+    rows: range  # of metrics.jsonl; beyond its end the kill comes whatever the part
+
+
+def kill_once(argv: list[str], save: Path, log: Path, ranks: int, aim: Aim) -> str:
+    """Start or resume, kill all ranks; what the rank that was aimed at was doing."""
+    said, marks = log.stat().st_size, marks_file(save, ranks)
+    run = Run(argv, log, ranks, SCRIPT)
+
+    def is_there() -> bool:
+        return read_marks(marks)[aim.rank] == aim.part or (started and len(rows_of(save)) >= aim.rows.stop)
+
+    started = aim.part != READING
+    if started:
+        run.wait_for(lambda: b"step" in log.read_bytes()[said:], 120)  # a resumed run has cut its metrics by then
+        run.wait_for(lambda: len(rows_of(save)) >= aim.rows.start, 120)
+    run.wait_for(is_there, 120, pause=0.0003)
+    time.sleep(aim.wait)
     run.signal(signal.SIGKILL)
     ended = set(run.wait())
     if not ended <= {0, -9}:
         raise UserError(f"a rank ended with status {ended}: {log.read_text()[-2000:]}")
-    return None if ended == {0} else doing(save)
+    return "nothing, it had ended" if ended == {0} else read_marks(marks)[aim.rank]
 
 
-def longest_pause(save: Path) -> float:
-    """Seconds within which a run does everything at least once: two steps, an evaluation, saving."""
-    rows = [json.loads(line) for line in (save / "metrics.jsonl").read_text().splitlines()]
-    seconds = {kind: [row[f"{kind}_seconds"] for row in rows if f"{kind}_seconds" in row] for kind in ("step", "eval")}
-    return 2 * statistics.median(seconds["step"]) + max(seconds["eval"], default=0.0) / 4 + 0.05
+def aims(how: KillSettings, seconds: dict[str, float], rows: int) -> list[Aim]:
+    """Kills spread over the run's rows and, in turn, over the parts it has."""
+    chance = random.Random(how.seed)
+    seconds[READING] = seconds[SAVING] / 4  # the undisturbed run does none
+    parts = [part for part in AIMS if part in seconds]  # not every method has rollouts
+    made = []
+    for kill in range(how.kills):
+        part, start = parts[kill % len(parts)], rows * kill // how.kills
+        wait = chance.random() * seconds[part]
+        made.append(Aim(part, chance.randrange(how.ranks), wait, range(start, start + 8)))
+    return made
 
 
 def main() -> None:
     how = parse({"kill": KillSettings}, sys.argv[1:], prog="kill.py").kill
-    chance = random.Random(how.seed)
+    PRELOAD.append(SCRIPT)
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         student, log = student_with_dropout(folder / "student"), folder / "log"
         whole, cut = folder / "whole", folder / "cut"
-        if set(Run(options(how, student, whole), log, how.ranks).wait(1200)) != {0}:
-            raise UserError(f"the undisturbed run failed: {log.read_text()[-2000:]}")
-        kills: Counter[str] = Counter()
-        rows, pause = len(rows_of(whole)), longest_pause(whole)
-        for kill in range(how.kills):
-            wanted = rows * kill // how.kills  # spread over the run
-            was = kill_once(options(how, student, cut), cut, log, how.ranks, wanted, chance.random() * pause)
-            kills.update([was or "nothing, it had ended"])
-        if set(Run(options(how, student, cut), log, how.ranks).wait(1200)) != {0}:
-            raise UserError(f"the resumed run failed: {log.read_text()[-2000:]}")
+        run_to_the_end(options(how, student, whole), whole, log, how.ranks)
+        seconds = json.loads(Path(f"{whole}.seconds").read_text())
+        killed: Counter[str] = Counter()
+        aimed = 0
+        for aim in aims(how, seconds, len(rows_of(whole))):
+            part = kill_once(options(how, student, cut), cut, log, how.ranks, aim)
+            killed[part] += 1
+            aimed += part == aim.part
+        run_to_the_end(options(how, student, cut), cut, log, how.ranks)
         try:
             assert_same_run(whole, cut)
             equal = True
         except AssertionError as error:
             equal = f"no: {error}"
-    print(json.dumps({**vars(how), "killed in": kills, "equal": equal}))
+    print(json.dumps({**vars(how), "killed in": killed, "as aimed": aimed, "equal": equal}))
     sys.exit(0 if equal is True else 1)
 
 

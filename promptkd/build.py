@@ -12,17 +12,16 @@ from torch import Tensor
 
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.windows import Windows
-from promptkd.devset import DevSet
-from promptkd.distributed import Ranks, setup
-from promptkd.engine import (
-    DTYPES,
-    Learner,
+from promptkd.deepspeed_file import (
     check_with_deepspeed,
     precision,
     read_deepspeed_config,
     with_precision,
     zero_stage,
 )
+from promptkd.devset import DevSet
+from promptkd.distributed import Ranks, setup
+from promptkd.engine import DTYPES, Learner
 from promptkd.errors import UserError
 from promptkd.methods import method_class
 from promptkd.methods.base import Context, Data, Limits, Method
@@ -30,6 +29,7 @@ from promptkd.models import (
     LanguageModel,
     check_pair,
     check_positions,
+    check_vocabulary,
     count_parameters,
     end_ids,
     load_causal_lm,
@@ -42,6 +42,8 @@ from promptkd.schedules import Optimization
 from promptkd.settings import TOKEN_BUDGET, flat
 from promptkd.tensor_parallel import TensorGroup, tensor_group
 from promptkd.trainer import Trainer, total_steps
+
+TEACHER_FILE = "--teacher-deepspeed-config"
 
 
 def build_trainer(settings: SimpleNamespace) -> Trainer:
@@ -124,11 +126,11 @@ def begin_files(checkpoints: Checkpoints, described: dict) -> None:
     folder = checkpoints.run
     if not checkpoints.ranks.first:
         return
+    write_json(folder / "config.json", described)  # first: where it cannot be written, an earlier run stays whole
     if checkpoints.resumed is None:
         clear_folder(folder)
     else:
         os.truncate(folder / "metrics.jsonl", checkpoints.resumed["metrics_bytes"])
-    write_json(folder / "config.json", described)
 
 
 def parameters_of(settings: SimpleNamespace, prompt: Tensor | None) -> dict[str, int | None]:
@@ -139,15 +141,18 @@ def parameters_of(settings: SimpleNamespace, prompt: Tensor | None) -> dict[str,
 
 
 def load_student_tokenizer(settings: SimpleNamespace):
-    load_config(settings.models.model_path, "--model-path")  # the clearer message where the folder is missing
-    return load_tokenizer(settings.models.model_path)
+    config = load_config(settings.models.model_path, "--model-path")
+    tokenizer = load_tokenizer(settings.models.model_path)
+    check_vocabulary(config, tokenizer, "--model-path")
+    return tokenizer
 
 
 def read_teacher_config(settings: SimpleNamespace, config: dict, ranks: Ranks) -> dict:
     """What the teacher's engine is started with: a file of its own where the method has one, in --teacher-dtype."""
     path = getattr(settings.method_settings, "teacher_deepspeed_config", None)
     if path is not None:
-        config = read_deepspeed_config(path, ranks.device, "--teacher-deepspeed-config")
+        config = read_deepspeed_config(path, ranks.device, TEACHER_FILE)
+        check_with_deepspeed(config, path, ranks.device, TEACHER_FILE)
     dtype = settings.models.teacher_dtype
     return config if dtype == "auto" else with_precision(config, dtype)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
@@ -9,6 +10,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +31,8 @@ def lock_folder(folder: Path) -> IO[str]:
     """
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"--save {folder} is a file: name a folder")
+    if os.path.lexists(folder / ".lock") and not stat.S_ISREG(os.lstat(folder / ".lock").st_mode):
+        raise UserError(f"--save {folder}: .lock in it is no file: remove it, or name another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 - to be held
@@ -48,8 +52,11 @@ def check_vacant(folder: Path, overwrite: bool, interrupted: bool) -> None:
     overwrite: --overwrite was given. interrupted: an unfinished run may be replaced too (--resume auto after a kill
     that came before the first checkpoint).
     """
-    if not (folder / "metrics.jsonl").exists():
+    metrics = folder / "metrics.jsonl"
+    if not os.path.lexists(metrics):
         return
+    if not metrics.is_file():
+        raise UserError(f"--save {folder}: metrics.jsonl in it is no file: remove it, or name another folder")
     if not overwrite and not (interrupted and not (folder / "last").exists()):
         raise UserError(
             f"--save {folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
@@ -58,14 +65,24 @@ def check_vacant(folder: Path, overwrite: bool, interrupted: bool) -> None:
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove what an earlier run left, to make room for a new one."""
+    """Remove what an earlier run left but its config.json, to make room for a new one."""
     if not (folder / "metrics.jsonl").exists():
         return
-    for name in ("metrics.jsonl", "config.json", "curves.png", "memory.json", "profile.md", "trace.json.gz"):
+    for name in ("curves.png", "memory.json", "profile.md", "trace.json.gz"):
         (folder / name).unlink(missing_ok=True)
     best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
     for name in ("last", "prompt", *best, "eval", "checkpoints"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        remove(folder / name)
+    (folder / "metrics.jsonl").unlink()  # the last: until then the folder counts as taken
+
+
+def remove(path: Path) -> None:
+    """Remove a folder and all in it, or a file or link of that name. What cannot be removed stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -84,7 +101,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     """
     beside, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("new", "old"))
     for leftover in (beside, old):
-        shutil.rmtree(leftover, ignore_errors=True)
+        remove(leftover)
     try:
         beside.mkdir()
         fill(beside)
@@ -144,7 +161,11 @@ def fingerprint(path: str) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one move."""
+    """Write a JSON file in one move. Raises OSError as the file system does; then nothing is left behind."""
     beside = path.with_name(f".{path.name}.new")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        os.replace(beside, path)
+    except OSError:
+        remove(beside)
+        raise

@@ -81,8 +81,9 @@ class Ranks:
             dist.barrier()
 
 
-def _environment_number(name: str) -> int:
-    text = os.environ[name]
+def environment_number(name: str, default: int = 0) -> int:
+    """A whole number that a launcher has set in the environment. Raises UserError when it is none."""
+    text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise UserError(f"{name}={text[:32]!r} in the environment is no number: unset it, or start with torchrun")
     return int(text)
@@ -108,9 +109,19 @@ def setup(copies: int = 1, timeout_minutes: int = 30) -> Ranks:
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "29500",
     }
+    size = environment_number("WORLD_SIZE", 1)
+    missing = [name for name in alone if name not in os.environ]
+    if size > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={size} is in the environment, {missing[0]} is not: start with torchrun, or unset WORLD_SIZE"
+        )
     for name, value in alone.items():
         os.environ.setdefault(name, value)
-    rank, size, local = (_environment_number(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    rank, local = environment_number("RANK"), environment_number("LOCAL_RANK")
+    if size > 1 and not 0 < environment_number("MASTER_PORT") < 65536:
+        raise UserError(
+            f"MASTER_PORT={os.environ['MASTER_PORT']} in the environment is no port: give one of 1 to 65535"
+        )
     if not rank < size:
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment do not fit: start with torchrun")
     if size % copies:

@@ -1,12 +1,10 @@
-"""DeepSpeed in one place: configuration, both engines, accumulation over micro-batches, precision."""
+"""DeepSpeed in one place: both engines, accumulation over micro-batches, precision."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,109 +12,23 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.windows import MicroBatch
+from promptkd.deepspeed_file import prepare_deepspeed
 from promptkd.distributed import Ranks
-from promptkd.errors import UserError
 from promptkd.models import Head, LanguageModel
 from promptkd.profiling import part
 from promptkd.schedules import Optimization, make_schedule
-from promptkd.strict_json import read_object
 from promptkd.tensor_parallel import is_part, whole_state
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-# What the command line alone decides; a DeepSpeed file may say "auto" or nothing.
-OWNED = {
-    "train_batch_size": "--batch-size and --gradient-accumulation-steps",
-    "train_micro_batch_size_per_gpu": "--batch-size",
-    "gradient_accumulation_steps": "--gradient-accumulation-steps",
-    "gradient_clipping": "--clip-grad",
-    "optimizer": "--lr and --weight-decay",
-    "scheduler": "--lr-decay-style and --warmup-iters",
-}
 # Names (parts of them) of parameters without weight decay, as published (utils.py, get_optimizer_params).
 NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
-
-
-def read_deepspeed_config(path: str | None, device: torch.device, option: str = "--deepspeed_config") -> dict[str, Any]:
-    """The DeepSpeed file that `option` names, checked.
-
-    Without a path: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU. Raises UserError when the file is
-    missing, not JSON, sets what the command line owns, or asks for fp16 on a CPU or for bf16 without ZeRO (whose plain
-    bf16 optimizer loses small updates).
-    """
-    if path is None:
-        gpu_file = (
-            "ds_config_bf16.json" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "ds_config.json"
-        )
-        path = str(CONFIGS / (gpu_file if device.type == "cuda" else "ds_config_fp32.json"))
-    config = read_object(Path(path), f"name one of {CONFIGS}/*.json as {option}")
-    for key, options in OWNED.items():
-        if config.pop(key, "auto") != "auto":
-            raise UserError(f'{option} {path} sets {key}: say "auto" there and use {options}')
-    for key in ("fp16", "bf16", "zero_optimization"):
-        if not isinstance(config.get(key, {}), dict):
-            raise UserError(f"{option} {path}: {key} has to be an object, not {config[key]!r}")
-    if precision(config) == "fp16" and device.type == "cpu":
-        raise UserError(f"{option} {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
-    if precision(config) == "bf16" and not zero_stage(config):
-        raise UserError(f"{option} {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more")
-    return config
-
-
-def check_with_deepspeed(config: dict[str, Any], path: str | None, device: torch.device) -> None:
-    """Raise UserError where DeepSpeed itself would refuse the configuration, before anything is built."""
-    _prepare_deepspeed(device)
-    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
-
-    try:
-        DeepSpeedConfig({**config, "train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1})
-    except (DeepSpeedConfigError, AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split()).partition(" [type=")[0]
-        raise UserError(f"--deepspeed_config {path}: DeepSpeed refuses it: {reason}") from None
-
-
-def precision(config: dict[str, Any]) -> str:
-    """fp16, bf16 or fp32, as the DeepSpeed configuration says."""
-    for kind in ("fp16", "bf16"):
-        if config.get(kind, {}).get("enabled"):
-            return kind
-    return "fp32"
-
-
-def zero_stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage, 0 for none."""
-    return config.get("zero_optimization", {}).get("stage", 0)
-
-
-def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The configuration in another precision."""
-    if kind == precision(config):
-        return config
-    changed = {key: value for key, value in config.items() if key not in ("fp16", "bf16")}
-    if kind != "fp32":
-        changed[kind] = {"enabled": True}
-        if not zero_stage(changed):
-            changed["zero_optimization"] = {"stage": 1}
-    return changed
-
-
-def _prepare_deepspeed(device: torch.device):
-    """Import DeepSpeed so that it neither compiles anything nor talks while it works."""
-    import deepspeed
-    import deepspeed.ops
-
-    if device.type == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}  # it would compile a collective for shared memory
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
-    return deepspeed
 
 
 class Learner:
     """A model with a DeepSpeed engine around it: it learns from a window's micro-batches, one step at a time."""
 
     def __init__(self, model: LanguageModel, how: Optimization, config: dict[str, Any], ranks: Ranks) -> None:
-        deepspeed = _prepare_deepspeed(ranks.device)
+        deepspeed = prepare_deepspeed(ranks.device)
         self.ranks, self.how, self.group = ranks, how, model.group
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         plain = [p for name, p in named if any(part in name for part in NO_DECAY)]

@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from promptkd.data.jsonl import numbered_lines
 from promptkd.errors import RunError, UserError
 
+LARGEST = 1 << 53  # of a whole number in a row: up to there a float holds it
 RESUME = "make room and start it again with --resume"
 
 CURVES = {  # panel title -> keys drawn in it, in order
@@ -70,26 +72,28 @@ def read_metrics(path: Path, size: int | None = None) -> list[dict[str, Any]]:
 
     A last line that a kill cut short is left out; any other broken line is a UserError that names it.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}): --overwrite starts the run anew") from None
-    if size is not None and (len(content) < size or content[:size][-1:] not in (b"\n", b"")):
+    rows, place = [], 0
+    for number, line in numbered_lines(path):
+        if not line.endswith(b"\n") or (size is not None and place >= size):
+            break
+        rows.append(_metrics_row(line, f"{path}, line {number}"))
+        place += len(line)
+    if size is not None and place != size:
         raise UserError(f"{path} is not what it was at the checkpoint: --overwrite starts anew")
-    *whole, _ = content[:size].split(b"\n")
-    return [_metrics_row(line, f"{path}, line {number}") for number, line in enumerate(whole, 1)]
+    return rows
 
 
 def _metrics_row(line: bytes, where: str) -> dict[str, Any]:
     """One row: "event" and "step", the others numbers, texts or lists. Norms may be infinite."""
     try:
         row = json.loads(line)
-        if isinstance(row["event"], str) and isinstance(row["step"], int):
+        huge = [key for key, value in row.items() if isinstance(value, int) and abs(value) > LARGEST]
+        if isinstance(row["event"], str) and isinstance(row["step"], int) and not huge:
             return row
-        reason = '"event" is a text and "step" a whole number'
+        reason = f"{huge[0]} is beyond what it counts" if huge else '"event" is a text and "step" a whole number'
     except (ValueError, RecursionError):
         reason = "no readable JSON"
-    except (KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError):
         reason = 'it needs an object with "event" and "step"'
     raise UserError(f"{where}: {reason}: not a line of train.py's; restore the file or train anew")
 

@@ -10,6 +10,9 @@ from promptkd.strict_json import read_object
 
 SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+IMPLEMENTATIONS = ("eager", "sdpa")
+TEXTS = (".json", ".txt", ".jinja", ".model")
+LARGEST_TEXT = 1 << 27  # bytes; the largest vocabularies have a quarter of that
 SIZES = {  # what families call it; the least that is possible
     "layers": ("num_hidden_layers", "n_layer"),
     "width": ("hidden_size", "n_embd"),
@@ -19,12 +22,22 @@ SIZES = {  # what families call it; the least that is possible
 }
 
 
+def check_files(folder: Path, remedy: str) -> None:
+    """No pipe or device, which a loader would read for ever; no settings or vocabulary that fill the memory."""
+    for path in sorted(folder.iterdir()):
+        if not (path.is_file() or path.is_dir()):
+            raise UserError(f"{path}: neither a file nor a folder: {remedy}")
+        if path.is_file() and path.suffix in TEXTS and (size := path.stat().st_size) > LARGEST_TEXT:
+            raise UserError(f"{path}: {size} bytes are too many for a {path.suffix} file: {remedy}")
+
+
 def check_model_folder(folder: Path, option: str) -> None:
     """Raise UserError for what would make a loader fail late, take memory without end, or leave the folder.
 
     Weights are not read. `option` names the folder in errors.
     """
     remedy = f"{option} needs a model's folder as it was saved"
+    check_files(folder, remedy)
     config = read_object(folder / "config.json", remedy)
     for name in SETTINGS:
         if (folder / name).exists():
@@ -32,6 +45,12 @@ def check_model_folder(folder: Path, option: str) -> None:
     for name in INDEXES:
         if (folder / name).exists():
             _check_index(folder / name, remedy)
+    for key in ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"):
+        if config.get(key) not in (None, *IMPLEMENTATIONS):
+            raise UserError(
+                f"{option} {folder}: config.json asks for {key} {config[key]!r}, which may be code from the hub: "
+                f"take the key out, or say {' or '.join(IMPLEMENTATIONS)}"
+            )
     if "quantization_config" in config:
         raise UserError(f"{option} {folder}: quantised weights are not supported: name a folder of whole ones")
     sizes = {what: _size(config, names, folder, option) for what, names in SIZES.items()}

@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from promptkd.data.templates import marks, turn_end
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
-from promptkd.model_folder import check_model_folder
+from promptkd.model_folder import check_files, check_model_folder
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
 
@@ -90,6 +90,8 @@ def without_dropout(model: nn.Module) -> None:
 
 def load_tokenizer(path: str):
     """The tokenizer beside a model. Raises UserError when there is none or it has no end-of-text token."""
+    if os.path.isdir(path):
+        check_files(Path(path), "name a folder with a tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here
@@ -247,6 +249,16 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, student_token
         raise UserError(
             f"the vocabularies differ: the student predicts {sizes[0]} tokens, the teacher {sizes[1]}: "
             "resize one of them (resize_token_embeddings) or take another pair"
+        )
+
+
+def check_vocabulary(config, tokenizer, option: str) -> None:
+    """Raise UserError when the tokenizer has ids for which the model has no embedding."""
+    rows, largest = getattr(config, "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
+    if rows is not None and largest >= rows:
+        raise UserError(
+            f"{option}: the tokenizer's ids go up to {largest}, the model has embeddings for {rows} tokens: resize it "
+            "(resize_token_embeddings), or take the added tokens out of the tokenizer"
         )
 
 

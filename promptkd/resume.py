@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
-from promptkd.checkpoint import sync_folder
+from promptkd.checkpoint import remove, sync_folder
 from promptkd.distributed import Ranks
 from promptkd.engine_state import is_sharded, restore, saved_state, state_numbers, state_tensors
 from promptkd.errors import RunError, UserError
@@ -134,7 +134,7 @@ class Checkpoints:
                 files["state.json"] = digest_of(beside / "state.json")
                 _write_synced(beside / "manifest.json", {"files": files})
                 sync_folder(beside)
-                _remove(place)  # a damaged one that was passed over
+                _withdraw(place)  # a damaged one that was passed over
                 beside.rename(place)
                 sync_folder(self.folder)
                 self.prune(self.keep)
@@ -214,7 +214,7 @@ class Checkpoints:
         """Keep the newest `keep` checkpoints."""
         if self.ranks.first:
             for name in self._names()[keep:]:
-                _remove(self.folder / name)
+                _withdraw(self.folder / name)
 
     def _names(self) -> list[str]:
         """Newest first."""
@@ -224,10 +224,10 @@ class Checkpoints:
     def _sweep(self) -> None:
         """Remove what a kill left half written or half removed."""
         for path in [*self.folder.glob(".step-*.new"), *self.folder.glob(".step-*.old")]:
-            shutil.rmtree(path, ignore_errors=True)
+            remove(path)
 
 
-def _remove(folder: Path) -> None:
+def _withdraw(folder: Path) -> None:
     """Remove a checkpoint so that a kill cannot leave half of one under its name."""
     if folder.exists():
         old = folder.with_name(f".{folder.name}.old")

@@ -74,6 +74,8 @@ def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tens
     """
     path, remedy = Path(folder) / "adapter_model.safetensors", "name a prompt/ folder of a run"
     said = read_object(Path(folder) / "adapter_config.json", f"no readable soft prompt: {remedy}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: {remedy}")
     try:
         embeddings = load_file(path)[_KEY]
     except (OSError, KeyError, SafetensorError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -71,3 +72,18 @@ def start(argv: list[str], ranks: int = 1, script: str = "train.py", **environme
 @pytest.fixture
 def save(tmp_path: Path) -> Path:
     return tmp_path / "run"
+
+
+@pytest.fixture(scope="session")
+def dropout_student(tmp_path_factory) -> Path:
+    from runs import student_with_dropout
+
+    return student_with_dropout(tmp_path_factory.mktemp("models") / "student")
+
+
+@pytest.fixture
+def options(dropout_student):
+    """argv of a short run, dropout and sampling on: `options(save, *extra, method=...)`."""
+    from runs import short_argv
+
+    return functools.partial(short_argv, dropout_student)

@@ -68,6 +68,17 @@ def change(**values: Any) -> Damage:
     return named(f"set {str(values)[:40]}", spoil)
 
 
+def renamed_set(name: str) -> Damage:
+    """Results whose test set has another name."""
+
+    def spoil(path: Path) -> None:
+        content = json.loads(path.read_text())
+        content["sets"] = {name: content["sets"]["test"]}
+        path.write_text(json.dumps(content))
+
+    return named(f"set named {name}", spoil)
+
+
 def set_keys(content: dict, values: dict[str, Any]) -> None:
     for key, value in values.items():
         *way, last = key.split("__")
@@ -98,6 +109,22 @@ def pipe(path: Path) -> None:
     """A named pipe: reading it would wait for ever."""
     path.unlink(missing_ok=True)
     os.mkfifo(path)
+
+
+def hollow(megabytes: int) -> Damage:
+    """A file of so many zeros, which takes no room on the disk."""
+
+    def spoil(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        with open(path, "wb") as file:
+            file.truncate(megabytes << 20)
+
+    return named(f"hollow {megabytes}", spoil)
+
+
+def chat(template: Any) -> Damage:
+    """A chat template in tokenizer_config.json."""
+    return named(f"chat {str(template)[:40]}", change(chat_template=template))
 
 
 def link(target: str) -> Damage:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from hostile_damage import (
     GOOD_ROW,
     change,
+    chat,
     cut,
     directory,
     file_instead,
     flip,
     gone,
     header,
+    hollow,
     indexed,
     link,
     pipe,
@@ -66,6 +68,7 @@ DATA = [
     ("plain", "text/train.jsonl", rows({"\u202egnp.exe": "a", "output": "c"}), "line 1 & prompt"),
     ("plain", "text/train.jsonl", rows({"prompt": "word " * 200, "output": "c"}), "--max-prompt-length"),
     ("plain", "text/train.jsonl", text(b"\xff\xfe{\0}\0"), "UTF-8"),
+    ("plain", "text/train.jsonl", hollow(70), "train.jsonl, line 1 & longer"),
     ("plain", "text/train.jsonl", directory, "train.jsonl"),
     ("plain", "text/train.jsonl", link("/etc/shadow-that-is-not-there"), "train.jsonl"),
     ("instructions", "raw.jsonl", rows(GOOD_ROW, GOOD_ROW, b'{"prompt": "a"'), "line 3"),
@@ -73,6 +76,7 @@ DATA = [
     ("instructions", "raw.jsonl", directory, "raw.jsonl"),
     ("instructions", "raw.jsonl", pipe, "raw.jsonl"),
     ("instructions", "student/tokenizer.json", cut(0.5), "tokenizer"),
+    ("instructions", "student/tokenizer.json", pipe, "tokenizer.json"),
     ("corpus", "raw.txt", text(b"good\n\xff\xfe\n"), "line 2 & UTF-8"),
     ("corpus", "raw.txt", text(b""), "empty"),
     ("corpus", "raw.txt", text("few words"), "rows"),
@@ -136,10 +140,30 @@ MODELS = [
     ("train", "student/model.safetensors", gone, "student"),
     ("train", "student/model.safetensors", directory, "student"),
     ("train", "student/model.safetensors", link("../nowhere"), "student"),
+    ("train", "student/model.safetensors", pipe, "model.safetensors & neither a file"),
+    ("train", "student/model.safetensors", link("/dev/zero"), "model.safetensors & neither a file"),
+    ("train", "student/config.json", pipe, "config.json"),
+    ("train", "student/config.json", change(attn_implementation="evil/kernel"), "evil/kernel & code from the hub"),
+    ("train", "student/config.json", change(_attn_implementation=["eager"]), "code from the hub"),
+    ("train", "student/tokenizer.json", pipe, "tokenizer.json & neither a file"),
+    ("train", "student/tokenizer.json", hollow(130), "tokenizer.json & too many"),
+    ("train", "student/special_tokens_map.json", pipe, "special_tokens_map.json"),
+    ("plain", "student/tokenizer_config.json", change(eos_token="never seen"), "--model-path & embeddings for"),
     ("train", "teacher/model.safetensors", tensors(ln_f__bias=poisoned), "teacher & not finite"),
     ("train", "teacher/config.json", change(vocab_size=1600), "teacher"),
     ("evaluate", "student/model.safetensors", tensors(ln_f__weight=poisoned), "student & not finite"),
     ("evaluate", "student/config.json", text("null"), "config.json"),
+]
+
+CHAT = [
+    ("chat", "student/tokenizer_config.json", chat(template), "--template chat & template of")
+    for template in (
+        "{% for message in messages %}",
+        "{{ raise_exception('no') }}",
+        "{{ messages[7].content.x }}",
+        "{{ cycler.__init__.__globals__.os.popen('touch was_run').read() }}",
+        "the same for all",
+    )
 ]
 
 INDEXES = [
@@ -172,9 +196,25 @@ DEEPSPEED = [
     ("train", "ds.json", change(fp16={"enabled": True}), "fp16"),
     ("train", "ds.json", change(train_batch_size=1 << 70), "train_batch_size"),
     ("train", "ds.json", change(fp16={"enabled": True}, bf16={"enabled": True}), "ds.json"),
+    ("train", "ds.json", change(tensorboard={"enabled": True, "output_path": "elsewhere"}), "tensorboard"),
+    ("train", "ds.json", change(elasticity="on"), "elasticity"),
+    ("train", "ds.json", change(bf16={"enabled": "no"}), "bf16.enabled"),
+    ("train", "ds.json", change(zero_optimization={"stage": True}), "stage"),
     ("train", "ds.json", directory, "ds.json"),
     ("train", "ds.json", link("../../../../etc/hostname"), "ds.json"),
     ("train", "ds.json", pipe, "ds.json"),
+]
+
+OWN_FILE = "--teacher-deepspeed-config & teacher_ds.json & "
+TEACHERS_DEEPSPEED = [
+    ("train", "teacher_ds.json", cut(0.5), OWN_FILE),
+    ("train", "teacher_ds.json", gone, OWN_FILE),
+    ("train", "teacher_ds.json", pipe, OWN_FILE),
+    ("train", "teacher_ds.json", change(train_batch_size=8), OWN_FILE + "--batch-size"),
+    ("train", "teacher_ds.json", change(fp16={"enabled": True}), OWN_FILE + "fp16"),
+    ("train", "teacher_ds.json", change(bf16={"enabled": True}, zero_optimization={"stage": 0}), OWN_FILE + "ZeRO"),
+    ("train", "teacher_ds.json", change(zero_optimization={"stage": 9}), OWN_FILE + "stage"),
+    ("train", "teacher_ds.json", change(zero_optimization={"stage": 3, "no_such_key": 1}), OWN_FILE + "no_such_key"),
 ]
 
 PROMPTS = [
@@ -193,7 +233,8 @@ PROMPTS = [
     ("prompt", "prompt/adapter_model.safetensors", tensors(prompt_embeddings=lambda t: t[:3].clone()), "[3, 64]"),
     ("prompt", "prompt/adapter_model.safetensors", tensors(prompt_embeddings=lambda t: t.long()), "prompt"),
     ("prompt", "prompt/adapter_model.safetensors", directory, "prompt"),
+    ("prompt", "prompt/adapter_model.safetensors", pipe, "adapter_model.safetensors"),
     ("prompt", "prompt", file_instead, "prompt"),
 ]
 
-INPUTS = [*DATA, *MODELS, *INDEXES, *DEEPSPEED, *PROMPTS]
+INPUTS = [*DATA, *MODELS, *CHAT, *INDEXES, *DEEPSPEED, *TEACHERS_DEEPSPEED, *PROMPTS]

@@ -1,4 +1,4 @@
-"""Options with values that cannot be: (script, options, words of the message)."""
+"""Options with values that cannot be: (script, options, words of the message); what a launcher cannot have set."""
 
 from __future__ import annotations
 
@@ -83,4 +83,20 @@ OPTIONS = [
     ("demo", ["--seed", "nan"], "--seed"),
     ("demo", ["--teacher-num", str(1 << 40)], "--teacher-num"),
     ("demo", ["--save", "ROOM/ds.json/below"], "below"),
+]
+
+_TWO = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+ENVIRONMENTS = [  # the last one is what the message names
+    {"RANK": "first"},
+    {"RANK": "9"},
+    {"RANK": ""},
+    {"RANK": "\u0663"},  # a digit, but of no launcher
+    {"WORLD_SIZE": "-1"},
+    {"WORLD_SIZE": "0"},
+    {"WORLD_SIZE": "2"},  # alone, it would wait for another rank for half an hour
+    {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"},
+    {"LOCAL_RANK": ""},
+    {"LOCAL_RANK": "-1"},
+    {**_TWO, "WORLD_SIZE": "2", "MASTER_PORT": "many"},
+    {**_TWO, "WORLD_SIZE": "2", "MASTER_PORT": "99999"},
 ]

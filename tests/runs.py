@@ -11,11 +11,13 @@ import multiprocessing
 import os
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from conftest import GOLDEN, ROOT, golden_argv
 
 PRELOAD = ["train", "promptkd.build", "deepspeed", "transformers.models.gpt2.modeling_gpt2", "matplotlib.pyplot"]
@@ -45,7 +47,8 @@ class Run:
             port = str(free.getsockname()[1])
         self.log, self.processes = log, []
         for rank in range(ranks):
-            names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "MASTER_PORT": port}
+            names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+            names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             process = context.Process(target=_start, args=(script, argv, {**names, "OMP_NUM_THREADS": "1"}, str(log)))
             process.start()
             self.processes.append(process)
@@ -56,12 +59,12 @@ class Run:
             process.join(seconds)
         return [process.exitcode for process in self.processes]
 
-    def wait_for(self, condition: Callable[[], bool], seconds: float = 60) -> None:
-        """Wait until something is so, or all ranks have ended."""
+    def wait_for(self, condition: Callable[[], bool], seconds: float = 60, pause: float = 0.01) -> None:
+        """Wait until something is so, or all ranks have ended; looks every `pause` seconds."""
         end = time.monotonic() + seconds
         while not condition() and any(process.is_alive() for process in self.processes):
             assert time.monotonic() < end, self.log.read_text()
-            time.sleep(0.01)
+            time.sleep(pause)
 
     def signal(self, number: int) -> None:
         for process in self.processes:
@@ -104,3 +107,53 @@ def student_with_dropout(folder: Path) -> Path:
     config.update(attn_pdrop=0.1, embd_pdrop=0.1, resid_pdrop=0.1)
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def short_argv(student: Path, save: Path, *extra: str, method: str = "promptkd") -> list[str]:
+    """Options of a run of 5 short steps, sampling on, a checkpoint after each second step."""
+    short = ["--model-path", str(student), "--max-length", "104", "--batch-size", "2", "--total-iters", "5"]
+    often = ["--checkpoint-every", "2", "--lr-decay-style", "cosine"]
+    return tiny_argv(method, save, *short, *often, *extra)
+
+
+class Crash(Exception):
+    """What stands for a kill within this process."""
+
+
+def crash_at(step: int, argv: list[str]) -> None:
+    """Train in this process and end in the middle of a step, after its update."""
+    from promptkd.build import build_trainer
+    from train import read_settings
+
+    crash(build_trainer(read_settings(argv)), step)
+
+
+def crash(trainer, step: int) -> None:
+    """`crash_at` for a trainer that was made before."""
+    inner = trainer.method.step
+
+    def method_step(window):
+        row = inner(window)
+        if window.step == step:
+            raise Crash
+        return row
+
+    trainer.method.step = method_step
+    with pytest.raises(Crash):
+        trainer.fit()
+
+
+def whole_lines(save: Path) -> list[str]:
+    """The lines of metrics.jsonl that are written whole by now."""
+    path = save / "metrics.jsonl"
+    return path.read_text().split("\n")[:-1] if path.exists() else []
+
+
+def run_script(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
+    """Run a script as a user does, with this interpreter and no GPU."""
+    lost = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    lost |= {"MAX_RESTARTS", "PROMPTKD_LAUNCHER"}
+    kept = {name: value for name, value in os.environ.items() if name not in lost}
+    variables = {"PROMPTKD_PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
+    command = ["bash", str(ROOT / script), *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**kept, **variables}, timeout=600)

@@ -8,7 +8,7 @@ from conftest import GOLDEN, ROOT, golden_argv, metrics_of, start, train_here
 from runs import student_with_dropout
 
 from promptkd.build import build_trainer
-from promptkd.engine import CONFIGS, read_deepspeed_config
+from promptkd.deepspeed_file import CONFIGS, read_deepspeed_config
 from promptkd.errors import UserError
 from train import read_settings
 

@@ -15,7 +15,7 @@ import pytest
 from conftest import GOLDEN, train_here
 from hostile_damage import FULL, GOOD_ROW, SIZES
 from hostile_rows_inputs import INPUTS
-from hostile_rows_options import OPTIONS
+from hostile_rows_options import ENVIRONMENTS, OPTIONS
 from hostile_rows_saved import SAVED
 from test_report import make_result
 
@@ -28,7 +28,7 @@ from tools import convert_mp, generate, make_demo, process_data, report
 
 LONGEST = 2.0  # seconds, where no model must be loaded
 TOO_LONG = 20
-LOADS_MODELS = {"train", "plain", "minillm", "resume", "evaluate", "generate"}
+LOADS_MODELS = {"train", "plain", "chat", "minillm", "resume", "anew", "evaluate", "generate"}
 
 
 def give_up(*_) -> None:
@@ -48,11 +48,13 @@ def arguments(entry: str, room: Path) -> list[str]:
     return {
         "train": lambda: training(
             room, "--method", "promptkd", *teacher, "--data-dir", f"{room}/data", "--save", f"{room}/out",
-            "--deepspeed_config", f"{room}/ds.json",
+            "--deepspeed_config", f"{room}/ds.json", "--teacher-deepspeed-config", f"{room}/teacher_ds.json",
         ),
         "plain": lambda: training(room, "--method", "sft", "--data-dir", f"{room}/text", "--save", f"{room}/out"),
         "minillm": lambda: training(room, "--method", "minillm", *teacher, *corpus, "--save", f"{room}/out"),
+        "chat": lambda: [*arguments("plain", room), "--template", "chat"],
         "resume": lambda: resumed(room, "--resume"),
+        "anew": lambda: resumed(room, "--overwrite"),
         "evaluate": lambda: [*answers, f"{room}/out", "--data-dir", f"{room}/text", "--data-names", "own"],
         "generate": lambda: [*answers, f"{room}/gen", "--data-dir", f"{room}/text"],
         "instructions": lambda: ["instructions", "--raw", f"{room}/raw.jsonl", "--dev-num", "1", *tokenizer],
@@ -77,7 +79,7 @@ def resumed(room: Path, *options: str) -> list[str]:
 
 
 MAINS = {
-    **dict.fromkeys(("train", "plain", "minillm", "resume"), train.main),
+    **dict.fromkeys(("train", "plain", "chat", "minillm", "resume", "anew"), train.main),
     **dict.fromkeys(("instructions", "corpus", "pseudo"), process_data.main),
     **dict.fromkeys(("join", "split"), convert_mp.main),
     "evaluate": evaluate.main,
@@ -100,7 +102,8 @@ def template(tmp_path_factory) -> Path:
         shutil.copytree(source, room / name)
     shutil.copytree(GOLDEN / "mp/opt", room / "mp")
     shutil.copyfile(GOLDEN / "models/opt_teacher/config.json", room / "mp/config.json")
-    shutil.copyfile(GOLDEN.parents[1] / "configs/deepspeed/ds_config_fp32.json", room / "ds.json")
+    for name in ("ds.json", "teacher_ds.json"):
+        shutil.copyfile(GOLDEN.parents[1] / "configs/deepspeed/ds_config_fp32.json", room / name)
     shutil.copyfile(GOLDEN.parents[1] / "configs/downloads.json", room / "downloads.json")
     (room / "text/own").mkdir(parents=True)
     for place in ("text/train.jsonl", "text/valid.jsonl", "text/own/valid.jsonl", "raw.jsonl"):
@@ -185,13 +188,14 @@ def test_a_bad_option(entry, options, words, room, monkeypatch, capfd):
         assert word in said
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("RANK", "first"), ("RANK", "9"), ("WORLD_SIZE", "-1"), ("LOCAL_RANK", "")]
-)
-def test_a_bad_environment(name, value, room, monkeypatch, capfd):
-    monkeypatch.setenv(name, value)
-    assert name in refused("train", arguments("train", room), room, monkeypatch, capfd)
+@pytest.mark.parametrize("said", ENVIRONMENTS, ids=str)
+def test_a_bad_environment(said, room, monkeypatch, capfd):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert list(said)[-1] in refused("train", arguments("train", room), room, monkeypatch, capfd)
 
 
 def test_the_table_is_as_long_as_promised():
-    assert len(INPUTS) + len(SAVED) + len(OPTIONS) >= 80
+    assert len(INPUTS) + len(SAVED) + len(OPTIONS) + len(ENVIRONMENTS) >= 80

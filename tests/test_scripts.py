@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, golden_argv, metrics_of
-from tiny_models import make_model
+from conftest import ROOT
+from runs import run_script
 
 import evaluate
 import train
@@ -30,19 +29,6 @@ BASE = "scripts/gpt2/promptkd/promptkd_base.sh"  # 2 x 16 x 8 = 256 examples a s
 OPT = "scripts/opt/promptkd/promptkd_1.3B.sh"  # 16 x 1 x 4 = 64
 DOLLY = "scripts/gpt2/eval/eval_main_dolly.sh"
 RUN_EVAL = "scripts/gpt2/eval/run_eval.sh"
-TRAINED = ["gpt2/sft/sft_base", "gpt2/kd/kd_base", "gpt2/seqkd/seqkd_base", "gpt2/minillm/minillm_base"]
-TRAINED += ["opt/promptkd/promptkd_1.3B", "llama/promptkd/promptkd_7B"]
-FP32 = "configs/deepspeed/ds_config_fp32.json"
-
-
-def bash(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script as a user does, with this interpreter and no GPU."""
-    lost = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
-    lost |= {"MAX_RESTARTS", "PROMPTKD_LAUNCHER"}
-    kept = {name: value for name, value in os.environ.items() if name not in lost}
-    variables = {"PROMPTKD_PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
-    command = ["bash", str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**kept, **variables}, timeout=600)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +39,7 @@ def started(tmp_path_factory):
     stub.chmod(0o755)
 
     def run(script: str, *arguments: str, **how) -> tuple[list[str], str]:
-        done = bash(script, *arguments, PROMPTKD_PYTHON=str(stub), **how)
+        done = run_script(script, *arguments, PROMPTKD_PYTHON=str(stub), **how)
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout), done.stderr
 
@@ -142,7 +128,7 @@ def test_accumulation_of_the_user_is_left_alone(started):
 )
 def test_what_does_not_divide_is_refused(script, gpus, remedy):
     for argument in ([], ["--dry-run"]):
-        done = bash(script, ".", "0", gpus, *argument)
+        done = run_script(script, ".", "0", gpus, *argument)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
         assert remedy in done.stderr
 
@@ -169,7 +155,7 @@ def test_what_does_not_divide_is_refused(script, gpus, remedy):
     ],
 )
 def test_bad_input_is_named(script, arguments, environment, message):
-    done = bash(script, *arguments, **environment)
+    done = run_script(script, *arguments, **environment)
     assert done.returncode == 2 and done.stdout == "" and message in done.stderr.splitlines()[-1]
 
 
@@ -230,7 +216,7 @@ def test_each_checkpoint_has_a_results_folder_of_its_own(started):
 
 def test_dry_run_prints_json_alone():
     for arguments in (["--dry-run"], [".", "2012", "8", "--dry-run"]):
-        done = bash(BASE, *arguments)
+        done = run_script(BASE, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         settings = json.loads(done.stdout)
         assert {name: settings[name] for name in RECIPES[BASE]} == RECIPES[BASE]
@@ -243,80 +229,3 @@ def test_precision_of_an_evaluation_is_the_deepspeed_files(tmp_path):
     for config, message in ((configs / "ds_config.json", "fp16"), (tmp_path / "none.json", "none.json")):
         with pytest.raises(UserError, match=message):
             choose_dtype("auto", str(config), cpu)
-
-
-@pytest.mark.slow
-def test_a_training_script_trains_on_two_processes(save):
-    options = golden_argv("promptkd", save, "--total-iters", "2", "--deepspeed_config", FP32, "--max-length", "112")
-    done = bash(BASE, ".", "0", "2", *options[2:], "--batch-size", "2", "--gradient-accumulation-steps", "2")
-    assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in metrics_of(save)] == [1, 2] and (save / "last" / "model.safetensors").exists()
-    settings = json.loads((save / "config.json").read_text())["settings"]
-    assert settings["prompt_init_text"] == "Suppose you are a student." and settings["teacher_lr"] == 5e-5
-
-
-@pytest.fixture(scope="module")
-def families(tmp_path_factory):
-    """A tiny random model of each family, with the golden models' tokenizer."""
-    root = tmp_path_factory.mktemp("families")
-    for kind in ("opt", "llama"):
-        make_model(kind, root / kind, vocab_size=1500)
-        for file in (GOLDEN / "models" / "gpt2_student").glob("*token*"):
-            shutil.copy(file, root / kind)
-    return root
-
-
-@pytest.mark.parametrize("script", TRAINED)
-def test_a_script_of_each_method_and_family_trains(script, save, families):
-    """With the options that a reader without GPU and downloads gives."""
-    family, method, _ = script.split("/")
-    options = golden_argv(method, save, "--total-iters", "2", "--deepspeed_config", FP32)[2:]
-    if method == "minillm":
-        folder = options.index("--data-dir")
-        options[folder : folder + 2] = ["--prompt-data-dir", f"{GOLDEN}/processed/dolly/prompt/gpt2"]
-        options += ["--lm-data-dir", f"{GOLDEN}/processed/corpus/gpt2", "--num-rollouts", "4", "--chunk-size", "4"]
-    if family != "gpt2":
-        options += ["--model-path", f"{families}/{family}", "--teacher-model-path", f"{families}/{family}"]
-    done = bash(f"scripts/{script}.sh", *options, "--batch-size", "4", "--gradient-accumulation-steps", "1")
-    assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in metrics_of(save)] == [1, 2] and (save / "last" / "model.safetensors").exists()
-
-
-def test_run_eval_prints_and_writes_the_table(tmp_path):
-    for folder in ("dolly", "self-inst"):
-        (tmp_path / "data" / folder).mkdir(parents=True)
-        rows = [{"instruction": f"Say {i}.", "input": "", "output": ["words", f"{i}"]} for i in range(3)]
-        (tmp_path / "data" / folder / "valid.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "model").symlink_to(GOLDEN / "models" / "gpt2_student")
-    sizes = ["--max-length", "48", "--max-prompt-length", "32"]
-    done = bash(RUN_EVAL, str(tmp_path), "model", "--seeds", "10", "20", *sizes)
-    assert done.returncode == 0, done.stderr
-    folder = tmp_path / "results/gpt2/eval_main/model"
-    assert (folder / "results.md").read_text() in done.stdout and "| vicuna | missing" in done.stdout
-    results = json.loads((folder / "results.json").read_text())
-    assert results["seeds"] == [10, 20] and list(results["sets"]) == ["dolly", "self_inst"]
-    assert "download_requirements.sh --only data/vicuna" in done.stderr
-
-
-def test_data_scripts_lead_from_raw_text_to_seqkd(tmp_path):
-    """Prompts, responses and corpus as the published scripts wrote them; then what the teacher answered."""
-    for source, target in (("raw.jsonl", "dolly/raw.jsonl"), ("corpus.txt", "openwebtext/data.txt")):
-        (tmp_path / "data" / target).parent.mkdir(parents=True)
-        shutil.copy(GOLDEN / "data" / source, tmp_path / "data" / target)
-    teacher, made = GOLDEN / "models" / "gpt2_teacher", tmp_path / "processed_data"
-    prompts = ["--tokenizer", str(teacher), "--max-prompt-length", "96"]
-    corpus = ["--tokenizer", str(teacher), "--max-length", "128", "--dev-num", "8", "--train-num", "64"]
-    decoding = ["--max-length", "112", "--max-prompt-length", "96", "--dtype", "fp32"]
-    for name, options in (
-        ("process_data_dolly", [*prompts, "--dev-num", "12"]),
-        ("process_data_pretrain", corpus),
-        ("generate_data_seqkd", ["0", "1", str(teacher), *decoding]),
-        ("process_data_pseudo", prompts),
-    ):
-        done = bash(f"scripts/gpt2/tools/{name}.sh", str(tmp_path), *options)
-        assert done.returncode == 0, done.stderr
-    parts = {"dolly/full/gpt2": "dolly/full/gpt2", "dolly/prompt/gpt2": "dolly/prompt/gpt2"}
-    for ours, theirs in {**parts, "openwebtext/gpt2/512/10M": "corpus/gpt2"}.items():
-        for file in (GOLDEN / "processed" / theirs).iterdir():
-            assert (made / ours / file.name).read_bytes() == file.read_bytes(), file
-    assert (tmp_path / RECIPES["scripts/gpt2/seqkd/seqkd_base.sh"]["data_dir"] / "train_0.bin").exists()

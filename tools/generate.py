@@ -137,12 +137,13 @@ def run(settings) -> None:
     from promptkd.evaluation.answer_store import AnswerStore
     from promptkd.evaluation.progress import AnswerBar
     from promptkd.evaluation.run import choose_dtype
-    from promptkd.models import check_positions, load_causal_lm, load_config, load_tokenizer
+    from promptkd.models import check_positions, check_vocabulary, load_causal_lm, load_config, load_tokenizer
     from promptkd.tensor_parallel import tensor_group
 
     what, data = settings.generation, settings.data
-    check_positions(load_config(what.model_path, "--model-path"), data.max_length, "--model-path")
-    tokenizer = load_tokenizer(what.model_path)
+    config, tokenizer = load_config(what.model_path, "--model-path"), load_tokenizer(what.model_path)
+    check_positions(config, data.max_length, "--model-path")
+    check_vocabulary(config, tokenizer, "--model-path")
     texts, prompts, gold = read_prompts(settings, tokenizer)
     ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from promptkd.errors import UserError, exit_with
+from promptkd.option_values import finite_number, whole_number
 from promptkd.planning.setting import Setting, make_setting
 from promptkd.planning.show import plan_of, text_of
 from promptkd.planning.units import GPUS, LINKS, Hardware, amount, link
@@ -40,8 +41,10 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--script", type=Path, help="a script of scripts/<model>/<method>/")
-    parser.add_argument("--gpus", "--ranks", type=int, dest="ranks", default=None, help="devices in all; default: 1")
-    parser.add_argument("--gpus-per-node", type=int, help="devices of one machine; default: up to 8")
+    parser.add_argument(
+        "--gpus", "--ranks", type=whole_number, dest="ranks", default=None, help="devices in all; default: 1"
+    )
+    parser.add_argument("--gpus-per-node", type=whole_number, help="devices of one machine; default: up to 8")
     parser.add_argument("--cpu", action="store_true", help="ranks on a CPU")
     parser.add_argument("--gpu", choices=GPUS, help="sets the next three")
     parser.add_argument("--gpu-memory", help="of one GPU (with --cpu: of the machine), like 24GB")
@@ -51,9 +54,11 @@ def build_parser() -> Parser:
         "--interconnect", default="pcie4", help=f"between GPUs: a rate like 32GB/s or {', '.join(LINKS)}"
     )
     parser.add_argument("--network", default="infiniband-hdr", help="between machines: likewise, for each GPU")
-    parser.add_argument("--examples", type=int, help=f"of training; default: as --data-dir has, or {DOLLY}")
-    parser.add_argument("--mean-prompt", type=float, default=71, help="tokens, for the time; default: Dolly's")
-    parser.add_argument("--mean-response", type=float, default=69, help="tokens, for the time; default: Dolly's")
+    parser.add_argument("--examples", type=whole_number, help=f"of training; default: as --data-dir has, or {DOLLY}")
+    parser.add_argument("--mean-prompt", type=finite_number, default=71, help="tokens, for the time; default: Dolly's")
+    parser.add_argument(
+        "--mean-response", type=finite_number, default=69, help="tokens, for the time; default: Dolly's"
+    )
     parser.add_argument("--json", action="store_true", help="for machines: bytes, operations, seconds")
     return parser
 
@@ -111,13 +116,18 @@ def count_examples(folder: str) -> int | None:
         from promptkd.data.format import TokenFile
 
         return len(TokenFile(index.with_suffix("")))
-    return sum(1 for _ in text.open("rb")) if text.is_file() else None
+    from promptkd.data.jsonl import numbered_lines
+
+    return sum(1 for _ in numbered_lines(text)) if text.is_file() else None
 
 
 def make(argv: list[str]) -> tuple[Setting, bool]:
     """The setting, and whether --json was given."""
     args, rest = build_parser().parse_known_args(argv)
     hardware = hardware_of(args)
+    for name, tokens in (("mean-prompt", args.mean_prompt), ("mean-response", args.mean_response)):
+        if tokens <= 0:
+            raise UserError(f"--{name} {tokens}: give a number above 0")
     options = options_of(args, rest)
     examples = args.examples or count_examples(options.get("data_dir") or "") or DOLLY
     return make_setting(options, hardware, examples, args.mean_prompt, args.mean_response), args.json

@@ -59,7 +59,12 @@ class ChatTemplate:
                 "take an instruct model's, or leave --template out"
             )
         mark = "SAID"
-        self.head, _, self.tail = self._render(mark).partition(mark)
+        self.head, said, self.tail = self._render(mark).partition(mark)
+        if not said:
+            raise UserError(
+                f"--template chat: the chat template of {tokenizer.name_or_path} leaves out what the user says: "
+                "take another model's, or leave --template out"
+            )
 
     def __call__(self, row: dict[str, Any], where: str = "row") -> str:
         prompt = _ready_prompt(row, where) if "prompt" in row else ""
@@ -78,7 +83,13 @@ class ChatTemplate:
 
     def _render(self, said: str) -> str:
         messages = [{"role": "user", "content": said}]
-        return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        try:
+            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # the template is a program that others wrote; jinja's sandbox runs it
+            raise UserError(
+                f"--template chat: the chat template of {self.tokenizer.name_or_path} cannot be used ({error}): "
+                "take another model's, or leave --template out"
+            ) from None
 
 
 def turn_end(tokenizer) -> int:

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from promptkd.checkpoint import write_json
+from promptkd.checkpoint import lock_folder, write_json
+from promptkd.data.jsonl import numbered_lines
 from promptkd.distributed import Ranks
 from promptkd.errors import UserError
 from promptkd.strict_json import check_kind, parse_json, read_object
@@ -62,13 +63,11 @@ class AnswerStore:
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, self.file)
+        self.lock.close()
 
     def _tidy(self, identity: dict[str, Any], keep: bool) -> None:
         """Bring what earlier runs answered, on however many ranks, into one file without half a line."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--save {self.folder} cannot be made ({error.strerror}): name another folder") from None
+        self.lock = lock_folder(self.folder)  # held as long as this is
         earlier = self._parts()
         answers = dict(_rows(earlier)) if keep else {}
         beside = self._path("new")
@@ -91,14 +90,13 @@ class AnswerStore:
 def _rows(paths: list[Path]) -> Iterator[tuple[int, str]]:
     """(row, answer) of all files; a last line that a kill cut short is left out. UserError names any other fault."""
     for path in paths:
-        try:
-            *whole, _ = path.read_bytes().split(b"\n")
-        except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}): {REMEDY}") from None
-        for number, line in enumerate(whole, 1):
+        for number, line in numbered_lines(path):
+            if not line.endswith(b"\n"):
+                break
             try:
                 row, text = parse_json(line.decode("utf-8"))
-                check_kind([row, text], [(int, str)], "row and answer")
+                check_kind(row, int, "row")
+                check_kind(text, str, "answer")
             except (ValueError, TypeError):
                 raise UserError(f"{path}, line {number}: not [row, answer]: {REMEDY}") from None
             yield row, text

@@ -36,6 +36,7 @@ from promptkd.models import (
     LanguageModel,
     check_pair,
     check_positions,
+    check_vocabulary,
     end_ids,
     load_causal_lm,
     load_config,
@@ -176,6 +177,7 @@ def run(settings: SimpleNamespace) -> None:
     for path, option in ((what.model_path, "--model-path"), (how.teacher_model_path, "--teacher-model-path")):
         check_positions(load_config(path, option), data.max_length, option)
     tokenizer = load_tokenizer(what.model_path)
+    check_vocabulary(load_config(what.model_path, "--model-path"), tokenizer, "--model-path")
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
     ranks = setup(settings.parallel.size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 import time
 from pathlib import Path
@@ -14,8 +13,9 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
-from promptkd.distributed import Ranks, setup
-from promptkd.engine import DTYPES, precision, read_deepspeed_config
+from promptkd.deepspeed_file import precision, read_deepspeed_config
+from promptkd.distributed import Ranks, environment_number, setup
+from promptkd.engine import DTYPES
 from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share, text_of
 from promptkd.evaluation.progress import AnswerBar
@@ -23,7 +23,14 @@ from promptkd.evaluation.rouge import ScoringPool, default_workers
 from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
-from promptkd.models import check_positions, end_ids, load_causal_lm, load_config, load_tokenizer
+from promptkd.models import (
+    check_positions,
+    check_vocabulary,
+    end_ids,
+    load_causal_lm,
+    load_config,
+    load_tokenizer,
+)
 from promptkd.rollout import Sampling
 from promptkd.tensor_parallel import tensor_group
 
@@ -41,6 +48,7 @@ def run(settings: SimpleNamespace) -> None:
     config = load_config(what.model_path, "--model-path")
     check_positions(config, data.max_length, "--model-path")
     tokenizer = load_tokenizer(what.model_path)
+    check_vocabulary(config, tokenizer, "--model-path")
     how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     ranks = setup(settings.parallel.size)
@@ -70,7 +78,7 @@ def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokeniz
     """Fill in `results["sets"]`, and write the answers of each set when it is done."""
     seeds, folder = settings.evaluation.seeds, Path(settings.evaluation.save)
     bar = AnswerBar(sum(len(share(s.prompts, len(seeds), ranks)) for s in sets), ranks.first)
-    local_ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    local_ranks = environment_number("LOCAL_WORLD_SIZE", 1)
     with ScoringPool(default_workers(local_ranks)) as pool:
         for test_set in sets:
             began = time.perf_counter()

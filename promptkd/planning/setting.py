@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from promptkd.errors import UserError
 from promptkd.planning.shapes import Shape, read_shape
 from promptkd.planning.units import Hardware
 from promptkd.settings import TOKEN_BUDGET
+from promptkd.strict_json import read_object
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 METHODS = ("promptkd", "kd", "seqkd", "sft")
@@ -138,17 +138,17 @@ def make_setting(
 def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, Any], str]:
     """The DeepSpeed file's zero_optimization and the precision. UserError when it cannot be read.
 
-    Without a path what promptkd/engine.py takes: fp32 without ZeRO on a CPU, bf16 with ZeRO 1 on a GPU.
+    Without a path what promptkd/deepspeed_file.py takes: fp32 without ZeRO on a CPU, bf16 with ZeRO 1 on a GPU.
     """
     file = Path(path or CONFIGS / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json"))
+    config = read_object(file, f"name one of {CONFIGS}/*.json as --deepspeed_config")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
         zero = config.get("zero_optimization", {})
         enabled = [kind for kind in ("fp16", "bf16") if config.get(kind, {}).get("enabled")]
         kind = (enabled or ["fp32"])[0]
         if zero.get("stage", 0) not in (0, 1, 2, 3):
             raise ValueError(f"zero_optimization.stage is {zero['stage']!r}")
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise UserError(f"--deepspeed_config {file}: {error}: name one of {CONFIGS}/*.json") from None
     if hardware.cpu and kind == "fp16":
         raise UserError(f"--deepspeed_config {file} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
@@ -164,7 +164,7 @@ def _engine(shape: Shape, kind: str, zero: dict[str, Any], tensor: int, **how: A
 
     stage = zero.get("stage", 0)
     if stage == 0 and kind != "fp32":
-        stage = 1  # engine.with_precision does the same for a teacher; a student's file is refused there
+        stage = 1  # deepspeed_file.with_precision does the same for a teacher; a student's file is refused there
     sizes = {}
     for ours, name in (("bucket", "reduce_bucket_size"), ("live", "stage3_max_live_parameters")):
         if isinstance(zero.get(name), (int, float)):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from promptkd.errors import UserError
+from promptkd.strict_json import read_object
 
 MODELS = (
     Path(__file__).parents[2] / "configs" / "models"
 )  # shapes of the paper's models, for planning without downloads
+LARGEST = 1 << 40  # of any size in a config.json: beyond it the sums would leave what floats hold
 ALIASES = {"gpt2": "gpt2-base", "gpt2-xl": "gpt2-xlarge"}
 GATED = ("llama", "mistral", "qwen2")  # two products before the activation, RMS norms, rotary positions
 NAMES = {  # what config.json calls it, where no default exists
@@ -103,12 +104,9 @@ def find_config(path: str, option: str) -> Path:
 def read_shape(path: str, option: str) -> Shape:
     """The shape of the model in folder `path`. UserError when config.json is missing, broken or lacks a field."""
     file = find_config(path, option)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{option} {file}: {error}: give a readable config.json") from None
-    family = config.get("model_type") if isinstance(config, dict) else None
-    if family not in FIELDS:
+    config = read_object(file, f"give a readable config.json as {option}")
+    family = config.get("model_type")
+    if not isinstance(family, str) or family not in FIELDS:
         raise UserError(f"{option} {file}: model_type {family!r} cannot be planned: one of {', '.join(FIELDS)} can")
     sizes = {ours: _count(config, name, file, option) for ours, name in FIELDS[family].items()}
     if family == "gpt2":
@@ -137,6 +135,6 @@ def _count(config: dict[str, Any], name: str, file: Path, option: str, default: 
     value = default if value is None else value
     if value is None:
         raise UserError(f"{option} {file}: it lacks {name}: add it, or name another config.json")
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"{option} {file}: {name} is {value!r}: it has to be a whole number above 0")
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
+        raise UserError(f"{option} {file}: {name} is {str(value)[:40]}: it has to be a whole number above 0")
     return value

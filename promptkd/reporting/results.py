@@ -128,6 +128,8 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     if not found["seeds"] or not found["sets"]:
         raise UserError(f"{path}: it has no seeds or no test sets: {remedy}")
     for name, entry in found["sets"].items():
+        if name in ("", ".", "..") or "/" in name or "\0" in name:
+            raise UserError(f"{path}: {name!r} is no name of a test set: {remedy}")
         if len({len(rows) for rows in entry["rougeL_rows"]}) != 1:
             raise UserError(f"{path}, {name}: its seeds have different numbers of rows: {remedy}")
     return found

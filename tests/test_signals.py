@@ -1,0 +1,44 @@
+"""Signals: the step is finished, a checkpoint written, and the exit status tells which signal it was."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+from runs import Run, rows_of, whole_lines
+
+
+@pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 0)])
+def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number, status, options, tmp_path):
+    save = tmp_path / "run"
+    extra = ["--checkpoint-every", "0", "--total-iters", "1000"]
+    run = Run(options(save, *extra, method="sft"), tmp_path / "log")
+    run.wait_for(lambda: len(whole_lines(save)) >= 2)
+    run.signal(getattr(signal, number))
+    assert run.wait() == [status], run.log.read_text()
+    last = rows_of(save)[-1]["step"]
+    assert [path.name for path in (save / "checkpoints").glob("step-*")] == [f"step-{last}"]
+    assert number in run.log.read_text() and not (save / "last").exists()
+
+
+def test_one_rank_is_told_to_stop_and_both_do(options, tmp_path):
+    run = Run(options(tmp_path / "run", "--batch-size", "1", "--total-iters", "1000"), tmp_path / "log", ranks=2)
+    run.wait_for(lambda: len(whole_lines(tmp_path / "run")) >= 1)
+    os.kill(run.processes[1].pid, signal.SIGUSR1)
+    assert run.wait() == [0, 0], run.log.read_text()
+
+
+def test_a_second_interrupt_leaves_at_once():
+    code = """
+import os, signal, time
+from promptkd.signals import StopSignals
+with StopSignals() as signals:
+    os.kill(os.getpid(), signal.SIGINT)
+    assert signals.place
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=30, stderr=subprocess.PIPE)
+    assert done.returncode == -signal.SIGINT, done.stderr
