@@ -109,9 +109,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
             if path.is_file():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
+        sync_folder(beside)
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
+        sync_folder(folder.parent)  # a checkpoint written after this may speak of it
     except (OSError, SafetensorError) as error:  # safetensors' writer has errors of its own for a full disk
         shutil.rmtree(beside, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error

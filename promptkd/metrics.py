@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import resource
@@ -143,11 +144,6 @@ def logged_memory_gb(device: torch.device) -> float:
 
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     """Draw what metrics.jsonl holds: a panel for each kind of curve that has points."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in read_metrics(metrics):
         for key, value in row.items():
@@ -155,7 +151,10 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
                 series[key].append((row["step"], value))
     panels = {name: [key for key in keys if series[key]] for name, keys in CURVES.items()}
     panels = {name: keys for name, keys in panels.items() if keys}
-    figure, axes = plt.subplots(1, max(len(panels), 1), figsize=(4.2 * max(len(panels), 1), 3.4), squeeze=False)
+    figure = _figure()
+    figure.clear()
+    figure.set_size_inches(4.2 * max(len(panels), 1), 3.4)
+    axes = figure.subplots(1, max(len(panels), 1), squeeze=False)
     for axis, (name, keys) in zip(axes[0], panels.items()):
         for key, colour in zip(keys, COLOURS):
             steps, values = zip(*series[key])
@@ -167,5 +166,19 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
             axis.legend(frameon=False)
     figure.suptitle(title)
     figure.tight_layout()
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
+    figure.savefig(picture)
+
+
+@functools.cache
+def _figure():
+    """The process' one figure, drawn on again and again.
+
+    A figure is full of cycles: each new one would keep its picture's megabytes until Python looks for cycles among the
+    old objects, which it does seldom where there are as many as here.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(dpi=130)  # of layout and picture alike, or each drawing would need two canvases
+    FigureCanvasAgg(figure)
+    return figure

@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 from conftest import GOLDEN, ROOT, golden_argv
 
-PRELOAD = ["train", "promptkd.build", "deepspeed", "transformers.models.gpt2.modeling_gpt2", "matplotlib.pyplot"]
+PRELOAD = ["train", "promptkd.build", "deepspeed", "transformers.models.gpt2.modeling_gpt2", "matplotlib.figure"]
 UNREPEATABLE = ("seconds", "peak_memory_gb")
 
 

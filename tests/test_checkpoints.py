@@ -95,8 +95,8 @@ def test_a_full_disk_keeps_the_last_checkpoint(options, interrupted, monkeypatch
     assert sorted(path.name for path in (interrupted / "checkpoints").iterdir()) == ["step-2", "step-4"]
 
 
-def test_a_checkpoint_is_on_disk_before_it_has_its_name(options, tmp_path, monkeypatch):
-    synced, seen = set(), []
+def test_folders_are_on_disk_before_they_have_their_names(options, tmp_path, monkeypatch):
+    run, synced, missing = tmp_path / "run", set(), {}
     fsync, rename = os.fsync, Path.rename
 
     def noted(handle):
@@ -104,15 +104,15 @@ def test_a_checkpoint_is_on_disk_before_it_has_its_name(options, tmp_path, monke
         fsync(handle)
 
     def checked(path, target):
-        if Path(target).name.startswith("step-"):
-            seen.append({str(file) for file in (path, *path.iterdir(), tmp_path / "run/metrics.jsonl")} - synced)
-            synced.clear()
+        if path.suffix == ".new":
+            missing[Path(target).name] = {str(file) for file in (path, *path.iterdir())} - synced
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "rename", checked)
-    crash_at(3, options(tmp_path / "run", method="sft"))
-    assert seen == [set()] and str(tmp_path / "run/checkpoints") in synced  # the new name, too
+    train_here(options(run, "--total-iters", "2", method="sft"))
+    assert missing == {"step-2": set(), "last": set()}
+    assert {str(run / name) for name in ("", "checkpoints", "metrics.jsonl")} <= synced  # the new names, too
 
 
 def test_what_a_kill_left_half_done_is_swept_away(options, interrupted):
