@@ -160,6 +160,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
             steps, values = zip(*series[key])
             axis.plot(steps, values, color=colour, label=key, marker="o" if len(steps) < 30 else None, ms=3, lw=1.4)
         axis.set(title=name, xlabel="optimizer step")
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if len(keys) > 1:

@@ -95,7 +95,7 @@ def load_tokenizer(path: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here
-        raise UserError(f"{path}: no tokenizer can be loaded from it: {error}") from None
+        raise UserError(f"{path}: no tokenizer can be loaded from it: name a model's folder ({error})") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json")
     return tokenizer

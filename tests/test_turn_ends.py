@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM, PreTrainedTok
 import evaluate
 from promptkd.data.examples import ExampleSet
 from promptkd.data.format import TokenFile, split_row
-from promptkd.data.templates import turn_end
+from promptkd.data.templates import ChatTemplate, response_ends, turn_end
 from promptkd.evaluation.run import run as evaluate_run
 from promptkd.models import end_ids, load_causal_lm
 from promptkd.rollout import Sampling, decode, example_noise
@@ -69,6 +69,19 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("template, end", [(None, END), (GEMMA, TURN), (LLAMA2, END), (BARE, END)])
 def test_the_end_of_a_turn_is_the_templates(template, end):
     assert turn_end(make_tokenizer(template)) == end
+
+
+def test_a_template_that_puts_nothing_around_what_is_said():
+    chat = ChatTemplate(make_tokenizer(LLAMA2))
+    assert chat({"instruction": "say it", "prompt": "published: say it"}) == chat({"instruction": "say it"}) == "say it"
+
+
+def test_prompts_of_another_day_are_not_made_again():
+    dated = "{% if messages %}<start>system\n{{ strftime_now('%H:%M:%S.%f') }}<turn_end>\n{% endif %}" + GEMMA
+    chat = ChatTemplate(make_tokenizer(dated))
+    earlier = chat(ROWS[0])
+    assert chat({"prompt": earlier}) == earlier != chat(ROWS[0])
+    assert response_ends(chat.tokenizer, [earlier, "say one"]) == [TURN, END]
 
 
 def test_what_ends_a_response(folder):

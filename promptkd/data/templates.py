@@ -78,8 +78,10 @@ class ChatTemplate:
         return self._render("\n\n".join(text for text in said if text))
 
     def made(self, prompt: str) -> bool:
-        """Whether a prompt went through this template."""
-        return prompt.startswith(self.head) and prompt.endswith(self.tail)
+        """Whether a prompt went through this template, perhaps with another system prompt or on another day (Llama 3.2
+        writes the date): its first line and its end tell. Of a template that puts nothing around, none is made."""
+        first = self.head.partition("\n")[0]
+        return bool(first or self.tail) and prompt.startswith(first) and prompt.endswith(self.tail)
 
     def _render(self, said: str) -> str:
         messages = [{"role": "user", "content": said}]

@@ -134,6 +134,7 @@ def show(items: list[Item], base: Path) -> str:
         target = str(item.target)
         rows.append((item.key, state(item, base), human(item.size), repo or "-", target, licence, note))
     widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    sides = [str.rjust if head == "SIZE" else str.ljust for head in rows[0]]
+    lines = ["  ".join(side(*cell) for side, cell in zip(sides, zip(row, widths))).rstrip() for row in rows]
     known = sum(item.size or 0 for item in items)
     return "\n".join([*lines, f"{len(items)} items, about {human(known)} where the size is known"])

@@ -48,7 +48,7 @@ def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
     for result in prompted[:1]:
         made.append(
             Panel(
-                f"{label(result)}: KL divergences, nats per response token",
+                f"{label(result)}: KL, nats per response token",
                 lambda axis: _draw_losses(axis, prompted[0]),
             )
         )
