@@ -99,7 +99,7 @@ def neighbours(processes: int, size: int) -> tuple[dist.ProcessGroup, dist.Proce
     """This process' `size` neighbours, and the processes that have its place among theirs. All processes call it."""
     blocks = [list(range(start, start + size)) for start in range(0, processes, size)]
     places = [list(column) for column in zip(*blocks)]
-    return tuple(dist.new_subgroups_by_enumeration(ranks)[0] for ranks in (blocks, places))
+    return tuple(dist.new_subgroups_by_enumeration(ranks, timeout=WAIT)[0] for ranks in (blocks, places))
 
 
 def _open_store(rank: int, size: int) -> dist.Store:
@@ -149,6 +149,7 @@ def _meet(backend: str, rank: int, size: int) -> None:
             "the address is wrong, or the port is taken"
         ) from None
     dist.group.WORLD.set_timeout(WAIT)
+    store.set_timeout(WAIT)  # NCCL meets again through it in the first collective, when models were loaded
 
 
 def setup(copies: int = 1) -> Ranks:
