@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import json
 import os
@@ -152,6 +153,12 @@ def _meet(backend: str, rank: int, size: int) -> None:
     store.set_timeout(WAIT)  # NCCL meets again through it in the first collective, when models were loaded
 
 
+def _part() -> None:
+    """End the groups' threads while Python still runs: one that wants the interpreter afterwards aborts the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def setup(copies: int = 1) -> Ranks:
     """Join the other ranks that `torchrun` or `deepspeed` started; a plain `python` is one rank by itself.
 
@@ -185,5 +192,6 @@ def setup(copies: int = 1) -> Ranks:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if not dist.is_initialized():
         _meet("nccl" if gpu else "gloo", rank, size)
+        atexit.register(_part)
     groups = neighbours(size, copies) if copies > 1 else (None, None)
     return Ranks(rank // copies, size // copies, device, copies, rank % copies, *groups)
