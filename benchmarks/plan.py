@@ -44,7 +44,7 @@ SIZES = {  # family -> (student, teacher)
     ),
     "llama": (
         dict(
-            hidden_size=640, num_hidden_layers=12, num_attention_heads=10, num_key_value_heads=5,
+            hidden_size=640, num_hidden_layers=12, num_attention_heads=10, num_key_value_heads=2,
             intermediate_size=1728,
         ),
         dict(hidden_size=1024, num_hidden_layers=14, num_attention_heads=16, intermediate_size=2816),
