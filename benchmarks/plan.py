@@ -32,6 +32,7 @@ NO_DROPOUT = {
     "opt": dict(dropout=0.0, attention_dropout=0.0),
     "llama": {},
 }
+NO_DROPOUT["tiny"] = NO_DROPOUT["gpt2"]
 SIZES = {  # family -> (student, teacher)
     "gpt2": (
         dict(n_embd=512, n_layer=8, n_head=8, n_positions=256, vocab_size=32000),
@@ -43,11 +44,12 @@ SIZES = {  # family -> (student, teacher)
     ),
     "llama": (
         dict(
-            hidden_size=640, num_hidden_layers=12, num_attention_heads=10, num_key_value_heads=5,
+            hidden_size=640, num_hidden_layers=12, num_attention_heads=10, num_key_value_heads=2,
             intermediate_size=1728,
         ),
         dict(hidden_size=1024, num_hidden_layers=14, num_attention_heads=16, intermediate_size=2816),
     ),
+    "tiny": (dict(n_embd=8, n_layer=1, n_head=1, n_positions=256, vocab_size=1500),) * 2,
 }  # fmt: skip
 ZERO = {
     "zero0": {},
@@ -57,8 +59,10 @@ ZERO = {
     "zero3": {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": 0}},
     "bf16": {"bf16": {"enabled": True}, "zero_optimization": {"stage": 1}},
 }
+TENSOR = ["--model-parallel", "--model-parallel-size", "2"]
 # name -> family, DeepSpeed file, ranks, examples of a step, options
 SETTINGS = {
+    "framework": ("tiny", "zero0", 1, 4, []),  # what memory.py's CPU_FRAMEWORK is taken from
     "gpt2-zero0": ("gpt2", "zero0", 1, 4, []),
     "gpt2-zero1": ("gpt2", "zero1", 1, 4, []),
     "gpt2-zero2": ("gpt2", "zero2", 1, 4, []),
@@ -72,6 +76,8 @@ SETTINGS = {
     "opt-long": ("opt", "zero1", 1, 12, ["--token-budget", "2048"]),
     "opt-checkpointing": ("opt", "zero1", 1, 8, ["--gradient-checkpointing"]),
     "llama-zero1": ("llama", "zero1", 1, 4, []),
+    "opt-tensor2": ("opt", "zero0", 2, 4, TENSOR),
+    "llama-tensor2": ("llama", "zero1", 2, 4, TENSOR),
 }
 
 
@@ -80,11 +86,12 @@ def make_models(family: str, folder: Path) -> None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    vocabulary = {} if family == "gpt2" else {"vocab_size": 16000, "max_position_embeddings": 256}
+    kind = "gpt2" if family == "tiny" else family
+    vocabulary = {} if kind == "gpt2" else {"vocab_size": 16000, "max_position_embeddings": 256}
     ends = dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"), 0)
     for name, size in zip(("student", "teacher"), SIZES[family]):
         torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **size, **vocabulary, **NO_DROPOUT[family], **ends)
+        config = AutoConfig.for_model(kind, **size, **vocabulary, **NO_DROPOUT[family], **ends)
         AutoModelForCausalLM.from_config(config).save_pretrained(folder / name)
         for file in TOKENIZER.glob("*token*"):
             shutil.copy(file, folder / name)
@@ -100,13 +107,14 @@ def make_data(folder: Path) -> None:
 
 def options_of(name: str, work: Path) -> list[str]:
     family, zero, ranks, examples, extra = SETTINGS[name]
+    shares = 1 if TENSOR[0] in extra else ranks  # of the examples: ranks that hold a model together have the same
     file = work / f"{zero}.json"
     file.write_text(json.dumps({**ZERO[zero], "zero_allow_untested_optimizer": True}))
     return [
         "--method", "promptkd", "--model-path", str(work / family / "student"),
         "--teacher-model-path", str(work / family / "teacher"), "--data-dir", str(work / "data"),
         "--max-length", str(PROMPT + RESPONSE), "--max-prompt-length", str(PROMPT), "--dev-num", "0",
-        "--batch-size", str(examples // ranks), "--total-iters", "2", "--deepspeed_config", str(file), *extra,
+        "--batch-size", str(examples // shares), "--total-iters", "2", "--deepspeed_config", str(file), *extra,
     ]  # fmt: skip
 
 

@@ -36,6 +36,7 @@ from promptkd.models import (
     load_config,
     load_tokenizer,
 )
+from promptkd.quantization import check_quantization, loading_options
 from promptkd.resume import Checkpoints, Identity, choose_start
 from promptkd.rollout import Sampling
 from promptkd.schedules import Optimization
@@ -52,6 +53,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
     check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     teacher_config = read_teacher_config(settings, config, ranks)
+    check_quantization(settings, zero_stage(teacher_config), ranks.device)
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     tokenizer = load_student_tokenizer(settings)
     kind = method_class(settings.method)
@@ -60,7 +62,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
     windows = kind.make_windows(settings, data, ranks)
     check_exposure_bias(settings, data)
-    student, teacher = load_models(settings, DTYPES[precision(teacher_config)], tokenizer, groups)
+    student, teacher = load_models(settings, DTYPES[precision(teacher_config)], tokenizer, groups, ranks)
     own_file = getattr(settings.method_settings, "teacher_deepspeed_config", None) is not None
     both = {**config, "teacher": teacher_config} if own_file else config
     checkpoints, described = open_folder(settings, both, data.folders, ranks)
@@ -171,7 +173,11 @@ def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[
 
 
 def load_models(
-    settings: SimpleNamespace, teacher_dtype: torch.dtype, tokenizer, groups: tuple[TensorGroup | None, ...]
+    settings: SimpleNamespace,
+    teacher_dtype: torch.dtype,
+    tokenizer,
+    groups: tuple[TensorGroup | None, ...],
+    ranks: Ranks,
 ):
     """Student, and teacher if the method needs one, checked against each other."""
     models, data = settings.models, settings.data
@@ -188,7 +194,10 @@ def load_models(
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if not needs_teacher:
         return student, None
-    teacher = load_causal_lm(models.teacher_model_path, teacher_dtype, "--teacher-model-path", group=groups[1])
+    packed = loading_options(models.teacher_quantization, teacher_dtype, ranks.device)
+    teacher = load_causal_lm(
+        models.teacher_model_path, teacher_dtype, "--teacher-model-path", group=groups[1], packed=packed
+    )
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
     if models.gradient_checkpointing:
         teacher.gradient_checkpointing_enable({"use_reentrant": False})

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import datetime
 import json
 import os
+import time
+import uuid
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +16,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from promptkd.allocator import keep_freed_memory
-from promptkd.errors import UserError
+from promptkd.errors import RunError, UserError
+
+# Within which ranks that start together have to find each other: imports alone lie before, no model.
+MEET = datetime.timedelta(minutes=2)
+# The longest that a rank waits for others in a collective: one of them may be writing a checkpoint.
+WAIT = datetime.timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
@@ -93,14 +101,70 @@ def neighbours(processes: int, size: int) -> tuple[dist.ProcessGroup, dist.Proce
     """This process' `size` neighbours, and the processes that have its place among theirs. All processes call it."""
     blocks = [list(range(start, start + size)) for start in range(0, processes, size)]
     places = [list(column) for column in zip(*blocks)]
-    return tuple(dist.new_subgroups_by_enumeration(ranks)[0] for ranks in (blocks, places))
+    return tuple(dist.new_subgroups_by_enumeration(ranks, timeout=WAIT)[0] for ranks in (blocks, places))
 
 
-def setup(copies: int = 1, timeout_minutes: int = 30) -> Ranks:
+def _open_store(rank: int, size: int) -> dist.Store:
+    """Where ranks leave each other their addresses: torchrun's store, or one that the first rank opens itself."""
+    if size == 1:
+        return dist.HashStore()  # no port: it talks to nobody
+    inherited = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address = os.environ["MASTER_ADDR"], _environment_number("MASTER_PORT")
+    store = dist.TCPStore(*address, size, is_master=rank == 0 and not inherited, timeout=MEET)
+    return unused_part(store, rank, size) if inherited else store
+
+
+def unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """A part of `store` that these ranks alone write to, none of an earlier start.
+
+    torchrun keeps one store over its restarts, and torch (2.13) leaves the addresses of dead ranks in it under the
+    names that the new ones use, so that some connect to nobody (pytorch issue 135712). Starts cannot be told apart by
+    number: of several machines each counts those of its own failures (TORCHELASTIC_RESTART_COUNT). So each rank asks
+    under a name that nobody had before, the first one answers all, and goes on when those who have its answer are all.
+    Raises torch's DistStoreError when a rank has not come within MEET.
+    """
+    mine = uuid.uuid4().hex
+    if rank > 0:
+        store.set(f"promptkd/asks/{rank}", mine)
+        part = store.get(f"promptkd/answer/{mine}").decode()
+        store.set(f"{part}/has/{rank}", "")
+        return dist.PrefixStore(part, store)
+    others, end = range(1, size), time.monotonic() + MEET.total_seconds()
+    while not store.check([f"{mine}/has/{other}" for other in others]):
+        for other in others:
+            if store.check([f"promptkd/asks/{other}"]):  # by this rank, or by one of an earlier start: no matter
+                store.set(f"promptkd/answer/{store.get(f'promptkd/asks/{other}').decode()}", mine)
+        if time.monotonic() > end:
+            raise dist.DistStoreError(f"some did not come within {MEET.total_seconds():.0f} s")
+        time.sleep(0.02)
+    return dist.PrefixStore(mine, store)
+
+
+def _meet(backend: str, rank: int, size: int) -> None:
+    try:
+        store = _open_store(rank, size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=MEET)
+    except dist.DistError as error:
+        where, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).partition("\n")[0][:200]
+        raise RunError(
+            f"rank {rank} of {size} cannot meet the others at {where} ({reason}): a rank has ended, and said why, or "
+            "the address is wrong, or the port is taken"
+        ) from None
+    dist.group.WORLD.set_timeout(WAIT)
+    store.set_timeout(WAIT)  # NCCL meets again through it in the first collective, when models were loaded
+
+
+def _part() -> None:
+    """End the groups' threads while Python still runs: one that wants the interpreter afterwards aborts the process."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def setup(copies: int = 1) -> Ranks:
     """Join the other ranks that `torchrun` or `deepspeed` started; a plain `python` is one rank by itself.
 
-    A single process needs no port: it talks to nobody. copies: how many neighbours have the same examples; UserError
-    when that does not divide the ranks.
+    copies: how many neighbours have the same examples; UserError when that does not divide the ranks. RunError when
+    the others do not come.
     """
     alone = {
         "RANK": "0",
@@ -138,8 +202,7 @@ def setup(copies: int = 1, timeout_minutes: int = 30) -> Ranks:
         keep_freed_memory()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if not dist.is_initialized():
-        backend, timeout = "nccl" if gpu else "gloo", datetime.timedelta(minutes=timeout_minutes)
-        store = dist.HashStore() if size == 1 else None
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+        _meet("nccl" if gpu else "gloo", rank, size)
+        atexit.register(_part)
     groups = neighbours(size, copies) if copies > 1 else (None, None)
     return Ranks(rank // copies, size // copies, device, copies, rank % copies, *groups)

@@ -10,7 +10,13 @@ from typing import NoReturn
 BAD_INPUT = 2
 FAILED = 1
 # What gloo says in the collectives of the ranks that are left.
-PEER_LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+PEER_LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "connectFullMesh failed",
+)
 
 
 class _OneLine(Exception):

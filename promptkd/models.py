@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -114,11 +115,17 @@ def end_ids(tokenizer, *models: PreTrainedModel) -> tuple[int, ...]:
 
 
 def load_causal_lm(
-    path: str, dtype: torch.dtype, option: str, model_type: str | None = None, group: TensorGroup | None = None
+    path: str,
+    dtype: torch.dtype,
+    option: str,
+    model_type: str | None = None,
+    group: TensorGroup | None = None,
+    packed: Mapping[str, Any] = MappingProxyType({}),
 ) -> PreTrainedModel:
     """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors.
 
-    group: the ranks that hold it together; then this rank's part of it.
+    group: the ranks that hold it together; then this rank's part of it. packed: `quantization.loading_options`, with
+    which it is on the device that they name.
     """
     config = load_config(path, option)
     if model_type is not None and config.model_type != model_type:
@@ -129,7 +136,7 @@ def load_causal_lm(
         return fuse_activations(model).eval()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **packed
         )
     except Exception as error:
         misshapen = "ignore_mismatched_sizes" in str(error)

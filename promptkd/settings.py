@@ -73,6 +73,9 @@ class ModelSettings:
     teacher_dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "the frozen teacher's precision; auto: the DeepSpeed file's"
     )
+    teacher_quantization: Literal["none", "8bit", "4bit"] = option(
+        "none", "hold the teacher in so many bits a weight, by bitsandbytes; GPUs alone, and not tried on any yet"
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory")
 
     def __post_init__(self) -> None:

@@ -9,17 +9,25 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from conftest import ROOT, golden_argv, metrics_of
 from runs import Run, assert_same_run
+
+from promptkd import distributed
+from promptkd.distributed import unused_part
 
 FP32, ZERO3 = (str(ROOT / f"configs/deepspeed/ds_config_{name}.json") for name in ("fp32", "zero3_fp32"))
 SCRIPT = "scripts/gpt2/promptkd/promptkd_base.sh"
 LOSSES, NORMS = ("student_loss", "prompt_kd_loss", "prompt_base_loss"), ("grad_norm", "prompt_grad_norm")
 OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what training in this process leaves
 EXAMPLES = 8  # of a step, whatever the number of ranks
+LONG, OFTEN = 12, ("--checkpoint-every", "1")  # steps of a run that something happens to
 STARTED: list[subprocess.Popen] = []
 
 
@@ -125,20 +133,66 @@ def rank_process(parent: int, rank: int) -> int | None:
     return None
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory) -> Callable[[int], Path]:
+    """Makes the run that a restarted one of as many ranks is to end like, once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+
+    def make(ranks: int) -> Path:
+        if not (folder / str(ranks)).exists():
+            finish(Run(argv(folder / str(ranks), ranks, *OFTEN, steps=LONG), folder / "log", ranks=ranks))
+        return folder / str(ranks)
+
+    return make
+
+
 @pytest.mark.slow
-def test_a_rank_that_dies_is_started_again(tmp_path):
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_a_rank_that_dies_is_started_again(nodes, undisturbed, tmp_path):
     """MAX_RESTARTS: the ranks start anew, go on from the last checkpoint and end as if nothing had happened."""
-    steps, log = 12, tmp_path / "log"
-    died, whole = (argv(tmp_path / name, 2, "--checkpoint-every", "1", steps=steps) for name in ("died", "whole"))
-    job = bash(SCRIPT, ".", "0", "2", *died[2:], log=log, MAX_RESTARTS="1")
+    log, meet = tmp_path / "log", {"MAX_RESTARTS": "1"}
+    if nodes > 1:
+        meet |= {"NNODES": str(nodes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    options = argv(tmp_path / "died", 2 * nodes, *OFTEN, steps=LONG)[2:]
+    jobs = [bash(SCRIPT, ".", "0", "2", *options, log=log, **meet, NODE_RANK=str(n)) for n in range(nodes)]
     metrics, end = tmp_path / "died" / "metrics.jsonl", time.monotonic() + 90
     while not metrics.exists() or metrics.read_text().count("\n") < 3:
-        assert time.monotonic() < end and job.poll() is None, log.read_text()
+        assert time.monotonic() < end and {job.poll() for job in jobs} == {None}, log.read_text()
         time.sleep(0.01)
-    os.kill(rank_process(job.pid, 1), signal.SIGKILL)
-    assert job.wait(150) == 0 and "goes on after step" in log.read_text(), log.read_text()
-    finish(Run(whole, tmp_path / "log2", ranks=2))
-    assert_same_run(tmp_path / "died", tmp_path / "whole")
+    ranks = [rank for job in jobs if (rank := rank_process(job.pid, 2 * nodes - 1)) is not None]
+    os.kill(*ranks, signal.SIGKILL)
+    assert [job.wait(150) for job in jobs] == [0] * nodes and "goes on after step" in log.read_text(), log.read_text()
+    assert_same_run(tmp_path / "died", undisturbed(2 * nodes))
+
+
+@pytest.fixture
+def kept_store() -> dist.Store:
+    """A store as torchrun keeps it: ranks 1 and 2 of an earlier start have asked, all three left their addresses."""
+    store = dist.HashStore()
+    for rank in (1, 2):
+        store.set(f"promptkd/asks/{rank}", "dead")
+    store.set("promptkd/answer/dead", "old")
+    for rank in range(3):
+        store.set(f"address/{rank}", "nobody's")
+    return store
+
+
+def test_a_start_sees_nothing_of_an_earlier_one(kept_store):
+    with ThreadPoolExecutor(3) as pool:
+        parts = list(pool.map(lambda rank: unused_part(kept_store, rank, 3), range(3)))
+    for rank, part in enumerate(parts):
+        assert not part.check([f"address/{rank}"])
+        part.set(f"address/{rank}", str(rank))
+    assert [part.get("address/2") for part in parts] == [b"2"] * 3
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_does_not_wait_for_ever_for_others(rank, kept_store, monkeypatch):
+    soon = timedelta(seconds=0.2)
+    monkeypatch.setattr(distributed, "MEET", soon)
+    kept_store.set_timeout(soon)
+    with pytest.raises(dist.DistStoreError):
+        unused_part(kept_store, rank, 3)
 
 
 # Starts two tasks, hands SIGUSR1 on to both, and ends with 1 when one of them fails.

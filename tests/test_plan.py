@@ -82,6 +82,22 @@ def test_half_precision_has_masters_in_fp32_and_offload_moves_them_to_the_host()
     assert memory.host["master weights"] == pytest.approx(count, rel=0.01) and memory.peak < 4e9
 
 
+def test_a_packed_teacher_holds_its_products_in_fewer_bits():
+    """By hand: matrices at 1 byte, or 1/2 byte and a float32 for each 64; all else in bf16."""
+    options = ["--gpus", "4", "--gpu", "a100", "--max-length", "512", "--max-prompt-length", "256"]
+    held = {}
+    for kind in ("none", "8bit", "4bit"):
+        setting = make(*options, "--teacher-quantization", kind, student="llama-7b", teacher="llama-13b")
+        held[kind] = memory_of(setting).held["weights of the teacher"]
+    shape = setting.teacher.shape
+    matrices = shape.layers * shape.layer_matrices
+    assert held["none"] - held["8bit"] == matrices and held["none"] - held["4bit"] == matrices * (2 - 0.5625)
+    assert held["4bit"] < 8e9 < 13e9 < held["8bit"] < 14e9
+    for extra in (["--cpu"], ["--gpus", "2", "--gpu", "a100", "--model-parallel", "--model-parallel-size", "2"]):
+        with pytest.raises(UserError, match="--teacher-quantization 8bit"):
+            make(*extra, "--teacher-quantization", "8bit")
+
+
 def test_phases_follow_the_window(tmp_path):
     base = make("--cpu", "--batch-size", "32", *zero(tmp_path, 1))
     assert base.micro_rows() == 16 and base.micro_batches() == 2  # 2048 tokens, sequences of 128

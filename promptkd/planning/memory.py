@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from promptkd.planning.setting import Engine, Setting
 from promptkd.planning.shapes import Shape
 
-# Resident after the imports and one step of a model of no size (torch, transformers, DeepSpeed, matplotlib): measured.
+# XXX
 CPU_FRAMEWORK = 0.53e9
 # CUDA context, cuBLAS and NCCL buffers of a process: NVIDIA's usual order of magnitude, not measured here.
 GPU_FRAMEWORK = 1.5e9
@@ -96,9 +96,9 @@ def held_by(engine: Engine, name: str, setting: Setting) -> tuple[Parts, Parts]:
     """What an engine holds throughout, on its device and in the host's memory (ZeRO: Rajbhandari et al., 2020)."""
     device, host, b = Parts(), Parts(), engine.size
     ranks = setting.data_ranks(engine)
-    count, trained, share = engine.parameters, engine.trained, engine.trained / ranks
+    trained, share = engine.trained, engine.trained / ranks
     sharded = engine.stage == 3
-    weights = b * count / (ranks if sharded else 1)
+    weights = engine.weights / (ranks if sharded else 1)
     (host if engine.offload_parameters else device)[f"weights of the {name}"] = weights
     if not trained:
         return device, host
@@ -135,8 +135,8 @@ def building(engine: Engine, setting: Setting) -> float:
     if engine.stage == 3:
         return b * count + b * count / ranks + masters  # the whole model comes to the device before it is shared out
     if not engine.trained or engine.stage == 0:
-        return b * count
-    return b * count + b * engine.trained + masters  # ZeRO 1 and 2 copy what is trained into one flat block
+        return engine.weights
+    return engine.weights + b * engine.trained + masters  # ZeRO 1 and 2 copy what is trained into one flat block
 
 
 def activations(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
@@ -242,7 +242,9 @@ def student_phase(setting: Setting) -> Parts:
 
 
 def gathered(engine: Engine, setting: Setting) -> float:
-    """ZeRO-3 keeps up to stage3_max_live_parameters whole between a layer's uses."""
+    """ZeRO-3 keeps up to stage3_max_live_parameters whole; of packed weights each is unpacked for its product."""
+    if engine.packed != "none":
+        return engine.size * engine.shape.inner * engine.shape.width
     if engine.stage != 3:
         return 0.0
     elements = min(engine.parameters, engine.live)

@@ -13,6 +13,9 @@ from promptkd.settings import TOKEN_BUDGET
 from promptkd.strict_json import read_object
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+# Bytes of a weight of the layers' products under bitsandbytes: LLM.int8 (its scale for each row is little); NF4 with a
+# float32 scale for each 64 weights (bitsandbytes' blocksize).
+PACKED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 METHODS = ("promptkd", "kd", "seqkd", "sft")
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 
@@ -32,6 +35,7 @@ class Engine:
     checkpointing: bool = False
     prompt: int = 0  # embeddings of a soft prompt: then these alone are trained
     frozen: bool = False
+    packed: str = "none"  # --teacher-quantization
 
     @property
     def size(self) -> int:
@@ -41,6 +45,13 @@ class Engine:
     @property
     def parameters(self) -> int:
         return self.shape.parameters(self.tensor)
+
+    @property
+    def weights(self) -> float:
+        """Bytes of all parameters that a rank holds, before ZeRO shares them out."""
+        matrices = self.shape.layers * self.shape.layer_matrices // self.tensor
+        packed = PACKED.get(self.packed, self.size)
+        return self.size * (self.parameters - matrices) + packed * matrices
 
     @property
     def trained(self) -> int:
@@ -109,11 +120,13 @@ def make_setting(
         if path := options.get("teacher_deepspeed_config"):
             teacher_config, own_kind = read_engine_config(path, hardware)
             teacher_kind = own_kind if options["teacher_dtype"] == "auto" else teacher_kind
+        packed = options["teacher_quantization"]
         if method == "promptkd":
-            own = {"prompt": options["prompt_len"], "checkpointing": recompute}
-            teacher = _engine(shape, teacher_kind, teacher_config, size, **own)
+            how = {"prompt": options["prompt_len"], "checkpointing": recompute, "packed": packed}
+            teacher = _engine(shape, teacher_kind, teacher_config, size, **how)
         else:
-            teacher = Engine(shape, teacher_kind, 0, tensor=size, frozen=True)
+            teacher = Engine(shape, teacher_kind, 0, tensor=size, frozen=True, packed=packed)
+        check_packed(teacher, hardware)
     elif method in ("promptkd", "kd"):
         raise UserError(f"--method {method} needs --teacher-model-path: name the teacher's folder")
     for engine in filter(None, (student, teacher)):
@@ -189,6 +202,15 @@ def check_tensor(engine: Engine, ranks: int) -> None:
             f"{engine.shape.key_heads} key-value heads, feed-forward width {engine.shape.inner} "
             f"({engine.shape.path}) and {ranks} ranks: use {' or '.join(map(str, fits))}"
         )
+
+
+def check_packed(teacher: Engine, hardware: Hardware) -> None:
+    """As quantization.check_quantization does in a run."""
+    given = f"--teacher-quantization {teacher.packed}"
+    if teacher.packed != "none" and hardware.cpu:
+        raise UserError(f"{given} needs a GPU: leave it out, or plan without --cpu")
+    if teacher.packed != "none" and (teacher.stage == 3 or teacher.tensor > 1):
+        raise UserError(f"{given} does not go with a teacher under ZeRO-3 or --model-parallel: leave one of them out")
 
 
 def _check_pair(student: Engine, teacher: Engine | None, max_length: int) -> None:

@@ -62,7 +62,7 @@ def host_while_loading(setting: Setting, memory: Memory) -> float:
     """Memory of a machine with GPUs while models are read: every rank holds both, the student in float32 (build.py)."""
     if setting.hardware.cpu:
         return 0.0
-    teacher = setting.teacher.size * setting.teacher.parameters if setting.teacher else 0
+    teacher = setting.teacher.weights if setting.teacher else 0
     ranks = min(setting.hardware.ranks, setting.hardware.per_node)
     return ranks * (4 * setting.student.parameters + teacher + memory.host.total())
 
