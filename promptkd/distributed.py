@@ -109,7 +109,7 @@ def _open_store(rank: int, size: int) -> dist.Store:
     if size == 1:
         return dist.HashStore()  # no port: it talks to nobody
     inherited = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    address = os.environ["MASTER_ADDR"], _environment_number("MASTER_PORT")
+    address = os.environ["MASTER_ADDR"], environment_number("MASTER_PORT")
     store = dist.TCPStore(*address, size, is_master=rank == 0 and not inherited, timeout=MEET)
     return unused_part(store, rank, size) if inherited else store
 
