@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py --model ../shared/models/gpt2-dolly-student --data ../shared/data [--seeds 10 20]
 
 One published run for each seed that is asked for with --published-seeds (their mean stands for the others), one of
-ours with all seeds, each in its own process, whole processes timed. Writes evaluation.json and evaluation.md.
+ours with all seeds, each in its own process, whole processes timed. Writes evaluation.json, .md and .png.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from bars import draw_bars
+
 from promptkd.allocator import KEEP
 
 
@@ -92,6 +94,8 @@ def main() -> None:
     o.save.mkdir(parents=True, exist_ok=True)
     (o.save / "evaluation.json").write_text(json.dumps({"published": runs, "ours": mine, "seeds": o.seeds}, indent=1))
     (o.save / "evaluation.md").write_text("\n".join(lines) + "\n")
+    seconds = {"ours": [mine["seconds"]], "published flow (computed)": [theirs]}
+    draw_bars(seconds, f"seconds for {o.name} with {len(o.seeds)} seeds", o.save / "evaluation.png")
     print("\n".join(lines))
 
 

@@ -30,6 +30,7 @@ AXES = {
     "vocabulary": [25000, 50257, 100000, 150000],
     "width": [128, 192, 320, 512],
 }
+TICKS = [0.5, 1, 2, 5, 10, 20, 50]  # of the picture
 
 
 def options() -> argparse.Namespace:
@@ -115,16 +116,19 @@ def draw(results: dict[str, list[dict]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(results), figsize=(3.4 * len(results), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(results), figsize=(3.4 * len(results), 3.2), sharey=True, squeeze=False)
     for panel, (axis, points) in zip(axes[0], results.items()):
         values = [point["value"] for point in points]
         panel.loglog(values, [p["seconds"] for p in points], marker="o", label="seconds", color="#0072b2")
         panel.loglog(values, [p["peak_gb"] for p in points], marker="s", label="peak GB", color="#d55e00")
         panel.set(title=axis)
         panel.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
+        panel.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
         panel.minorticks_off()
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
+    drawn = [value for points in results.values() for point in points for value in (point["seconds"], point["peak_gb"])]
+    axes[0][0].set_ylim(min(drawn) / 1.3, max(drawn) * 1.3)
     axes[0][0].legend(frameon=False)
     figure.tight_layout()
     figure.savefig(path, dpi=130)

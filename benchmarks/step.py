@@ -6,7 +6,7 @@
 Every side runs in a process of its own, one after another, round by round, with two threads, 32 prompts a step and
 up to 256 new tokens. `--malloc keep` gives all sides glibc's setting that keeps freed memory; `system` leaves the
 allocator as it comes. The first step of each process carries its warm-up on all sides. Nothing else may run.
-Writes <method>_step.json and <method>_step.md to --save.
+Writes <method>_step.json, .md and .png to --save.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
+from bars import draw_bars
+
 from promptkd.allocator import KEEP
 
 TEACHER, STUDENT = "gpt2-dolly-teacher", "gpt2-dolly-student"
@@ -136,6 +138,8 @@ def main() -> None:
     o.save.mkdir(parents=True, exist_ok=True)
     (o.save / f"{o.method}_step.json").write_text(json.dumps(results, indent=1))
     (o.save / f"{o.method}_step.md").write_text(table(results) + "\n")
+    seconds = {name: [statistics.mean(r["seconds_per_step"]) for r in rounds] for name, rounds in results.items()}
+    draw_bars(seconds, f"seconds of a {o.method} step", o.save / f"{o.method}_step.png")
     print(table(results))
 
 
