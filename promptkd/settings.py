@@ -76,7 +76,7 @@ class ModelSettings:
     teacher_quantization: Literal["none", "8bit", "4bit"] = option(
         "none", "hold the teacher in so many bits a weight, by bitsandbytes; GPUs alone, and not tried on any yet"
     )
-    gradient_checkpointing: bool = option(False, "recompute activations (student, prompted teacher) in the backward pass: less memory")
+    gradient_checkpointing: bool = option(False, "less memory: student and prompted teacher recompute activations")
 
     def __post_init__(self) -> None:
         if not self.model_path:
