@@ -144,6 +144,7 @@ MODELS = [
     ("train", "student/model.safetensors", link("/dev/zero"), "model.safetensors & neither a file"),
     ("train", "student/config.json", pipe, "config.json"),
     ("train", "student/config.json", change(attn_implementation="evil/kernel"), "evil/kernel & code from the hub"),
+    ("train", "student/config.json", change(num_labels=10**8), "num_labels"),
     ("train", "student/config.json", change(_attn_implementation=["eager"]), "code from the hub"),
     ("train", "student/tokenizer.json", pipe, "tokenizer.json & neither a file"),
     ("train", "student/tokenizer.json", hollow(130), "tokenizer.json & too many"),
