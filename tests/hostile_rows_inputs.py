@@ -199,6 +199,7 @@ DEEPSPEED = [
     ("train", "ds.json", change(fp16={"enabled": True}, bf16={"enabled": True}), "ds.json"),
     ("train", "ds.json", change(tensorboard={"enabled": True, "output_path": "elsewhere"}), "tensorboard"),
     ("train", "ds.json", change(elasticity="on"), "elasticity"),
+    ("train", "ds.json", change(data_types={"grad_accum_dtype": "fp13"}), "grad_accum_dtype"),
     ("train", "ds.json", change(bf16={"enabled": "no"}), "bf16.enabled"),
     ("train", "ds.json", change(zero_optimization={"stage": True}), "stage"),
     ("train", "ds.json", directory, "ds.json"),
