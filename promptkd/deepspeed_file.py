@@ -54,6 +54,9 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
             raise UserError(f"{option} {path}: {key} has to be an object, not {config[key]!r}")
         if not isinstance(enabled := config.get(key, {}).get("enabled", False), bool):
             raise UserError(f"{option} {path}: {key}.enabled has to be true or false, not {enabled!r}")
+    types = config.get("data_types", {})
+    if not isinstance(types, dict) or types.get("grad_accum_dtype") not in (None, "fp32", "bf16", "fp16"):
+        raise UserError(f"{option} {path}: data_types.grad_accum_dtype has to be fp32, bf16 or fp16")
     if not isinstance(stage := zero_stage(config), int) or isinstance(stage, bool):
         raise UserError(f"{option} {path}: zero_optimization.stage has to be 0, 1, 2 or 3, not {stage!r}")
     if precision(config) == "fp16" and device.type == "cpu":

@@ -19,7 +19,9 @@ SIZES = {  # what families call it; the least that is possible
     "heads": ("num_attention_heads", "n_head"),
     "vocabulary": ("vocab_size",),
     "positions": ("max_position_embeddings", "n_positions"),
+    "labels": ("num_labels",),
 }
+MOST_LABELS = 1 << 20  # transformers makes a name for each, whether a model classifies or not
 
 
 def check_files(folder: Path, remedy: str) -> None:
@@ -54,6 +56,8 @@ def check_model_folder(folder: Path, option: str) -> None:
     if "quantization_config" in config:
         raise UserError(f"{option} {folder}: quantised weights are not supported: name a folder of whole ones")
     sizes = {what: _size(config, names, folder, option) for what, names in SIZES.items()}
+    if sizes["labels"] > MOST_LABELS:
+        raise UserError(f"{option} {folder}: config.json speaks of {sizes['labels']} labels: take num_labels out")
     stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     # Every layer has a square matrix of its width at least, and there is an embedding; no number is under a byte.
     claimed = sizes["layers"] * sizes["width"] ** 2 + sizes["vocabulary"] * sizes["width"]

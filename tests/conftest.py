@@ -23,7 +23,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="run the longest tests, too (some five minutes more)")
+    parser.addoption("--slow", action="store_true", help="run the longest tests, too (some ten minutes more)")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -136,5 +136,5 @@ def _count(config: dict[str, Any], name: str, file: Path, option: str, default: 
     if value is None:
         raise UserError(f"{option} {file}: it lacks {name}: add it, or name another config.json")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value <= LARGEST:
-        raise UserError(f"{option} {file}: {name} is {str(value)[:40]}: it has to be a whole number above 0")
+        raise UserError(f"{option} {file}: {name} is {repr(value)[:40]}: it has to be a whole number above 0")
     return value
