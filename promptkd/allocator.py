@@ -20,9 +20,21 @@ def keep_freed_memory() -> None:
     """Tell glibc to keep what is freed; elsewhere do nothing. PROMPTKD_MALLOC=system leaves it as it comes."""
     if not sys.platform.startswith("linux") or os.environ.get("PROMPTKD_MALLOC") == "system":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent where the C library is another
+    mallopt = _glibc("mallopt")
     if mallopt is not None:
         mallopt(_ARENA_MAX, 1)
         mallopt(_MMAP_MAX, 0)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)  # an int here: two gigabytes
         mallopt(_TOP_PAD, 1 << 28)
+
+
+def give_back_freed_memory() -> None:
+    """Have glibc return all that is free at this moment, in spite of `keep_freed_memory`; elsewhere do nothing."""
+    trim = _glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _glibc(name: str):
+    """A function of the C library, None where that is another than glibc."""
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None

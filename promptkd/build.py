@@ -62,7 +62,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
     windows = kind.make_windows(settings, data, ranks)
     check_exposure_bias(settings, data)
-    student, teacher = load_models(settings, DTYPES[precision(teacher_config)], tokenizer, groups, ranks)
+    student, teacher = load_models(settings, teacher_config, tokenizer, groups, ranks)
     own_file = getattr(settings.method_settings, "teacher_deepspeed_config", None) is not None
     both = {**config, "teacher": teacher_config} if own_file else config
     checkpoints, described = open_folder(settings, both, data.folders, ranks)
@@ -173,13 +173,9 @@ def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[
 
 
 def load_models(
-    settings: SimpleNamespace,
-    teacher_dtype: torch.dtype,
-    tokenizer,
-    groups: tuple[TensorGroup | None, ...],
-    ranks: Ranks,
+    settings: SimpleNamespace, teacher_config: dict, tokenizer, groups: tuple[TensorGroup | None, ...], ranks: Ranks
 ):
-    """Student, and teacher if the method needs one, checked against each other."""
+    """Student, and teacher if the method needs one, checked against each other. teacher_config: DeepSpeed's."""
     models, data = settings.models, settings.data
     kind = method_class(settings.method)
     needs_teacher = kind.needs_teacher(settings.method_settings)
@@ -194,10 +190,12 @@ def load_models(
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if not needs_teacher:
         return student, None
-    packed = loading_options(models.teacher_quantization, teacher_dtype, ranks.device)
+    dtype = DTYPES[precision(teacher_config)]
     teacher = load_causal_lm(
-        models.teacher_model_path, teacher_dtype, "--teacher-model-path", group=groups[1], packed=packed
-    )
+        models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
+        packed=loading_options(models.teacher_quantization, dtype, ranks.device),
+        lazily=kind.teacher_has_engine and zero_stage(teacher_config) == 3,
+    )  # fmt: skip
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
     if models.gradient_checkpointing:
         teacher.gradient_checkpointing_enable({"use_reentrant": False})

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.windows import MicroBatch
-from promptkd.deepspeed_file import prepare_deepspeed
+from promptkd.deepspeed_file import precision, prepare_deepspeed, zero_stage
 from promptkd.distributed import Ranks
+from promptkd.lazy_weights import share_out
 from promptkd.models import Head, LanguageModel
 from promptkd.profiling import part
 from promptkd.schedules import Optimization, make_schedule
@@ -46,17 +47,16 @@ class Learner:
             "steps_per_print": 1 << 40,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam is compiled at run time
         }
+        if zero_stage(config) == 3:
+            share_out(model, settings, DTYPES[precision(config)], ranks.device)
         # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to fetch it for us.
         for parameter in model.head_parameters():
             deepspeed.zero.register_external_parameter(model, parameter)
         self._claim_deepspeed()
         self.engine, _, _, self.schedule = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            lr_scheduler=make_schedule(optimizer, how),
-            config=settings,
-            mpu=self.group,
-        )
+            model=model, optimizer=optimizer, lr_scheduler=make_schedule(optimizer, how),
+            config=settings, mpu=self.group,
+        )  # fmt: skip
         self.stage = self.engine.zero_optimization_stage()
         self.grad_norm = 0.0
 

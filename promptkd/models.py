@@ -19,7 +19,9 @@ from transformers.utils import logging as transformers_logging
 from promptkd.data.templates import marks, turn_end
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
+from promptkd.lazy_weights import load_lazily
 from promptkd.model_folder import check_files, check_model_folder
+from promptkd.resharding.layout import FAMILIES
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
 
@@ -121,11 +123,13 @@ def load_causal_lm(
     model_type: str | None = None,
     group: TensorGroup | None = None,
     packed: Mapping[str, Any] = MappingProxyType({}),
+    lazily: bool = False,
 ) -> PreTrainedModel:
     """A stock transformers causal LM in `dtype`, eval mode, on the CPU. `option` names it in errors.
 
     group: the ranks that hold it together; then this rank's part of it. packed: `quantization.loading_options`, with
-    which it is on the device that they name.
+    which it is on the device that they name. lazily: leave the layers' weights unread until an engine of ZeRO-3 shares
+    them out (lazy_weights.py), if the family's layout is known; another is read whole.
     """
     config = load_config(path, option)
     if model_type is not None and config.model_type != model_type:
@@ -133,6 +137,10 @@ def load_causal_lm(
     if group is not None:
         model = load_shard(path, config, dtype, group, option)
         _check_numbers(model, path, option)
+        return fuse_activations(model).eval()
+    if lazily and config.model_type in FAMILIES and os.path.isdir(path):
+        model = load_lazily(path, config, dtype, option, lambda name, value: _check_number(name, value, path, option))
+        check_family(model, option)
         return fuse_activations(model).eval()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -201,8 +209,12 @@ def _unsupported(model: PreTrainedModel, option: str, reason: str) -> UserError:
 
 def _check_numbers(model: nn.Module, path: str, option: str) -> None:
     for name, parameter in model.named_parameters():
-        if not is_finite(parameter.detach()):
-            raise UserError(f"{option} {path}: {name} holds numbers that are not finite: take a sound model")
+        _check_number(name, parameter.detach(), path, option)
+
+
+def _check_number(name: str, tensor: Tensor, path: str, option: str) -> None:
+    if not is_finite(tensor):
+        raise UserError(f"{option} {path}: {name} holds numbers that are not finite: take a sound model")
 
 
 def is_finite(tensor: Tensor) -> bool:

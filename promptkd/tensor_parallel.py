@@ -130,6 +130,18 @@ def load_shard(path: str, config, dtype: torch.dtype, group: TensorGroup, option
     folder's, for messages. Raises UserError when the size does not divide heads or feed-forward units, and when files
     are missing or not one model's.
     """
+    model, source, names = open_model(path, config, dtype, group.size, option)
+    shard(model, group)
+    fill(model, source, names, dtype)
+    return model
+
+
+def open_model(
+    path: str, config, dtype: torch.dtype, size: int, option: str
+) -> tuple[PreTrainedModel, SourceModel, Container[str]]:
+    """The model on `meta`, its weights' files, found fit for `size` ranks, and its tensors' names (the head's unless it
+    is tied). Arguments and errors are `load_shard`'s.
+    """
     root, size_option = Path(path), option.replace("path", "parallel-size")
     if config.model_type not in FAMILIES:
         raise UserError(f"{option} {path}: {size_option} is for {', '.join(FAMILIES)}, not {config.model_type}")
@@ -137,10 +149,10 @@ def load_shard(path: str, config, dtype: torch.dtype, group: TensorGroup, option
         raise UserError(
             f"{option} {path}: {size_option} needs a folder: `hf download {path} --local-dir ...` makes one"
         )
-    source = open_source(root, group.size, FAMILIES[config.model_type])
+    source = open_source(root, size, FAMILIES[config.model_type])
     described = read_json(inside(root, "config.json"))
     checks.check_names(source, described)
-    checks.check_geometry(source, described, group.size, size_option, whole=("vocab",))
+    checks.check_geometry(source, described, size, size_option, whole=("vocab",))
     checks.check_shards(source)
     names = checks.output_names(source, described, 1)
     with init_empty_weights(include_buffers=False):
@@ -148,9 +160,7 @@ def load_shard(path: str, config, dtype: torch.dtype, group: TensorGroup, option
     _check_shapes(model, source, names, f"{option} {path}")
     if (root / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(root)
-    shard(model, group)
-    fill(model, source, names, dtype)
-    return model
+    return model, source, names
 
 
 def _check_shapes(model: PreTrainedModel, source: SourceModel, names: Container[str], where: str) -> None:

@@ -97,6 +97,7 @@ class Method(ABC):
     Settings: ClassVar[type] = NoSettings
     OptimizerSettings: ClassVar[type] = OptimizerSettings
     has_teacher: ClassVar[bool] = True
+    teacher_has_engine: ClassVar[bool] = False  # one that ZeRO-3 can share out
     teacher: Learner | FrozenTeacher  # of a method that asks one
     rollout_engine: RolloutEngine = HuggingFaceEngine()
 

@@ -50,6 +50,7 @@ class PromptKDSettings(RolloutSettings):
 
 class PromptKD(Method):
     Settings = PromptKDSettings
+    teacher_has_engine = True
 
     def __init__(self, context: Context, settings: PromptKDSettings) -> None:
         super().__init__(context, settings)

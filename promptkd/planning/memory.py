@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from promptkd.planning.setting import Engine, Setting
 from promptkd.planning.shapes import Shape
 
-# XXX
+# Resident in a rank of train.py that has taken two steps with models of next to no size: Python, torch, transformers,
+# DeepSpeed and matplotlib. 0.53 GB was noted when the plan was made;
+# `benchmarks/plan.py --settings framework` measures it, and found 0.47 GB later on a machine of the same kind.
 CPU_FRAMEWORK = 0.53e9
 # CUDA context, cuBLAS and NCCL buffers of a process: NVIDIA's usual order of magnitude, not measured here.
 GPU_FRAMEWORK = 1.5e9
@@ -133,7 +135,9 @@ def building(engine: Engine, setting: Setting) -> float:
         0 if engine.offload_optimizer and not setting.hardware.cpu else 8 * share
     )  # and gradients of zeros, dropped
     if engine.stage == 3:
-        return b * count + b * count / ranks + masters  # the whole model comes to the device before it is shared out
+        # lazy_weights.py shares out tensor by tensor; a student was read into the machine's memory before.
+        whole = b * count if setting.hardware.cpu and not engine.prompt else b * engine.shape.head
+        return whole + b * count / ranks + masters
     if not engine.trained or engine.stage == 0:
         return engine.weights
     return engine.weights + b * engine.trained + masters  # ZeRO 1 and 2 copy what is trained into one flat block

@@ -59,10 +59,13 @@ def _engine(engine: Engine, setting: Setting) -> dict[str, Any]:
 
 
 def host_while_loading(setting: Setting, memory: Memory) -> float:
-    """Memory of a machine with GPUs while models are read: every rank holds both, the student in float32 (build.py)."""
+    """Memory of a machine with GPUs while models are read: every rank holds both, the student in float32, of a
+    teacher that ZeRO-3 shares out what is outside of its layers (build.py)."""
     if setting.hardware.cpu:
         return 0.0
     teacher = setting.teacher.weights if setting.teacher else 0
+    if setting.teacher and setting.teacher.stage == 3:
+        teacher = setting.teacher.size * setting.teacher.shape.embeddings
     ranks = min(setting.hardware.ranks, setting.hardware.per_node)
     return ranks * (4 * setting.student.parameters + teacher + memory.host.total())
 

@@ -1,0 +1,68 @@
+"""A teacher under ZeRO-3 that no rank ever holds whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from runs import Run
+from tiny_models import make_model
+
+from promptkd.distributed import setup
+from promptkd.engine import Learner, read_deepspeed_config
+from promptkd.errors import UserError
+from promptkd.models import LanguageModel, load_causal_lm
+from promptkd.schedules import Optimization
+from promptkd.soft_prompt import SoftPrompt
+
+LARGE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10}  # 70 million parameters, 0.28 GB
+
+
+def memory(name: str) -> int:
+    """Bytes of this process: VmRSS, resident now, or VmHWM, at the most."""
+    return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def main() -> None:
+    """What each of two ranks does: load the model in a folder, share it out, and write down what that took."""
+    folder, how = Path(sys.argv[1]), sys.argv[2]
+    ranks = setup()
+    config = read_deepspeed_config(str(ROOT / "configs/deepspeed/ds_config_zero3_fp32.json"), ranks.device)
+    before = memory("VmRSS")
+    model = load_causal_lm(str(folder), torch.float32, "--model-path", lazily=how == "lazily").requires_grad_(False)
+    prompted = LanguageModel(model, SoftPrompt(torch.zeros(2, model.config.hidden_size)))
+    Learner(prompted, Optimization(0.1, 1, "constant", 0.0, 0, 0.0, 1.0, (0.9, 0.999)), config, ranks)
+    (folder / f"{how}{ranks.rank}.json").write_text(json.dumps(memory("VmHWM") - before))
+    ranks.barrier()
+
+
+@pytest.mark.slow
+def test_no_rank_holds_it_whole(tmp_path):
+    """Half of it is missing from the peak, all else (groups, buffers, the engine) being as with a whole model."""
+    model = make_model("llama", tmp_path / "model", **LARGE)
+    size = 4 * sum(p.numel() for p in model.parameters())
+    grown = {}
+    for how in ("lazily", "whole"):
+        started = Run([str(tmp_path / "model"), how], tmp_path / "log", 2, "test_lazy_weights")
+        assert started.wait() == [0, 0], (tmp_path / "log").read_text()
+        grown[how] = [json.loads((tmp_path / f"model/{how}{rank}.json").read_text()) for rank in (0, 1)]
+    assert max(grown["lazily"]) + 0.4 * size < min(grown["whole"]), (size, grown)
+
+
+def test_what_is_unread_is_checked_when_it_is_read(tmp_path):
+    model = make_model("llama", tmp_path)
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
+    model.save_pretrained(tmp_path)
+    lazy = load_causal_lm(str(tmp_path), torch.float32, "--teacher-model-path", lazily=True)
+    name = "model.layers.1.mlp.up_proj.weight"
+    assert lazy.get_parameter(name).is_meta and not lazy.get_output_embeddings().weight.is_meta
+    same = "model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(lazy.unread(same), model.get_parameter(same).float())
+    with pytest.raises(UserError, match=f"--teacher-model-path .*{name} holds numbers that are not finite"):
+        lazy.unread(name)
