@@ -53,10 +53,10 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
     check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     teacher_config = read_teacher_config(settings, config, ranks)
-    check_quantization(settings, zero_stage(teacher_config), ranks.device)
+    kind = method_class(settings.method)
+    check_quantization(settings, zero_stage(teacher_config) if kind.teacher_has_engine else 0, ranks.device)
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     tokenizer = load_student_tokenizer(settings)
-    kind = method_class(settings.method)
     data = kind.open_data(settings, tokenizer)
     if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")

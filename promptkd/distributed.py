@@ -18,8 +18,8 @@ from torch import Tensor
 from promptkd.allocator import keep_freed_memory
 from promptkd.errors import RunError, UserError
 
-# Within which ranks that start together have to find each other: imports alone lie before, no model.
-MEET = datetime.timedelta(minutes=2)
+# Within which ranks that start together have to find each other: imports lie before, and test sets, but no model.
+MEET = datetime.timedelta(minutes=5)
 # The longest that a rank waits for others in a collective: one of them may be writing a checkpoint.
 WAIT = datetime.timedelta(minutes=30)
 
@@ -155,8 +155,11 @@ def _meet(backend: str, rank: int, size: int) -> None:
 
 
 def _part() -> None:
-    """End the groups' threads while Python still runs: one that wants the interpreter afterwards aborts the process."""
-    if dist.is_initialized():
+    """End the groups' threads while Python still runs: one that wants the interpreter afterwards aborts the process.
+
+    NCCL's end by themselves, and would wait here for ranks that have failed.
+    """
+    if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()
 
 

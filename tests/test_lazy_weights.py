@@ -13,8 +13,9 @@ from conftest import ROOT
 from runs import Run
 from tiny_models import make_model
 
+from promptkd.deepspeed_file import read_deepspeed_config
 from promptkd.distributed import setup
-from promptkd.engine import Learner, read_deepspeed_config
+from promptkd.engine import Learner
 from promptkd.errors import UserError
 from promptkd.models import LanguageModel, load_causal_lm
 from promptkd.schedules import Optimization

@@ -71,6 +71,11 @@ def test_the_end_of_a_turn_is_the_templates(template, end):
     assert turn_end(make_tokenizer(template)) == end
 
 
+def test_a_broken_template_that_nobody_asked_for_changes_nothing():
+    broken = make_tokenizer("{{ raise_exception('no') }}")
+    assert turn_end(broken) == END and response_ends(broken, ["say one"]) == [END]
+
+
 def test_a_template_that_puts_nothing_around_what_is_said():
     chat = ChatTemplate(make_tokenizer(LLAMA2))
     assert chat({"instruction": "say it", "prompt": "published: say it"}) == chat({"instruction": "say it"}) == "say it"

@@ -99,16 +99,20 @@ def turn_end(tokenizer) -> int:
     if not getattr(tokenizer, "chat_template", None):
         return tokenizer.eos_token_id
     messages = [{"role": "user", "content": "ASKED"}, {"role": "assistant", "content": "SAID"}]
-    _, _, behind = tokenizer.apply_chat_template(messages, tokenize=False).partition("SAID")
+    try:
+        _, _, behind = tokenizer.apply_chat_template(messages, tokenize=False).partition("SAID")
+    except Exception:  # others wrote it; who asks for it with --template chat is told so there
+        return tokenizer.eos_token_id
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
     return next((token for token in ids if token in marks(tokenizer)), tokenizer.eos_token_id)
 
 
 def response_ends(tokenizer, prompts: list[str]) -> list[int]:
     """The token that ends the response to each prompt: end-of-text, behind a chat template's prompt its turn's end."""
-    if not getattr(tokenizer, "chat_template", None):
-        return [tokenizer.eos_token_id] * len(prompts)
-    chat, end = ChatTemplate(tokenizer), turn_end(tokenizer)
+    end = turn_end(tokenizer)
+    if end == tokenizer.eos_token_id:
+        return [end] * len(prompts)
+    chat = ChatTemplate(tokenizer)
     return [end if chat.made(prompt) else tokenizer.eos_token_id for prompt in prompts]
 
 
