@@ -76,6 +76,12 @@ def test_other_settings_are_refused_by_name(options, interrupted, tmp_path, capf
         train_here(options(interrupted, "--resume", *other, method="sft"))
     with pytest.raises(UserError, match="--deepspeed_config"):
         train_here(options(interrupted, "--resume", "--deepspeed_config", zero_file(tmp_path, 3), method="sft"))
+    argv = options(interrupted, method="sft")
+    data = shutil.copytree(argv[argv.index("--data-dir") + 1], tmp_path / "data")
+    tokens = next(data.glob("train_0.bin"))
+    tokens.write_bytes(tokens.read_bytes()[:-2] + b"\1\0")
+    with pytest.raises(UserError, match=r"--data-dir \(other content\)"):
+        train_here(options(interrupted, "--resume", "--data-dir", str(data), method="sft"))
     moved = shutil.copytree(options(interrupted, method="sft")[options(interrupted).index("--model-path") + 1],
                             tmp_path / "moved")  # fmt: skip
     free = ["--model-path", str(moved), "--keep-checkpoints", "1"]

@@ -50,7 +50,10 @@ def test_resume_is_bitwise_for_other_methods_and_with_evaluation(method, options
 
 def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):
     """Each folder holds the model of its best evaluation, an interrupted save included; a new run starts without."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole, cut, late = (tmp_path / name for name in ("whole", "cut", "late"))
+
+    def crash():
+        raise Crash
 
     def build(save, *extra):
         often = ["--dev-num", "2", "--eval-interval", "2", "--total-iters", "4", "--checkpoint-every", "1"]
@@ -79,6 +82,14 @@ def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):
     assert (cut / "best_rougeL").exists() and not (cut / "best_loss").exists()
     build(cut, "--resume").fit()
     assert_same_run(whole, cut)
+
+    trainer = build(late)
+    loss = trainer.dev.loss
+    trainer.dev.loss = lambda student: loss(student) if student.engine.global_steps < 4 else crash()
+    with pytest.raises(Crash):
+        trainer.fit()
+    build(late, "--resume").fit()  # what was best before the kill still is
+    assert_same_run(whole, late)
     train_here(options(cut, "--overwrite", "--total-iters", "1", method="sft"))
     assert not list(cut.glob("best_*"))
 
