@@ -13,6 +13,7 @@ from torch import Tensor
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.windows import Windows
 from promptkd.deepspeed_file import (
+    DTYPES,
     check_with_deepspeed,
     precision,
     read_deepspeed_config,
@@ -21,7 +22,7 @@ from promptkd.deepspeed_file import (
 )
 from promptkd.devset import DevSet
 from promptkd.distributed import Ranks, setup
-from promptkd.engine import DTYPES, Learner
+from promptkd.engine import Learner
 from promptkd.errors import UserError
 from promptkd.methods import method_class
 from promptkd.methods.base import Context, Data, Limits, Method
@@ -29,11 +30,11 @@ from promptkd.models import (
     LanguageModel,
     check_pair,
     check_positions,
-    check_vocabulary,
     count_parameters,
     end_ids,
     load_causal_lm,
     load_config,
+    load_own_tokenizer,
     load_tokenizer,
 )
 from promptkd.quantization import check_quantization, loading_options
@@ -54,9 +55,10 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     teacher_config = read_teacher_config(settings, config, ranks)
     kind = method_class(settings.method)
-    check_quantization(settings, zero_stage(teacher_config) if kind.teacher_has_engine else 0, ranks.device)
+    check_quantization(settings, teacher_stage(kind, teacher_config), ranks.device)
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
-    tokenizer = load_student_tokenizer(settings)
+    path = settings.models.model_path
+    tokenizer = load_own_tokenizer(path, load_config(path, "--model-path"), "--model-path")
     data = kind.open_data(settings, tokenizer)
     if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
@@ -142,13 +144,6 @@ def parameters_of(settings: SimpleNamespace, prompt: Tensor | None) -> dict[str,
     return {**counts, "prompt": None if prompt is None else prompt.numel()}
 
 
-def load_student_tokenizer(settings: SimpleNamespace):
-    config = load_config(settings.models.model_path, "--model-path")
-    tokenizer = load_tokenizer(settings.models.model_path)
-    check_vocabulary(config, tokenizer, "--model-path")
-    return tokenizer
-
-
 def read_teacher_config(settings: SimpleNamespace, config: dict, ranks: Ranks) -> dict:
     """What the teacher's engine is started with: a file of its own where the method has one, in --teacher-dtype."""
     path = getattr(settings.method_settings, "teacher_deepspeed_config", None)
@@ -157,6 +152,11 @@ def read_teacher_config(settings: SimpleNamespace, config: dict, ranks: Ranks) -
         check_with_deepspeed(config, path, ranks.device, TEACHER_FILE)
     dtype = settings.models.teacher_dtype
     return config if dtype == "auto" else with_precision(config, dtype)
+
+
+def teacher_stage(kind: type[Method], config: dict) -> int:
+    """The ZeRO stage of the teacher's engine; 0 where the method gives it none. config: the teacher's, DeepSpeed's."""
+    return zero_stage(config) if kind.teacher_has_engine else 0
 
 
 def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[TensorGroup | None, ...]:
@@ -194,7 +194,7 @@ def load_models(
     teacher = load_causal_lm(
         models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
         packed=loading_options(models.teacher_quantization, dtype, ranks.device),
-        lazily=kind.teacher_has_engine and zero_stage(teacher_config) == 3,
+        lazily=teacher_stage(kind, teacher_config) == 3,
     )  # fmt: skip
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
     if models.gradient_checkpointing:

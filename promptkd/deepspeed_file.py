@@ -11,6 +11,7 @@ import torch
 from promptkd.errors import UserError
 from promptkd.strict_json import read_object
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
 # What the command line alone decides; a DeepSpeed file may say "auto" or nothing.
 OWNED = {

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.windows import MicroBatch
-from promptkd.deepspeed_file import precision, prepare_deepspeed, zero_stage
+from promptkd.deepspeed_file import DTYPES, precision, prepare_deepspeed, zero_stage
 from promptkd.distributed import Ranks
 from promptkd.lazy_weights import share_out
 from promptkd.models import Head, LanguageModel
@@ -20,7 +20,6 @@ from promptkd.profiling import part
 from promptkd.schedules import Optimization, make_schedule
 from promptkd.tensor_parallel import is_part, whole_state
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Names (parts of them) of parameters without weight decay, as published (utils.py, get_optimizer_params).
 NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
 

@@ -271,14 +271,16 @@ def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, student_token
         )
 
 
-def check_vocabulary(config, tokenizer, option: str) -> None:
-    """Raise UserError when the tokenizer has ids for which the model has no embedding."""
+def load_own_tokenizer(path: str, config, option: str):
+    """The tokenizer beside the model of this configuration; UserError when it has ids without an embedding."""
+    tokenizer = load_tokenizer(path)
     rows, largest = getattr(config, "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
     if rows is not None and largest >= rows:
         raise UserError(
             f"{option}: the tokenizer's ids go up to {largest}, the model has embeddings for {rows} tokens: resize it "
             "(resize_token_embeddings), or take the added tokens out of the tokenizer"
         )
+    return tokenizer
 
 
 def check_positions(config, tokens: int, option: str) -> None:

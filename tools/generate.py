@@ -132,18 +132,18 @@ def read_prompts(settings, tokenizer) -> tuple[list[str], list, list[list[str]]]
 
 def run(settings) -> None:
     """Answer what is not answered yet; write generated.jsonl when all is."""
+    from promptkd.deepspeed_file import DTYPES
     from promptkd.distributed import setup
-    from promptkd.engine import DTYPES
     from promptkd.evaluation.answer_store import AnswerStore
     from promptkd.evaluation.progress import AnswerBar
     from promptkd.evaluation.run import choose_dtype
-    from promptkd.models import check_positions, check_vocabulary, load_causal_lm, load_config, load_tokenizer
+    from promptkd.models import check_positions, load_causal_lm, load_config, load_own_tokenizer
     from promptkd.tensor_parallel import tensor_group
 
     what, data = settings.generation, settings.data
-    config, tokenizer = load_config(what.model_path, "--model-path"), load_tokenizer(what.model_path)
+    config = load_config(what.model_path, "--model-path")
+    tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
     check_positions(config, data.max_length, "--model-path")
-    check_vocabulary(config, tokenizer, "--model-path")
     texts, prompts, gold = read_prompts(settings, tokenizer)
     ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)

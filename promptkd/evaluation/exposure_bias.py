@@ -21,8 +21,8 @@ from torch import Tensor
 
 from promptkd.checkpoint import fingerprint, write_json
 from promptkd.data.windows import group_by_length, pack
+from promptkd.deepspeed_file import DTYPES
 from promptkd.distributed import Ranks, setup
-from promptkd.engine import DTYPES
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_files import draw, markdown
 from promptkd.evaluation.generate import share
@@ -36,10 +36,10 @@ from promptkd.models import (
     LanguageModel,
     check_pair,
     check_positions,
-    check_vocabulary,
     end_ids,
     load_causal_lm,
     load_config,
+    load_own_tokenizer,
     load_tokenizer,
 )
 from promptkd.rollout import Sampling, decode, example_noise
@@ -176,8 +176,7 @@ def run(settings: SimpleNamespace) -> None:
     found, missing = find_sets(data.data_dir, data.data_names.split())
     for path, option in ((what.model_path, "--model-path"), (how.teacher_model_path, "--teacher-model-path")):
         check_positions(load_config(path, option), data.max_length, option)
-    tokenizer = load_tokenizer(what.model_path)
-    check_vocabulary(load_config(what.model_path, "--model-path"), tokenizer, "--model-path")
+    tokenizer = load_own_tokenizer(what.model_path, load_config(what.model_path, "--model-path"), "--model-path")
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
     ranks = setup(settings.parallel.size)

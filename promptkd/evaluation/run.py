@@ -13,9 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
-from promptkd.deepspeed_file import precision, read_deepspeed_config
+from promptkd.deepspeed_file import DTYPES, precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
-from promptkd.engine import DTYPES
 from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share, text_of
 from promptkd.evaluation.progress import AnswerBar
@@ -23,14 +22,7 @@ from promptkd.evaluation.rouge import ScoringPool, default_workers
 from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
-from promptkd.models import (
-    check_positions,
-    check_vocabulary,
-    end_ids,
-    load_causal_lm,
-    load_config,
-    load_tokenizer,
-)
+from promptkd.models import check_positions, end_ids, load_causal_lm, load_config, load_own_tokenizer
 from promptkd.rollout import Sampling
 from promptkd.tensor_parallel import tensor_group
 
@@ -47,8 +39,7 @@ def run(settings: SimpleNamespace) -> None:
     found, missing = find_sets(data.data_dir, data.data_names.split())
     config = load_config(what.model_path, "--model-path")
     check_positions(config, data.max_length, "--model-path")
-    tokenizer = load_tokenizer(what.model_path)
-    check_vocabulary(config, tokenizer, "--model-path")
+    tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
     how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     ranks = setup(settings.parallel.size)

@@ -63,7 +63,7 @@ class PromptKD(Method):
         prompted = LanguageModel(teacher, SoftPrompt(start))
         rate = context.optimization.lr if settings.teacher_lr is None else settings.teacher_lr
         self.teacher = context.learner(prompted, replace(context.optimization, lr=rate))
-        without_dropout(teacher)  # ever: its layers recompute activations in train mode alone
+        without_dropout(teacher)  # eval mode would not do: layers recompute activations in train mode alone
         self.teacher.train(False)
         self.start = self.prompt()
         self.rollout_engine = rollout_engine(settings.rollout_engine, context.limits.max_length)
