@@ -191,6 +191,9 @@ def test_the_scripts_run_each_stage_once_and_again_where_something_changed(tmp_p
     assert names(recipe(out, "--weight-decay", "0", SEEDS="1 2")) == [*["eval"] * 7, "out"]
     changed = recipe(out, "--weight-decay", "1", METHODS="sft", SEEDS="1 2")
     assert names(changed) == ["sft", "eval", "exposure_bias", "out"]
+    without = recipe(out, METHODS="kd promptkd", script="evaluate.sh")[-1]
+    baselines = [words[words.index("--baseline") + 1] for words in (commands[-1], without)]
+    assert baselines == ["sft", "kd"], "the report knows no result that was not trained"
 
 
 def test_the_scripts_options_are_options(tmp_path):

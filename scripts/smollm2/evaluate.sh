@@ -18,5 +18,6 @@ for name in teacher start "${methods[@]}"; do
         --teacher-model-path "$teacher" --save "$out/$name/exposure_bias" --template chat "${sizes[@]}" \
         --data-dir "$out/data" --data-names dev --dev-num "$SHOWN_DEV_ROWS" --no-repeat-ngram-size 0
 done
-"$python" tools/report.py "${methods[@]/#/$out/}" --references "$out/teacher" "$out/start" --baseline sft \
+[[ " ${methods[*]} " == *" sft "* ]] && baseline=sft || baseline=${methods[0]}
+"$python" tools/report.py "${methods[@]/#/$out/}" --references "$out/teacher" "$out/start" --baseline "$baseline" \
     --save "$out" --title "SmolLM2-135M teaches a student made of $KEEP_LAYERS of its layers"
