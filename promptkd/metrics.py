@@ -11,6 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -98,6 +99,23 @@ def _metrics_row(line: bytes, where: str) -> dict[str, Any]:
     except (AttributeError, KeyError, TypeError):
         reason = 'it needs an object with "event" and "step"'
     raise UserError(f"{where}: {reason}: not a line of train.py's; restore the file or train anew")
+
+
+class StepTimes:
+    """Seconds of the steps since the last row, or since a resumed run began: what is done in one of several steps, such
+    as a collection of rollouts, counts in whichever row it falls."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def add(self, seconds: dict[str, float]) -> None:
+        self.steps.append(seconds)
+
+    def means(self) -> dict[str, float]:
+        """Mean of each phase over the steps since the last call."""
+        taken, self.steps = self.steps, []
+        names = dict.fromkeys(name for step in taken for name in step)
+        return {name: fmean(step.get(name, 0.0) for step in taken) for name in names}
 
 
 class Progress:

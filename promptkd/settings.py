@@ -38,12 +38,12 @@ class RunSettings:
     skip_nonfinite: int = option(0, "drop up to N updates whose loss or gradient is not finite, then stop")
     seed: int = option(10, "seeds sampling and dropout")
     seed_order: int = option(0, "seeds the order of the examples")
-    log_interval: int = option(1, "write a metrics row every N optimizer steps")
+    log_interval: int = option(1, "write a metrics row every N optimizer steps; its times are their means")
     profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save")
     eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
 
-    exposure_bias_every: int = option(0, "record the student's exposure bias every N optimizer steps; 0: never")
+    exposure_bias_every: int = option(0, "record the student's exposure bias every N steps, first and last; 0: never")
     exposure_bias_rows: int = option(32, "dev prompts it is measured on, the first ones; an answer from each model")
 
     def __post_init__(self) -> None:

@@ -18,7 +18,7 @@ from promptkd.distributed import Ranks
 from promptkd.errors import UserError
 from promptkd.finite import FiniteGuard
 from promptkd.methods.base import Method, Window
-from promptkd.metrics import MetricsFile, Progress, draw_curves, logged_memory_gb, peak_memory_gb
+from promptkd.metrics import MetricsFile, Progress, StepTimes, draw_curves, logged_memory_gb, peak_memory_gb
 from promptkd.profiling import profile_step
 from promptkd.resume import Checkpoints
 from promptkd.signals import StopSignals, name_of, status_of
@@ -50,6 +50,7 @@ class Trainer:
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
         self.guard = FiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
         self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.first)
+        self.times = StepTimes()
         self.progress = Progress(settings.method, self.total, ranks.first, self.done)
         self.signals = StopSignals()
 
@@ -122,11 +123,12 @@ class Trainer:
     def log(self, step: int, row: dict[str, float], window: Window, seconds: float) -> None:
         losses = {key: value for key, value in row.items() if key.endswith("loss")}
         self.progress.step(step, losses)
+        self.times.add({**window.seconds, "step_seconds": seconds})
         if step % self.settings.run.log_interval and step != self.total:
             return
         row["lr"] = self.method.student.lr
         row["grad_norm"] = self.method.student.grad_norm
-        row.update(window.seconds, step_seconds=seconds, peak_memory_gb=logged_memory_gb(self.ranks.device))
+        row.update(self.times.means(), peak_memory_gb=logged_memory_gb(self.ranks.device))
         self.metrics.row("train", step, epoch=self.windows.epoch_of(step), **row)
 
     def is_evaluation_due(self, step: int) -> bool:
@@ -158,9 +160,9 @@ class Trainer:
                 self.save(folder)
 
     def measure_exposure_bias(self, step: int) -> None:
-        """A row with the student's exposure bias on dev prompts, every --exposure-bias-every steps and before all."""
+        """A row with the student's exposure bias on dev prompts, every --exposure-bias-every steps, first and last."""
         every = self.settings.run.exposure_bias_every
-        if not every or step % every:
+        if not every or (step % every and step != self.total):
             return
         began = time.perf_counter()
         rows = self.settings.run.exposure_bias_rows

@@ -46,7 +46,8 @@ def step_seconds(result: Result) -> float | None:
     """Seconds of a typical step: the medians of its phases, each times the share of steps in which it works.
 
     A run that was stopped for a while, or had to share the machine, has some long steps and the same medians.
-    MiniLLM's rollouts, made for several steps in one of them, count with their share. None without a logged step.
+    MiniLLM's rollouts, made for several steps in one of them, count with their share. A row's seconds are means over
+    the steps since the row before (metrics.StepTimes), so --log-interval hides nothing. None without a logged step.
     """
     whole = _seconds(result, "step_seconds")
     if not whole:
