@@ -153,6 +153,18 @@ def test_both_arithmetics_equal_the_plain_computation(pair, sampled, published, 
     assert values["ex_acc_err"] == pytest.approx((R.mean(0) - eps.mean(0)) / eps.mean(0) * 100, rel=1e-3, abs=0.01)
 
 
+def test_only_end_of_text_ends_a_published_answer(pair):
+    """The published code knows no other end, such as a chat template's."""
+    models = [LanguageModel(model) for model in pair]
+    also = write(pair[0], prompts()[2], None, None)[1]
+    for published in (True, False):
+        errors = [
+            accumulated_errors(*models, prompts(), replace(GREEDY, end_ids=ends, published=published), OneOf())
+            for ends in ([EOS], [EOS, also])
+        ]
+        assert torch.equal(*errors) is published
+
+
 def test_two_ranks_and_another_token_budget_change_nothing():
     student, teacher = (LanguageModel(tiny("gpt2")) for _ in range(2))
     with torch.no_grad():

@@ -81,8 +81,10 @@ def accumulated_errors(
 
     Both models are whole and in eval mode. At a position the errors of a row's samples that reach it are averaged;
     where none does, nothing is added. Student and teacher draw with the same random numbers, so that what differs
-    is the models; nothing depends on ranks or token budget (but for rounding), and no generator is touched.
+    is the models; nothing depends on ranks or token budget (but for rounding), and no generator is touched. In the
+    published arithmetic end-of-text alone ends an answer.
     """
+    enders = how.end_ids[:1] if how.published else how.end_ids
     sums = torch.zeros(2, len(prompts), how.max_new_tokens, dtype=torch.float64, device=ranks.device)
     alive = torch.zeros_like(sums)
     pairs = share(prompts, how.samples, ranks)
@@ -95,7 +97,7 @@ def accumulated_errors(
                 writer.model,
                 asked,
                 max_new_tokens=how.max_new_tokens,
-                end_ids=how.end_ids,
+                end_ids=enders,
                 sampling=how.sampling,
                 noise=lambda i, b=batch: example_noise(how.seed, b[i][1], b[i][0], count=how.max_new_tokens),
                 token_budget=how.token_budget,
