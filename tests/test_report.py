@@ -16,6 +16,7 @@ from promptkd.reporting.bootstrap import paired_bootstrap
 from promptkd.reporting.costs import cost
 from promptkd.reporting.report import Contents, find_baseline, write_report
 from promptkd.reporting.results import check_comparable, read_result
+from promptkd.tensor_file import digest_of
 
 SCORES = {"sft": [60.0, 62.0], "kd": [61.5, 61.7], "promptkd": [70.0, 71.0], "teacher": [80.0, 82.0]}
 HOSTILE = "</td><script>alert(1)</script> a|b & <img src=http://x/y>"
@@ -57,7 +58,7 @@ def make_result(root: Path, name: str, sets: tuple[str, ...] = ("test",), **chan
         "published_rows": 10_000,
         "rougeL": scores,
         "exact_match": scores,
-        "sha256": "0",
+        "sha256": digest_of(file)["sha256"],
         "file": str(file),
         "rougeL_rows": rows,
     }
@@ -245,8 +246,9 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path):
     (folder / "eval/results.json").unlink()
     with pytest.raises(UserError, match=r"evaluate.py --save .*/sft/eval writes it"):
         read_result(str(folder))
-    done = start(["--save", str(tmp_path / "out")], script="tools/report.py")
+    done = start(["--save", str(tmp_path / "out"), str(folder)], script="tools/report.py")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "result folders come first: report.py FOLDER... [options]" in done.stderr
 
 
 @pytest.mark.parametrize(

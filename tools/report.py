@@ -4,9 +4,10 @@
     python tools/report.py results/demo/{sft,kd,promptkd} --references results/demo/{teacher,start} \
         --baseline sft --save results/demo
 
-A folder is what train.py --save wrote, with evaluate.py's results in its folder "eval" (and exposure bias in
-"exposure_bias"), or what evaluate.py --save wrote. Its row has its name, or NAME where it is given as NAME=FOLDER.
-Writes report.md with curves.png, report.html and report.json below --save and prints the scores.
+A folder is what train.py --save wrote, with evaluate.py's results in its folder "eval", or what evaluate.py --save
+wrote; either with exposure bias in its folder "exposure_bias". Its row has its name, or NAME where it is given as
+NAME=FOLDER. Writes report.md with curves.png (if there are any), report.html and report.json below --save and prints
+the scores.
 """
 
 from __future__ import annotations
@@ -39,9 +40,10 @@ class ReportSettings:
 
 def main() -> None:
     folders = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
-    settings = parse({"options": ReportSettings}, sys.argv[1 + len(folders) :], "report.py", dry_run=False).options
-    if not folders:
-        raise UserError("no result folder is named: report.py FOLDER... [options]; --help lists the options")
+    if not folders and not {"-h", "--help"} & set(sys.argv):  # before options are read: a folder is none of them
+        raise UserError("result folders come first: report.py FOLDER... [options]; --help lists the options")
+    argv = sys.argv[1 + len(folders) :]
+    settings = parse({"options": ReportSettings}, argv, "report.py FOLDER...", dry_run=False).options
     from promptkd.reporting.report import Contents, find_baseline, write_report
     from promptkd.reporting.results import check_comparable, read_result
 

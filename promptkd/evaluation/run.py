@@ -109,7 +109,8 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
 
 
 def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -> dict[str, Any]:
-    """results.json without the sets. `protocol` is what has to agree where results are compared."""
+    """results.json without the sets. `protocol` is what has to agree where results are compared, but for
+    dev_num: there the rows have to."""
     what, data = settings.evaluation, settings.data
     path = what.model_path
     return {
@@ -165,7 +166,9 @@ def claim(folder: Path, ranks: Ranks) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"--save {folder} cannot be made ({error.strerror}): name another folder") from None
-        curves = [*folder.glob("exposure_bias.*"), *folder.glob("*/exposure_bias.*")]
+        # A folder of that name is no test set's but a measurement of its own, see tools/report.py.
+        inside = [path for path in folder.glob("*/exposure_bias.*") if path.parent.name != "exposure_bias"]
+        curves = [*folder.glob("exposure_bias.*"), *inside]
         for old in [folder / RESULTS, folder / "results.md", *folder.glob("*/seed*/answers.jsonl"), *curves]:
             old.unlink(missing_ok=True)
     ranks.barrier()

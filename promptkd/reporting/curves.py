@@ -67,16 +67,15 @@ def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
 
 
 def draw_picture(panels: list[Panel], picture: Path) -> None:
-    """All panels in one PNG, two in a row."""
+    """All panels, at least one, in one PNG, two in a row."""
     plt = _pyplot()
-    rows = max(1, -(-len(panels) // 2))
+    rows = -(-len(panels) // 2)
     with plt.rc_context({"figure.dpi": 130}):
         figure, axes = plt.subplots(rows, 2, figsize=(10, 3.9 * rows), squeeze=False, layout="constrained")
         for axis, panel in zip(axes.flat, panels):
             _draw(axis, panel)
         for axis in axes.flat[len(panels) :]:
             axis.set_axis_off()
-        picture.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(picture)
         plt.close(figure)
 

@@ -16,7 +16,7 @@ from promptkd.evaluation.tables import write_text
 from promptkd.reporting.costs import cost, costs
 from promptkd.reporting.curves import draw_picture, draw_svg, panels_of
 from promptkd.reporting.page import Answer, Section, page
-from promptkd.reporting.results import Result, unlike
+from promptkd.reporting.results import Result, unlike, unlike_exposure
 from promptkd.reporting.table import (
     Cell,
     Table,
@@ -29,6 +29,7 @@ from promptkd.reporting.table import (
     settings,
 )
 from promptkd.strict_json import is_kind
+from promptkd.tensor_file import digest_of
 
 PICTURE, MARKDOWN, PAGE, NUMBERS = "curves.png", "report.md", "report.html", "report.json"
 LONGEST_TEXT = 160  # characters of a prompt or an answer in a Markdown table
@@ -62,18 +63,22 @@ def find_baseline(name: str | None, results: list[Result]) -> Result | None:
 
 def write_report(contents: Contents, save: Path) -> str:
     """Write all forms below `save`; returns the part that is worth a place on the screen, as Markdown."""
-    sections, answers = sections_of(contents), answers_of(contents)  # everything is read before anything is written
+    sections, (answers, lost) = sections_of(contents), answers_of(contents)  # all is read before anything is written
     panels = panels_of(contents.compared, contents.references)
     shown = "\n\n".join(_markdown(section) for section in sections[:1])
     try:
-        draw_picture(panels, save / PICTURE)
+        save.mkdir(parents=True, exist_ok=True)
+        if panels:
+            draw_picture(panels, save / PICTURE)
     except OSError as error:
         raise UserError(f"--save {save} cannot be written ({error.strerror}): name another folder") from None
     curves = Section("Curves", pictures={panel.title: draw_svg(panel) for panel in panels})
-    said = Section("Answers", ["The first rows of each test set, first seed.", *answers]) if answers else Section("")
+    notes = ["The first rows of each test set, first seed.", *lost] if answers else lost
+    said = Section("Answers", [*notes, *answers]) if notes else Section("")
     write_text(save / PAGE, page(contents.title, [sections[0], curves, *sections[1:-1], said, sections[-1]]))
-    parts = [f"# {contents.title}", shown, f"![{SEEN}]({PICTURE})", *map(_markdown, sections[1:-1])]
-    parts += [*([_answer_tables(answers)] if answers else []), _markdown(sections[-1])]
+    parts = [f"# {contents.title}", shown, *([f"![{SEEN}]({PICTURE})"] if panels else [])]
+    parts += [*map(_markdown, sections[1:-1]), *([_markdown(Section("Answers", notes))] if notes else [])]
+    parts += [*_answer_tables(answers), _markdown(sections[-1])]
     write_text(save / MARKDOWN, "\n\n".join(parts) + "\n")
     write_json(save / NUMBERS, numbers_of(contents))
     return shown
@@ -102,7 +107,11 @@ def sections_of(contents: Contents) -> list[Section]:
         made.append(Section("Different protocols", ["Rows that differ are not comparable to the first.", unlikes]))
     if (measured := exposures(contents.everyone)).rows:
         note = "Excess accumulated error of the student at the last response token (evaluate.py --type exposure_bias)."
-        made.append(Section("Exposure bias", [measured, note]))
+        alone = [
+            f"{label(other)} is not comparable to {label(first)}, it was measured with different {differences}."
+            for first, other, differences in unlike_exposure(contents.everyone)
+        ]
+        made.append(Section("Exposure bias", [measured, note, *alone]))
     if (spent := costs(contents.everyone)).rows:
         note = (
             "Time: the number of steps x the median time of their parts, so that pauses count little; evaluations are "
@@ -153,10 +162,13 @@ def _partial(results: list[Result]) -> list[str]:
     return [f"Partial, fewer rows than in the paper's table: {', '.join(found)}."] if found else []
 
 
-def answers_of(contents: Contents) -> list[Answer]:
-    """The first rows of each set, and what each model answered with the first seed."""
-    found = []
+def answers_of(contents: Contents) -> tuple[list[Answer], list[str]]:
+    """The first rows of each set, and what each model answered with the first seed; sentences on sets left out."""
+    found, lost = [], []
     for name, entry in contents.compared[0].sets.items() if contents.samples else ():
+        if not _is_same_file(Path(entry["file"]), entry["sha256"]):
+            lost.append(f"{name}: without answers, since {entry['file']} is gone or not what it was at the evaluation.")
+            continue
         shown = [r for r in contents.everyone if r.sets.get(name, {}).get("sha256") == entry["sha256"]]
         said = {label(result): result.answers(name) for result in shown}
         rows = read_jsonl(entry["file"])[: contents.samples]
@@ -167,7 +179,14 @@ def answers_of(contents: Contents) -> list[Answer]:
             prompt, gold = prompt_and_references(row, f"{entry['file']}, line {place + 1}")
             texts = {"reference": gold[0], **{who: texts[place] for who, texts in said.items()}}
             found.append(Answer(name, str(row.get("instruction", prompt)), texts))
-    return found
+    return found, lost
+
+
+def _is_same_file(path: Path, sha256: str) -> bool:
+    try:
+        return path.is_file() and digest_of(path)["sha256"] == sha256
+    except OSError:
+        return False
 
 
 def numbers_of(contents: Contents) -> dict[str, Any]:
@@ -214,15 +233,15 @@ def _markdown(section: Section) -> str:
     return "\n\n".join([f"## {section.title}", *parts] if section.title else parts)
 
 
-def _answer_tables(answers: list[Answer]) -> str:
+def _answer_tables(answers: list[Answer]) -> list[str]:
     """A Markdown table for each set, texts cut short."""
-    parts = ["## Answers\n\nThe first rows of each test set, first seed."]
+    parts = []
     for name in dict.fromkeys(answer.set for answer in answers):
         mine = [answer for answer in answers if answer.set == name]
         made = Table([name, *mine[0].texts], texts=len(mine[0].texts) + 1)
         made.rows = [[Cell(_short(text)) for text in (answer.asked, *answer.texts.values())] for answer in mine]
         parts.append(made.markdown())
-    return "\n\n".join(parts)
+    return parts
 
 
 def _short(text: str) -> str:

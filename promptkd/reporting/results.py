@@ -16,6 +16,10 @@ RESULTS, CURVE = "results.json", "exposure_bias.json"
 CURVE_KEYS = ("ex_acc_err", "mean_R", "mean_eps", "std_R", "std_eps")
 INTERVAL_KEYS = ("ex_acc_err_low", "ex_acc_err_high")  # where the published code measured, there is none
 CURVES = {key: [(float, None)] for key in CURVE_KEYS}
+MEASURED = {  # how, as far as the file says: the published code's says nothing
+    "set": str, "sha256": str, "rows": int, "seeds": [int], "protocol": {...: object}, "teacher": {"path": str},
+}  # fmt: skip
+SET_NAME = r"\w[\w.+-]*"  # --data-names takes no other
 SPREAD = {"mean": float, "std": (float, None)}
 SET = {"file": str, "sha256": str, "rougeL": SPREAD, "exact_match": SPREAD, "rougeL_rows": [[float]]}
 EVALUATION = {"model": {"path": str}, "protocol": {...: object}, "seeds": [int], "sets": {...: SET}}
@@ -28,7 +32,8 @@ class Result:
     """One evaluated model and, where it was trained here, its run.
 
     name: its row's; folder: that was named; answers_folder: holds results.json and the answers; metrics: rows of
-    metrics.jsonl, config: config.json, both empty for a model that has no run; exposure: set -> exposure_bias.json;
+    metrics.jsonl, config: config.json, both empty for a model that has no run; exposure: set -> exposure_bias.json
+    ("" for a file that names no set);
     memory: the ranks' peaks in GB, empty before a run's end.
     """
 
@@ -38,7 +43,7 @@ class Result:
     evaluation: dict[str, Any]
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
-    exposure: dict[str, dict[str, list[float | None]]] = field(default_factory=dict)
+    exposure: dict[str, dict[str, Any]] = field(default_factory=dict)
     memory: list[float] = field(default_factory=list)
 
     @property
@@ -53,6 +58,10 @@ class Result:
             raise UserError(f"{self.folder}/metrics.jsonl: {key} is {wrong[0]!r}, no number: repeat the run")
         return [step for step, _ in points], [value for _, value in points]
 
+    def rows(self, name: str) -> int:
+        """How many rows of a set were answered."""
+        return len(self.sets[name]["rougeL_rows"][0])
+
     def answers(self, name: str) -> list[str]:
         """The answers to a set, of the first seed."""
         file = self.answers_folder / name / f"seed{self.evaluation['seeds'][0]}" / "answers.jsonl"
@@ -65,8 +74,8 @@ class Result:
 def read_result(named: str) -> Result:
     """Read FOLDER or NAME=FOLDER: what train.py --save wrote with an evaluation in "eval", or evaluate.py's --save.
 
-    Beside an evaluation alone the run is looked for around the model that was evaluated. Raises UserError naming
-    what is missing or broken, and what makes it.
+    Beside an evaluation alone the run is looked for around the model that was evaluated. Exposure bias is the folder's
+    own, or the run's. Raises UserError naming what is missing or broken, and what makes it.
     """
     label = re.match(r"([^/=]+)=", named)
     folder = Path(named[label.end() :] if label else named)
@@ -77,19 +86,19 @@ def read_result(named: str) -> Result:
     evaluation = _read_evaluation(where / RESULTS)
     run = folder if where != folder else Path(evaluation["model"]["path"]).parent
     metrics, config = run / "metrics.jsonl", run / "config.json"
-    exposure = _read_exposure(run) if run.is_dir() else {}
+    exposure = _read_exposure(folder)
     name = label[1] if label else folder.name
-    if not metrics.exists():
+    if not metrics.exists():  # around a model that was not trained here, a curve may be of any of its neighbours
         return Result(name, folder, where, evaluation, exposure=exposure)
     again, memory = f"train.py --save {run} writes it", run / "memory.json"
     peaks = _read_json(memory, MEMORY, again)["peak_memory_gb"] if memory.is_file() else []
-    return Result(
-        name, folder, where, evaluation, _read_rows(metrics), _read_json(config, CONFIG, again), exposure, peaks
-    )
+    rows, settings = _read_rows(metrics), _read_json(config, CONFIG, again)
+    return Result(name, folder, where, evaluation, rows, settings, exposure or _read_exposure(run), peaks)
 
 
 def check_comparable(results: list[Result], mixed: bool = False) -> None:
-    """Raise UserError where a table would mislead: unlike protocols, seeds or test sets (`mixed` allows them).
+    """Raise UserError where a table would mislead: unlike protocols, seeds or test sets, of exposure bias too (`mixed`
+    allows them).
 
     Names have to differ in any case.
     """
@@ -102,14 +111,23 @@ def check_comparable(results: list[Result], mixed: bool = False) -> None:
                 f"{results[0].folder} and {other.folder} were evaluated with different {', '.join(differences)}: "
                 "evaluate one of them anew, or pass --mixed to have them in one table all the same"
             )
+    if found := unlike_exposure(results) if not mixed else []:
+        one, other, differences = found[0]
+        raise UserError(
+            f"exposure bias of {one.folder} and of {other.folder} was measured with different {differences}: "
+            "measure one of them anew, or pass --mixed to have them in one table all the same"
+        )
 
 
 def unlike(one: Result, other: Result) -> list[str]:
-    """What of two evaluations differs: options of the protocol with both values, seeds, test sets."""
+    """What of two evaluations differs: options of the protocol with both values, seeds, test sets.
+
+    Not --dev-num: the rows that it gave are compared, and -1 is another word for all of them.
+    """
     left, right = one.evaluation["protocol"], other.evaluation["protocol"]
     found = [
         f"protocol ({name} {left.get(name)} and {right.get(name)})"
-        for name in sorted(left.keys() | right.keys())
+        for name in sorted((left.keys() | right.keys()) - {"dev_num"})
         if left.get(name) != right.get(name)
     ]
     if one.evaluation["seeds"] != other.evaluation["seeds"]:
@@ -119,7 +137,39 @@ def unlike(one: Result, other: Result) -> list[str]:
             found.append(f"test sets ({name} in one alone)")
         elif one.sets[name]["sha256"] != other.sets[name]["sha256"]:
             found.append(f"test sets ({name} is not the same file)")
+        elif (rows := one.rows(name)) != (others := other.rows(name)):
+            found.append(f"test sets ({name}: {rows} and {others} rows)")
     return found
+
+
+def unlike_exposure(results: list[Result]) -> list[tuple[Result, Result, str]]:
+    """Where exposure bias on one set was measured differently: the first that has the set, another, what differs."""
+    found = []
+    for name in dict.fromkeys(name for result in results for name in result.exposure):
+        first, *others = (result for result in results if name in result.exposure)
+        left = _terms(first.exposure[name])
+        for other in others:
+            right = _terms(other.exposure[name])
+            differences = [
+                key if key in ("teacher", "test file") else f"{key} ({left[key]} and {right[key]})"
+                for key in left
+                if key in right and left[key] != right[key]
+            ]
+            if differences:
+                found.append((first, other, ", ".join(differences) + (f" on {name}" if name else "")))
+    return found
+
+
+def _terms(curves: dict[str, Any]) -> dict[str, Any]:
+    """What has to agree between curves of one set, as far as the file says. Not the teacher's prompt: it is a method's
+    own."""
+    terms = {key: value for key, value in curves.get("protocol", {}).items() if key != "dev_num"}  # see `unlike`
+    terms |= {key: curves[key] for key in ("rows", "seeds") if key in curves}
+    if "sha256" in curves:
+        terms["test file"] = curves["sha256"]
+    if teacher := curves.get("teacher"):
+        terms["teacher"] = teacher.get("fingerprint") or teacher["path"]
+    return terms
 
 
 def _read_evaluation(path: Path) -> dict[str, Any]:
@@ -142,19 +192,22 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read_exposure(run: Path) -> dict[str, dict[str, list[float | None]]]:
-    """Set ("" where there is one alone) -> curves, of evaluate.py --type exposure_bias into <run>/exposure_bias."""
-    found = {}
-    for path in sorted([run / "exposure_bias" / CURVE, *(run / "exposure_bias").glob(f"*/{CURVE}")]):
+def _read_exposure(folder: Path) -> dict[str, dict[str, Any]]:
+    """Set -> curves, of evaluate.py --type exposure_bias into <folder>/exposure_bias: one file, or one for each set."""
+    found, inside = {}, folder / "exposure_bias"
+    for path in sorted([inside / CURVE, *inside.glob(f"*/{CURVE}")]):
         if not path.is_file():
             continue
-        curves = _read_json(path, CURVES, f"evaluate.py --type exposure_bias --save {run / 'exposure_bias'} writes it")
+        curves = _read_json(path, CURVES, f"evaluate.py --type exposure_bias --save {inside} writes it")
         drawn = {key: curves[key] for key in (*CURVE_KEYS, *INTERVAL_KEYS) if key in curves}
         if not is_kind(drawn, {key: [(float, None)] for key in drawn}) or len(set(map(len, drawn.values()))) > 1:
             raise UserError(f"{path}: it needs lists {', '.join(CURVE_KEYS)} of one length: measure anew")
-        found["" if path.parent.name == "exposure_bias" else path.parent.name] = curves
-    if len(found) > 1:  # the first set's own file is there twice
-        found.pop("", None)
+        if not is_kind(curves, {key: kind for key, kind in MEASURED.items() if key in curves}):
+            raise UserError(f"{path}: its {', '.join(MEASURED)} are not what evaluate.py writes: measure anew")
+        name = curves.get("set", "" if path.parent == inside else path.parent.name)
+        if name in found or (name and not re.fullmatch(SET_NAME, name)):
+            raise UserError(f"{path}: its set {name!r} has another file or no fit name: remove it, or measure anew")
+        found[name] = curves
     return found
 
 

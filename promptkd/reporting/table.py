@@ -111,7 +111,7 @@ def differences_to(baseline: Result, results: list[Result]) -> dict[str, dict[st
             continue
         for name, entry in baseline.sets.items():
             other = result.sets.get(name)
-            if other and other["sha256"] == entry["sha256"] and _rows(other) == _rows(entry):
+            if other and other["sha256"] == entry["sha256"] and result.rows(name) == baseline.rows(name):
                 found.setdefault(result.name, {})[name] = paired_bootstrap(other["rougeL_rows"], entry["rougeL_rows"])
     return found
 
@@ -169,10 +169,6 @@ def settings(results: list[Result]) -> Table:
 def _option(options: dict, name: str) -> object:
     """An option's value; MiniLLM has a folder of prompts in the place of --data-dir."""
     return options.get(name) or options.get(f"prompt_{name}") or "-"
-
-
-def _rows(entry: dict) -> int:
-    return len(entry["rougeL_rows"][0])
 
 
 def _p(value: float) -> str:
