@@ -173,7 +173,6 @@ def plain(models, context: SimpleNamespace, sampled: bool, whiten: str, each_alo
     ("sampled", "whiten", "extra"),
     [
         (True, "response", []),
-        (True, "published", []),
         (False, "published", ["--loss-normalization", "micro-batch"]),
         (True, "published", ["--loss-normalization", "micro-batch"]),
     ],
