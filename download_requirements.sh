@@ -9,8 +9,14 @@
 #   bash download_requirements.sh                                         everything: about 450 GB
 #
 # A mirror: HF_ENDPOINT=https://... ; a token: HF_TOKEN ; no network: HF_HUB_OFFLINE=1
+# Another interpreter than .venv/bin/python, which is installed where it is missing: PROMPTKD_PYTHON
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-[ -x "$root/.venv/bin/python" ] || bash "$root/install.sh" >&2
-exec "$root/.venv/bin/python" "$root/tools/download.py" "$@"
+python=${PROMPTKD_PYTHON:-$root/.venv/bin/python}
+[ -n "${PROMPTKD_PYTHON:-}" ] || [ -x "$python" ] || bash "$root/install.sh" >&2
+command -v "$python" >/dev/null || {
+    echo "download_requirements.sh: error: PROMPTKD_PYTHON=$python is not there: name another or none" >&2
+    exit 2
+}
+exec "$python" "$root/tools/download.py" "$@"

@@ -29,6 +29,7 @@ from promptkd.models import LanguageModel, load_config, without_dropout
 from promptkd.rollout import Mix
 from promptkd.settings import OptimizerSettings, at_least, option
 
+MAKE_CORPUS = "leave it out (--lm-data-dir=), or run python tools/process_data.py corpus --raw TEXT --tokenizer MODEL"
 SCHEDULES = {"constant_trm": "constant", "cosine_trm": "cosine_trm", "cosine_annealing": "cosine"}
 
 
@@ -74,6 +75,7 @@ class MiniLLMSettings:
     seed_lm: int = option(7, "read and never used by the published code, and here: --seed-order orders the corpus, too")
 
     def __post_init__(self) -> None:
+        self.lm_data_dir = self.lm_data_dir or None  # `--lm-data-dir=` behind a script's own leaves the corpus out
         if not self.prompt_data_dir:
             raise UserError("--prompt-data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
         at_least(1, ppo_epochs=self.ppo_epochs, num_rollouts=self.num_rollouts, chunk_size=self.chunk_size)
@@ -108,16 +110,16 @@ class MiniLLM(Method):
                 "and --top-p 1"
             )
         sizes = (tokenizer, data.max_prompt_length, data.max_length)
-        train = ExampleSet.open(mine.prompt_data_dir, "train", *sizes, prompts_only=True, template=data.template)
+        how = {"template": data.template, "option": "--prompt-data-dir"}
+        train = ExampleSet.open(mine.prompt_data_dir, "train", *sizes, prompts_only=True, **how)
         dev, folders = None, {"data": mine.prompt_data_dir}
         if data.dev_num:
             if not (answers := Path(mine.prompt_data_dir) / "valid.jsonl").is_file():
                 raise UserError(f"{answers} is missing, and with it the dev set's answers: add it, or pass --dev-num 0")
-            how = {"limit": data.dev_num, "as_text": True, "template": data.template}
-            dev = ExampleSet.open(mine.prompt_data_dir, "valid", *sizes, **how)
+            dev = ExampleSet.open(mine.prompt_data_dir, "valid", *sizes, limit=data.dev_num, as_text=True, **how)
         if mine.lm_data_dir is None:
             return Data(train, dev, folders)
-        corpus = ExampleSet.open(mine.lm_data_dir, "train", *sizes)
+        corpus = ExampleSet.open(mine.lm_data_dir, "train", *sizes, option="--lm-data-dir", make=MAKE_CORPUS)
         _check_rows(mine.lm_data_dir, settings.models.model_path)
         return Data(train, dev, {**folders, "corpus": mine.lm_data_dir}, corpus)
 

@@ -46,6 +46,8 @@ class RolloutWindows:
             )
         if self.rollouts % self.ranks:
             raise UserError(f"--num-rollouts {self.rollouts} cannot be shared out evenly to {self.ranks} ranks")
+        if self.examples < self.ranks:
+            raise UserError(f"{self.examples} prompts cannot be shared out to {self.ranks} ranks: start fewer ranks")
         self._next_collections = self._deal()
         generator = torch.Generator().manual_seed(self.seed)
         self._loader = DataLoader(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from promptkd.downloads.table import load_table
 from promptkd.errors import UserError
 from promptkd.strict_json import read_object
 
+DOWNLOADS = Path(__file__).resolve().parents[1] / "configs" / "downloads.json"
 SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 IMPLEMENTATIONS = ("eager", "sdpa")
@@ -22,6 +25,22 @@ SIZES = {  # what families call it; the least that is possible
     "labels": ("num_labels",),
 }
 MOST_LABELS = 1 << 20  # transformers makes a name for each, whether a model classifies or not
+
+
+def looks_local(name: str) -> bool:
+    """Whether it is a path, and no name of a model on the hub."""
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+def hub_advice(name: str) -> str:
+    """How to come by a model that the hub did not give, to end an error; "" where the name is a folder's."""
+    if looks_local(name) or os.path.isdir(name):
+        return ""
+    way = "name a folder that holds its files"
+    for item in load_table(DOWNLOADS):
+        if item.repo == name:
+            way = f"run bash download_requirements.sh --only {item.key} and name {item.target}"
+    return f"; for the hub set HF_ENDPOINT to a mirror or HTTPS_PROXY to your proxy; or {way}"
 
 
 def check_files(folder: Path, remedy: str) -> None:

@@ -20,7 +20,7 @@ from promptkd.data.templates import marks, turn_end
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError
 from promptkd.lazy_weights import load_lazily
-from promptkd.model_folder import check_files, check_model_folder
+from promptkd.model_folder import check_files, check_model_folder, hub_advice, looks_local
 from promptkd.resharding.layout import FAMILIES
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
@@ -98,7 +98,8 @@ def load_tokenizer(path: str):
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises a dozen kinds here
-        raise UserError(f"{path}: no tokenizer can be loaded from it: name a model's folder ({error})") from None
+        remedy = f"name a model's folder{hub_advice(path)}"
+        raise UserError(f"{path}: no tokenizer can be loaded from it ({error}): {remedy}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json")
     return tokenizer
@@ -149,7 +150,7 @@ def load_causal_lm(
     except Exception as error:
         misshapen = "ignore_mismatched_sizes" in str(error)
         reason = "tensors are misshapen, config.json is another model's: fetch it anew" if misshapen else error
-        raise UserError(f"{option} {path}: the weights cannot be loaded: {reason}") from None
+        raise UserError(f"{option} {path}: the weights cannot be loaded: {reason}{hub_advice(path)}") from None
     if report["missing_keys"] or report.get("mismatched_keys"):
         wrong = sorted(map(str, report["missing_keys"] or report["mismatched_keys"]))
         raise UserError(
@@ -238,15 +239,15 @@ def load_config(path: str, option: str):
     """The model's configuration; UserError when the folder is missing or config.json is broken."""
     if not path:
         raise UserError(f"{option} is missing: name a model's folder")
-    looks_local = path.startswith((".", "/", "~")) or path.endswith("/") or path.count("/") > 1
-    if looks_local and not os.path.isdir(path):
+    if looks_local(path) and not os.path.isdir(path):
         raise UserError(f"{option} {path}: no such folder: name a folder with config.json and weights")
     if os.path.isdir(path):
         check_model_folder(Path(path), option)
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{option} {path}: no readable config.json ({error}): name a model's folder") from None
+        remedy = f"name a model's folder{hub_advice(path)}"
+        raise UserError(f"{option} {path}: no readable config.json ({error}): {remedy}") from None
 
 
 def count_parameters(path: str) -> int:

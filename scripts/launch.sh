@@ -7,7 +7,7 @@
 # port       where the processes meet; default, or 0: a free one
 # gpus       processes on this machine; default: the GPUs that are visible, else 1. A number other than the
 #            published one keeps the effective batch by changing --gradient-accumulation-steps
-# options    of train.py or evaluate.py; the last of two wins, so they override the script's
+# options    of train.py, evaluate.py or the tool; the last of two wins, so they override the script's
 #
 # The first argument with a dash begins the options. --dry-run prints all settings as JSON and runs nothing: without
 # gpus the published ones. Environment:
@@ -116,6 +116,9 @@ generate() { # MODEL OPTIONS...: the script's own model answers the training pro
 process() { # COMMAND OPTIONS... of tools/process_data.py
     [ "${#positional[@]}" -le 1 ] || stop "${positional[1]}: only the base path comes before the options"
     find_python
+    if prints_only; then # of several calls in a script the first one's, so that stdout is one JSON object
+        exec "$python" "$root/tools/process_data.py" "$@"
+    fi
     "$python" "$root/tools/process_data.py" "$@"
 }
 

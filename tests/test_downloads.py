@@ -153,10 +153,14 @@ def test_download_requirements_script(tmp_path):
     python = tmp_path / ".venv/bin/python"
     (tmp_path / "install.sh").write_text(f"echo installing; mkdir -p {python.parent}; ln -s {sys.executable} {python}")
     script = ["bash", tmp_path / "download_requirements.sh", "--list", "--only", "data/dolly"]
-    for note in ("installing\n", ""):
-        result = subprocess.run(script, capture_output=True, text=True, cwd="/", timeout=60)
+    ours = {name: value for name, value in os.environ.items() if name != "PROMPTKD_PYTHON"}
+    own = {"PROMPTKD_PYTHON": sys.executable}
+    for note, said in (("", own), ("installing\n", {}), ("", {})):
+        result = subprocess.run(script, capture_output=True, text=True, cwd="/", timeout=60, env={**ours, **said})
         assert (result.returncode, result.stderr) == (0, note)
         assert "data/dolly" in result.stdout
+    lost = subprocess.run(script, capture_output=True, text=True, env={**ours, "PROMPTKD_PYTHON": "/no/python"})
+    assert (lost.returncode, lost.stdout, lost.stderr.count("\n")) == (2, "", 1) and "/no/python" in lost.stderr
 
 
 def test_files_put_there_by_hand_are_kept_and_not_fetched(hub, tmp_path):

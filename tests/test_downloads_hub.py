@@ -79,6 +79,33 @@ def test_a_hub_that_goes_away_leaves_a_part_for_the_next_run(hub, tmp_path, capf
     assert not hub.asked("README.md"), "what was whole is not asked for again"
 
 
+def test_a_hub_that_is_gone_is_not_asked_for_the_rest(hub, tmp_path, monkeypatch, capfd):
+    """Each question would wait for its own timeout."""
+    asked, real = [], hub_module.Hub.listing
+
+    def listing(self, repo, kind):
+        asked.append(repo)
+        if len(asked) > 1:
+            raise hub_module.Unreachable("timed out")
+        return real(self, repo, kind)
+
+    monkeypatch.setattr(hub_module.Hub, "listing", listing)
+    assert get(tmp_path, "data/*") == 4
+    assert asked == ["MiniLLM/dolly", "MiniLLM/self-inst"] and state(item("data/dolly"), tmp_path) == "present"
+    assert capfd.readouterr().err.count("the hub does not answer (timed out)") == 4
+
+
+def test_a_file_of_another_revision_is_not_kept(hub, tmp_path):
+    """A run was stopped between two files; since then the hub has other contents of the same size."""
+    staging = item("data/dolly").staging(tmp_path)
+    staging.mkdir(parents=True)
+    for name, content in FILES.items():
+        (staging / name).write_bytes(content[::-1] if name != "README.md" else content)
+    assert get(tmp_path, "data/dolly") == 0
+    assert {name: (tmp_path / "data/dolly" / name).read_bytes() for name in FILES} == FILES
+    assert not hub.asked("README.md"), "what is right is kept"
+
+
 def test_a_truncated_file_is_never_taken_for_whole(hub, tmp_path, capfd):
     hub.faults["raw.jsonl"] = [fake_hub.shortened(5000)]
     assert get(tmp_path, "data/dolly") == 1

@@ -125,6 +125,11 @@ def test_without_corpus_and_without_the_exact_kl(save):
         assert "pt_loss" not in row
 
 
+def test_an_empty_corpus_option_leaves_it_out(save):
+    """As behind a script that names one."""
+    assert read_settings(argv(save, "--lm-data-dir=")).method_settings.lm_data_dir is None
+
+
 def policy(tokens: int = 50, vocabulary: int = 37) -> tuple:
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 8, requires_grad=True)
@@ -207,6 +212,11 @@ def test_ranks_share_the_order_of_one():
     assert sorted([*pair[0].mine(), *pair[1].mine()]) == list(range(8))
 
 
+def test_every_rank_needs_a_prompt():
+    with pytest.raises(UserError, match="1 prompts cannot be shared out to 2 ranks"):
+        RolloutWindows(1, 4, 2, 1, 2, 1, ranks=2)
+
+
 def test_mixed_sampling_has_the_mixtures_distribution():
     models = []
     for seed in (0, 1):
@@ -263,6 +273,8 @@ def test_a_model_without_dropout_is_the_same_in_train_mode(family):
         (["--prompt-data-dir", ""], "--prompt-data-dir is missing"),
         (["--teacher-mixed-alpha", "1.5"], "--teacher-mixed-alpha 1.5 is not between 0 and 1"),
         (["--reward-scaling", "0"], "--reward-scaling 0.0 is not positive"),
+        (["--prompt-data-dir", "/no"], "--prompt-data-dir /no: no such folder: .* instructions .* --save /no$"),
+        (["--lm-data-dir", "/no"], "--lm-data-dir /no: no such folder: .* leave it out .* corpus .* --save /no$"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_written(extra, message, save):

@@ -5,7 +5,8 @@ import torch
 from test_rollout import prompts, run, tiny
 
 from promptkd.data.windows import pack
-from promptkd.models import LanguageModel, fuse_activations
+from promptkd.errors import UserError
+from promptkd.models import LanguageModel, fuse_activations, load_config, load_tokenizer
 from promptkd.soft_prompt import SoftPrompt, load_prompt, save_prompt
 
 CPU = torch.device("cpu")
@@ -100,3 +101,34 @@ def test_packing_keeps_the_budget_and_the_wanted_number():
         batches = pack(given, responses, [0.5] * 6, 10_000, CPU, wanted)
         assert len(batches) == wanted
         assert float(sum(batch.weights.sum() for batch in batches)) == pytest.approx(0.5 * sum(map(len, responses)))
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        ("facebook/opt-1.3b", "download_requirements.sh --only base/opt-1.3B and name checkpoints/opt/opt-1.3B"),
+        ("huggyllama/llama-7b", "name a folder that holds its files"),
+    ],
+)
+def test_a_hub_out_of_reach_has_remedies(name, way, monkeypatch):
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
+
+    for kind in ("AutoConfig", "AutoTokenizer"):
+        monkeypatch.setattr(f"promptkd.models.{kind}.from_pretrained", unreachable)
+    for load in (lambda: load_config(name, "--model-path"), lambda: load_tokenizer(name)):
+        with pytest.raises(UserError) as refused:
+            load()
+        text = str(refused.value)
+        assert name in text and "\n" not in text and text.endswith(way)
+        assert "HF_ENDPOINT" in text and "HTTPS_PROXY" in text
+
+
+def test_a_folder_is_no_matter_of_the_hub(tmp_path):
+    """One that is broken, or not there."""
+    (tmp_path / "config.json").write_text('{"model_type": "no such family"}')
+    broken, lost = str(tmp_path), str(tmp_path / "lost")
+    for load, *given in ((load_config, broken, "--model-path"), (load_tokenizer, broken), (load_tokenizer, lost)):
+        with pytest.raises(UserError) as refused:
+            load(*given)
+        assert "HF_ENDPOINT" not in str(refused.value)

@@ -179,6 +179,16 @@ def test_bad_input(run, tmp_path, arguments, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["instructions", "corpus", "pseudo"])
+def test_a_dry_run_prints_the_settings_and_runs_nothing(run, tmp_path, command):
+    given = ("--data-dir", "x", "--generated", "y") if command == "pseudo" else ("--raw", "none.jsonl", "--dev-num", 7)
+    options = (*given, "--tokenizer", "/none", "--save", tmp_path / "out")
+    status, out, errors = run(command, *options, "--dry-run")
+    settings = json.loads(out)
+    assert (status, errors, settings["save"]) == (0, "", str(tmp_path / "out"))
+    assert settings["overwrite"] is False and not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_bad_line_far_in(run, tmp_path, workers):
     raw, save = tmp_path / "raw.jsonl", tmp_path / "out"

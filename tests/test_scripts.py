@@ -214,12 +214,34 @@ def test_each_checkpoint_has_a_results_folder_of_its_own(started):
         assert settings["data_names"] == "dolly self_inst vicuna sinst uinst" and settings["data_dir"] == "data"
 
 
+def test_run_eval_takes_all_visible_gpus(started):
+    model = "checkpoints/gpt2/train/kd/gpt2-base"
+    for arguments in ([model], [".", model], [".", model, "--seeds", "3"]):
+        argv, _ = started(RUN_EVAL, *arguments, CUDA_VISIBLE_DEVICES="0,1,2,3,4,5,6,7")
+        assert options_after_entry(argv)["--nproc_per_node"] == "8" and settings_of(argv)["model_path"] == model
+
+
 def test_dry_run_prints_json_alone():
     for arguments in (["--dry-run"], [".", "2012", "8", "--dry-run"]):
         done = run_script(BASE, *arguments)
         assert (done.returncode, done.stderr) == (0, "")
         settings = json.loads(done.stdout)
         assert {name: settings[name] for name in RECIPES[BASE]} == RECIPES[BASE]
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        (DOLLY, {"data_names": "dolly", "eval_batch_size": 16}),
+        ("scripts/gpt2/tools/generate_data_seqkd.sh", {"model_path": "results/gpt2/train/sft/gpt2-xlarge/"}),
+        ("scripts/gpt2/tools/process_data_dolly.sh", {"dev_num": 1000, "only_prompt": False}),  # calls its tool twice
+    ],
+)
+def test_the_other_entry_points_print_json_alone(script, expected):
+    done = run_script(script, ".", "--dry-run")
+    assert (done.returncode, done.stderr) == (0, "")
+    settings = json.loads(done.stdout)
+    assert {name: settings[name] for name in expected} == expected
 
 
 def test_precision_of_an_evaluation_is_the_deepspeed_files(tmp_path):

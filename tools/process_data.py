@@ -10,7 +10,7 @@ and train.jsonl, the first --dev-num rows valid_0.bin/.idx and valid.jsonl; too 
 corpus: each line is a document ("<@x(x!>" stands for a newline within it); all are packed into rows of
 --max-length tokens, the first --dev-num rows are the valid split.
 pseudo: the teacher's answers of tools/generate.py become the responses; the valid split is copied.
---help after the command lists its options.
+--help after the command lists its options, --dry-run prints their values as JSON and runs nothing.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def main() -> None:
     tqdm.monitor_interval = 0  # its thread must not be there when workers are forked
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is unfinished is cleared away
     kind, run = COMMANDS[name]
-    settings = parse({"options": kind}, argv, f"process_data.py {name}", dry_run=False).options
+    settings = parse({"options": kind}, argv, f"process_data.py {name}").options
     for split, lengths in run(settings).items():
         print(f"{split}: {lengths}")
 

@@ -17,6 +17,7 @@ from promptkd.data.jsonl import read_jsonl
 from promptkd.data.templates import prompt_and_references, reference_texts, response_ends, template_of
 from promptkd.errors import UserError
 
+MAKE = "run python tools/process_data.py instructions --raw RAW.jsonl --tokenizer MODEL"  # a folder of examples
 _BATCH = 1024  # rows tokenised together
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -62,6 +63,8 @@ class ExampleSet:
         prompts_only: bool = False,
         as_text: bool = False,
         template: str = "published",
+        option: str = "--data-dir",
+        make: str = MAKE,
     ) -> ExampleSet:
         """Open `<split>_0.bin/.idx` in `folder`, or else `<split>.jsonl`; the first `limit` examples (-1: all).
 
@@ -71,11 +74,12 @@ class ExampleSet:
         Prompt and response together are cut to `max_length` tokens, as the published loader does. A prompt
         over `max_prompt_length` is an error in a token file (its maker drops them) and is left out of jsonl.
         A token row without a marker is text, its first token the prompt; with `prompts_only` it is a prompt.
+        `option` named the folder and `make` says what makes one, for errors.
         Raises UserError naming file and row or line for whatever is missing or broken.
         """
         folder = Path(folder)
         if not os.path.isdir(folder):
-            raise UserError(f"{folder}: no such folder: correct --data-dir, or make it with tools/process_data.py")
+            raise UserError(f"{option} {folder}: no such folder: correct the path, or {make} --save {folder}")
         prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
         parts = [os.path.isfile(f"{prefix}{end}") for end in (".bin", ".idx")]
         if any(parts) and not as_text:
@@ -91,8 +95,8 @@ class ExampleSet:
         if os.path.isfile(text):
             return cls._from_jsonl(text, tokenizer, max_prompt_length, max_length, limit, template)
         raise UserError(
-            f"{folder}: neither {prefix.name}.bin/.idx nor {text.name} is there: put {text.name} there, or run "
-            f"python tools/process_data.py instructions --raw RAW.jsonl --tokenizer MODEL --save {folder}"
+            f"{option} {folder}: neither {prefix.name}.bin/.idx nor {text.name} is there: put {text.name} there, or "
+            f"{make} --save {folder}"
         )
 
     @classmethod

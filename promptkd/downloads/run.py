@@ -64,15 +64,19 @@ def _without_bring_your_own(items: list[Item], base: Path) -> list[Item]:
 
 
 def _plan_all(items: list[Item], base: Path, source: Hub | LocalCache, failures: dict[str, str]) -> list[Plan]:
-    """Plans for what is not complete. If the very first question is not answered, no other is asked."""
-    plans = []
+    """Plans for what is not complete. Once a question is not answered no other is asked: each would wait its time."""
+    plans: list[Plan] = []
+    gone: Unreachable | None = None
     for item in items:
         try:
             if not _is_complete(item, base):
+                if gone is not None:
+                    raise gone
                 plans.append(make_plan(item, base, source))
         except Unreachable as error:
             if not plans:
                 raise UserError(_out_of_reach(item, str(error))) from None
+            gone = error
             failures[item.key] = _reason(error)
         except (HubError, OSError) as error:
             doubt = " (the name is unverified)" if item.unverified else ""

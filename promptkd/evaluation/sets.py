@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from promptkd.data.jsonl import read_jsonl
 from promptkd.data.templates import prompt_and_references, template_of
 from promptkd.errors import UserError
 
+PROJECT = Path(__file__).resolve().parents[2]
 FILE = "valid.jsonl"
 FOLDERS = {"dolly": "dolly", "self_inst": "self-inst", "vicuna": "vicuna", "sinst": "sinst/11_", "uinst": "uinst/11_"}
 PUBLISHED_ROWS = {"dolly": 500, "self_inst": 242, "vicuna": 80, "sinst": 1694, "uinst": 10_000}
@@ -70,8 +72,6 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
     Raises UserError when `data_dir` or all sets are missing, or a name is unfit or occurs twice.
     """
     root = Path(data_dir)
-    if not root.is_dir():
-        raise UserError(f"--data-dir {root}: no such folder: correct it, or run bash download_requirements.sh --data")
     seen: set[str] = set()
     for name in names:
         if not re.fullmatch(r"\w[\w.+-]*", name):
@@ -79,12 +79,15 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
         if canonical(name) in seen:
             raise UserError(f"--data-names names {name} twice: leave one out")
         seen.add(canonical(name))
+    if not root.is_dir():
+        raise UserError(f"--data-dir {root}: no such folder: correct it, or: {_remedy(root, names)}")
     found = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
-    missing = [_missing(root, name) for name in names if name not in found]
+    files = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in found}
     if not found:
-        others = "" if len(missing) == 1 else f" (nor is any of {', '.join(lost.name for lost in missing[1:])})"
-        raise UserError(f"--data-dir {root}: {missing[0]}{others}")
-    return found, missing
+        others = "" if len(names) == 1 else f", nor is any of {', '.join(names[1:])}"
+        lost = f"{names[0]}: {files[names[0]]} is not there{others}"
+        raise UserError(f"--data-dir {root}: {lost}: {_remedy(root, names)}")
+    return found, [Missing(name, file, _remedy(root, [name])) for name, file in files.items()]
 
 
 def read_set(
@@ -130,9 +133,16 @@ def _file(root: Path, name: str, alone: bool) -> Path | None:
     return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
 
 
-def _missing(root: Path, name: str) -> Missing:
-    folder = FOLDERS.get(canonical(name))
-    if folder is None:
-        return Missing(name, str(root / name / FILE), "put it there, or correct --data-names")
-    command = f"bash download_requirements.sh --only data/{folder.partition('/')[0]}"
-    return Missing(name, str(root / folder / FILE), f"{command} gets it")
+def _remedy(root: Path, names: list[str]) -> str:
+    """The command that gets those of the sets that are published, into the folders below which `root` lies."""
+    folders = [FOLDERS[canonical(name)] for name in names if canonical(name) in FOLDERS]
+    if not folders:
+        return "put it there, or correct --data-names"
+    items = " ".join(f"--only data/{folder.partition('/')[0]}" for folder in folders)
+    command = f"bash download_requirements.sh {items}"
+    place, ends = root.absolute().as_posix(), ["/data", *(f"/data/{folder}" for folder in FOLDERS.values())]
+    base = next((Path(place.removesuffix(end) or "/") for end in ends if place.endswith(end)), None)
+    if base is None:  # no layout that the downloads know
+        return f"{command} gets what is published into {PROJECT / 'data'}: name that folder as --data-dir"
+    where = "" if base.resolve() == PROJECT else f" --base-path {shlex.quote(str(base))}"
+    return f"{command}{where} gets what is published"

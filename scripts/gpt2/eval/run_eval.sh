@@ -3,6 +3,7 @@
 # writes it to results/gpt2/eval_main/<checkpoint>/ as results.md and results.json, with the answers.
 #   bash scripts/gpt2/eval/run_eval.sh [base_path] CHECKPOINT [options...]
 # CHECKPOINT: a folder below base_path, such as checkpoints/gpt2/train/promptkd/gpt2-base
+# All visible GPUs share the work, a process on each; CUDA_VISIBLE_DEVICES=0 makes it one.
 case ${2:--} in -*) set -- "" "$@" ;; esac # a single argument is the checkpoint
 set -- "$1" "" "" "${@:2}"
 source "$(dirname "${BASH_SOURCE[0]}")/../../launch.sh"

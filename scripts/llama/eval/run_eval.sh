@@ -3,6 +3,7 @@
 # writes it to results/llama/eval_main/<checkpoint>/ as results.md and results.json, with the answers.
 #   bash scripts/llama/eval/run_eval.sh [base_path] CHECKPOINT [options...]
 # CHECKPOINT: a folder below base_path, such as checkpoints/llama/train/promptkd/llama-7B
+# All visible GPUs share the work, a process on each; CUDA_VISIBLE_DEVICES=0 makes it one.
 case ${2:--} in -*) set -- "" "$@" ;; esac # a single argument is the checkpoint
 set -- "$1" "" "" "${@:2}"
 source "$(dirname "${BASH_SOURCE[0]}")/../../launch.sh"
