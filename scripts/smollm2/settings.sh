@@ -10,14 +10,14 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 : "${MODEL:=}"     # folder of another instruct model (Qwen, Llama 3, ...); empty: SmolLM2 from its package
 : "${DATA:=}"      # jsonl of instruction, input, output, its first DEV_ROWS for evaluations; empty: generated exercises
 : "${DATA_ROOT:=}" # folder of test sets; empty: the generated one, or the dev rows of DATA
-: "${TEST_SETS:=dolly self_inst vicuna}" "${TEST_ROWS:=120}" # sets below DATA_ROOT, and rows of each (-1: all)
-: "${PROMPT_LENGTH:=96}" "${LENGTH:=128}"                    # most tokens of a prompt, of prompt and response
-: "${ANSWERS:=1000}"   # training prompts that the teacher answers; as many exercises are generated
-: "${DEV_ROWS:=60}" "${SHOWN_DEV_ROWS:=60}" # rows kept from training; those that are evaluated during training
+: "${TEST_SETS:=dolly self_inst vicuna}" "${TEST_ROWS:=60}" # sets below DATA_ROOT, and rows of each (-1: all)
+: "${PROMPT_LENGTH:=96}" "${LENGTH:=128}"                   # most tokens of a prompt, of prompt and response
+: "${ANSWERS:=600}"    # training prompts that the teacher answers; as many exercises are generated
+: "${DEV_ROWS:=60}" "${SHOWN_DEV_ROWS:=40}" # rows kept from training; those that are evaluated during training
 : "${KEEP_LAYERS:=20}" # of the teacher's layers, in the student
 : "${START_STEPS:=150}" "${START_LR:=2e-4}" # optimizer steps and rate of the start that all methods share
 : "${METHODS:=sft kd seqkd minillm promptkd}"
-: "${STEPS:=60}" "${BATCH:=16}" "${LR:=2e-5}" # of each method: optimizer steps, examples in each, rate
+: "${STEPS:=60}" "${BATCH:=8}" "${LR:=5e-5}" # of each method: optimizer steps, examples in each, rate
 : "${SEEDS:=10 20 30}" # of the evaluation
 
 read -ra methods <<<"$METHODS"
