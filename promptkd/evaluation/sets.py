@@ -16,6 +16,7 @@ from promptkd.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
 FILE = "valid.jsonl"
+SET_NAME = r"\w[\w.+-]*"  # it is a folder's, too
 FOLDERS = {"dolly": "dolly", "self_inst": "self-inst", "vicuna": "vicuna", "sinst": "sinst/11_", "uinst": "uinst/11_"}
 PUBLISHED_ROWS = {"dolly": 500, "self_inst": 242, "vicuna": 80, "sinst": 1694, "uinst": 10_000}
 FIRST_ROWS = {"uinst": PUBLISHED_ROWS["uinst"]}  # its file has more; the paper's table stands on these
@@ -74,7 +75,7 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
     root = Path(data_dir)
     seen: set[str] = set()
     for name in names:
-        if not re.fullmatch(r"\w[\w.+-]*", name):
+        if not re.fullmatch(SET_NAME, name):
             raise UserError(f"--data-names {name}: a set's name is the name of its folder, without path")
         if canonical(name) in seen:
             raise UserError(f"--data-names names {name} twice: leave one out")

@@ -9,6 +9,7 @@ from typing import Any
 
 from promptkd.data.jsonl import read_jsonl
 from promptkd.errors import UserError
+from promptkd.evaluation.sets import SET_NAME
 from promptkd.metrics import read_metrics
 from promptkd.strict_json import check_kind, is_kind, read_object
 
@@ -19,7 +20,6 @@ CURVES = {key: [(float, None)] for key in CURVE_KEYS}
 MEASURED = {  # how, as far as the file says: the published code's says nothing
     "set": str, "sha256": str, "rows": int, "seeds": [int], "protocol": {...: object}, "teacher": {"path": str},
 }  # fmt: skip
-SET_NAME = r"\w[\w.+-]*"  # --data-names takes no other
 SPREAD = {"mean": float, "std": (float, None)}
 SET = {"file": str, "sha256": str, "rougeL": SPREAD, "exact_match": SPREAD, "rougeL_rows": [[float]]}
 EVALUATION = {"model": {"path": str}, "protocol": {...: object}, "seeds": [int], "sets": {...: SET}}
@@ -33,8 +33,7 @@ class Result:
 
     name: its row's; folder: that was named; answers_folder: holds results.json and the answers; metrics: rows of
     metrics.jsonl, config: config.json, both empty for a model that has no run; exposure: set -> exposure_bias.json
-    ("" for a file that names no set);
-    memory: the ranks' peaks in GB, empty before a run's end.
+    ("" for a file that names no set); memory: the ranks' peaks in GB, empty before a run's end.
     """
 
     name: str
