@@ -65,9 +65,11 @@ def golden_argv(method: str, save: Path, *extra: str) -> list[str]:
     if method != "sft":
         argv += ["--teacher-model-path", str(GOLDEN / "models/gpt2_teacher")]
     data = ["--data-dir", str(GOLDEN / "processed/dolly/full/gpt2"), "--max-length", "128", "--max-prompt-length", "96"]
-    # Without a file a GPU gets bf16. The recordings and the tests' tolerances are of float32.
-    precision = ["--deepspeed_config", str(ROOT / "configs/deepspeed/ds_config_fp32.json")] if DEVICE == "cuda" else []
-    return [*argv, *data, "--lr", "0.001", "--dev-num", "0", *precision, *extra]
+    device = []
+    if DEVICE == "cuda":
+        # Without a file a GPU gets bf16. The recordings and the tests' tolerances are of float32, bit for bit.
+        device = ["--deepspeed_config", str(ROOT / "configs/deepspeed/ds_config_fp32.json"), "--deterministic"]
+    return [*argv, *data, "--lr", "0.001", "--dev-num", "0", *device, *extra]
 
 
 def metrics_of(save: Path, event: str = "train") -> list[dict]:

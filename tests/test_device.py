@@ -1,15 +1,21 @@
 """The choice of the device: a GPU that torch cannot use, ranks and GPUs, TF32 and determinism."""
 
+import json
 import os
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import golden_argv
+from test_engine import zero_file
 from virtual_cuda import VirtualCuda
 
+from promptkd.build import build_trainer
+from promptkd.deepspeed_file import CONFIGS
 from promptkd.device import DeviceSettings, check_no_gpu, choose_device, driver_version, local_device
 from promptkd.distributed import check_own_gpus
 from promptkd.errors import UserError
+from train import read_settings
 
 pytestmark = pytest.mark.cpu
 
@@ -163,3 +169,20 @@ def test_choose_device_deterministic_sets_algorithms_and_workspace(monkeypatch):
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":0:0")
     with pytest.raises(UserError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8 or :16:8"):
         choose_device(0, DeviceSettings(deterministic=True))
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.stem)
+def test_shipped_files_bound_their_buckets(path):
+    zero = json.loads(path.read_text())["zero_optimization"]
+    assert zero["stage"] == 0 or zero["reduce_bucket_size"] == 50_000_000
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_engine_of_a_prompt_takes_a_bucket_of_its_size(stage, tmp_path):
+    """DeepSpeed's default of 5e8 elements would be 2 GB for a prompt of 7 embeddings."""
+    argv = golden_argv("promptkd", tmp_path / "run", "--total-iters", "1", "--prompt-len", "7")
+    trainer = build_trainer(read_settings([*argv, "--deepspeed_config", zero_file(tmp_path, stage)]))
+    for learner in trainer.method.learners().values():
+        trained = sum(getattr(p, "ds_numel", p.numel()) for p in learner.module.parameters() if p.requires_grad)
+        assert learner.engine.optimizer.reduce_bucket_size == trained
+    trainer.checkpoints.unlock()
