@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from promptkd.data.jsonl import numbered_lines
 from promptkd.errors import RunError, UserError
+from promptkd.pictures import plain_text, shown
 
 LARGEST = 1 << 53  # of a whole number in a row: up to there a float holds it
 RESUME = "make room and start it again with --resume"
@@ -164,6 +165,7 @@ def logged_memory_gb(device: torch.device) -> float:
     return peak if device.type == "cuda" else round(2 * peak) / 2
 
 
+@plain_text()
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     """Draw what metrics.jsonl holds: a panel for each kind of curve that has points."""
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -187,7 +189,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         if len(keys) > 1:
             axis.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(shown(title))
     figure.tight_layout()
     figure.savefig(picture)
 

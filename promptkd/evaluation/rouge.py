@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from rouge_score.rouge_scorer import RougeScorer
 
+from promptkd.machine import usable_cores
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -78,7 +80,7 @@ def _end_with_parent() -> None:
 
 def default_workers(ranks: int) -> int:
     """Scoring processes of one rank: all cores but one, shared by the ranks of this machine, at most eight."""
-    return max(1, min(8, (os.cpu_count() or 1) // ranks - 1))
+    return max(1, min(8, usable_cores() // ranks - 1))
 
 
 def _plain(text: str) -> str:
