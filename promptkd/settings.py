@@ -195,6 +195,12 @@ class OptimizerSettings:
         "most padded tokens in one forward pass, for speed and memory alone; "
         f"default: {TOKEN_BUDGET['cpu']}, on a GPU {TOKEN_BUDGET['cuda']}",
     )
+    rollout_token_budget: int | None = option(
+        None,
+        "most tokens (rows x longest prompt and answer) decoded together, in rollouts and evaluations; changes speed "
+        "and memory only. Default: what the GPU has free; on a CPU, a key-value cache of 0.5 GB",
+        numbers=False,
+    )
     deepspeed_config: str | None = option(None, "DeepSpeed file; default: one that suits the device", numbers=False)
 
     def __post_init__(self) -> None:
@@ -207,7 +213,7 @@ class OptimizerSettings:
         )
         at_least(0, lr=self.lr, lr_min=self.lr_min, weight_decay=self.weight_decay)
         at_least(0, clip_grad=self.clip_grad, warmup_iters=self.warmup_iters)
-        for name in ("total_iters", "token_budget"):
+        for name in ("total_iters", "token_budget", "rollout_token_budget"):
             if getattr(self, name) is not None:
                 at_least(1, **{name: getattr(self, name)})
 

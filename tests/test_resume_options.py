@@ -48,6 +48,7 @@ FREE = {  # option -> another value of it
     "dev_num": 1,
     "deepspeed_config": "COPY",
     "eval_batch_size": 2,
+    "rollout_token_budget": 999,
     "teacher_deepspeed_config": None,  # its content is compared
     "prompt_data_dir": "COPY",
     "lm_data_dir": "COPY",
