@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptkd.errors import UserError
-from promptkd.settings import DataSettings, DecodingSettings, at_least, option
+from promptkd.settings import (
+    DataSettings,
+    DecodingSettings,
+    RougeTokenizer,
+    at_least,
+    option,
+    rouge_tokenizer_option,
+)
 
 DEFAULT_SEED = 10
 
@@ -23,6 +30,7 @@ class EvaluationSettings:
     overwrite: bool = option(False, "replace the results that --save already holds")
     seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
     seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
     )

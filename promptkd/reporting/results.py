@@ -176,6 +176,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     found = _read_json(path, EVALUATION, remedy)
     if not found["seeds"] or not found["sets"]:
         raise UserError(f"{path}: it has no seeds or no test sets: {remedy}")
+    found["protocol"].setdefault("rouge_tokenizer", "published")  # evaluations made before there was a choice
     for name, entry in found["sets"].items():
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise UserError(f"{path}: {name!r} is no name of a test set: {remedy}")
