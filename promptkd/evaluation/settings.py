@@ -37,14 +37,14 @@ class EvaluationSettings:
     deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
 
     def __post_init__(self) -> None:
-        self.save = self.save or f"results/{self.type}"
+        self.save = f"results/{self.type}" if self.save is None else self.save
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
         if self.seeds and self.seed is not None:
             raise UserError("--seed and --seeds are both given: leave one out")
         self.seeds = self.seeds or [DEFAULT_SEED if self.seed is None else self.seed]
         self.seed = self.seeds[0]
         at_least(0, seeds=min(self.seeds))
-        if not self.save:
-            raise UserError("--save is empty: name a folder")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
 
