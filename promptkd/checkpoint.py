@@ -150,7 +150,8 @@ def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, 
 def commit_of(root: Path) -> str | None:
     """Return the commit of a working tree; None where there is no git or no repository."""
     try:
-        done = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+        describe = ["git", "-C", root, "describe", "--always", "--dirty"]
+        done = subprocess.run(describe, capture_output=True, encoding="utf-8", errors="replace")
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -11,6 +11,8 @@ from promptkd.option_parser import declared_options as declared_options  # calle
 from promptkd.option_parser import flat as flat
 from promptkd.option_parser import parse as parse
 
+RougeTokenizer = Literal["unicode", "published"]  # see evaluation/rouge_tokenizers.py
+
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
 
@@ -26,6 +28,15 @@ def option(default: Any, help: str, *, numbers: bool = True, **argparse_extras: 
         **argparse_extras: Passed to `argparse.ArgumentParser.add_argument`.
     """
     return dataclasses.field(default=default, metadata={"help": help, "numbers": numbers, "extras": argparse_extras})
+
+
+def rouge_tokenizer_option() -> Any:
+    """The option that training and evaluation share."""
+    return option(
+        "unicode",
+        "tokens of ROUGE-L: words or characters of any script, or the published a-z and 0-9 only",
+        numbers=False,
+    )
 
 
 @dataclass
@@ -62,6 +73,7 @@ class RunSettings:
         -1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end", numbers=False
     )
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured", numbers=False)
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
     exposure_bias_every: int = option(
         0, "record the student's exposure bias every N steps, first and last; 0: never", numbers=False

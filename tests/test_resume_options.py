@@ -47,6 +47,7 @@ FREE = {  # option -> another value of it
     "data_dir": "COPY",
     "dev_num": 1,
     "deepspeed_config": "COPY",
+    "rouge_tokenizer": "published",
     "eval_batch_size": 2,
     "rollout_token_budget": 999,
     "teacher_deepspeed_config": None,  # its content is compared
