@@ -18,7 +18,7 @@ from runs import tiny_argv
 import evaluate
 from promptkd.evaluation.exposure_files import draw
 from promptkd.machine import usable_cores
-from promptkd.metrics import draw_curves
+from promptkd.metrics import Progress, draw_curves
 from promptkd.rollout import Sampling, choose
 from promptkd.schedules import Optimization, make_schedule
 
@@ -27,26 +27,21 @@ VALID = GOLDEN / "processed/dolly/full/gpt2/valid.jsonl"
 NAMES = ["$x", "$\\frac$", "a_b^c\\d", "100 %s", "two words", "名前-é", "n" * 200, "_hidden", "new\nline", "\udcff"]
 
 RUNS = [  # method, options besides two short steps
-    ("promptkd", "--teacher-lr 0 --lr-decay-style noam"),
-    ("promptkd", "--teacher-lr 0 --lr-decay-style cosine"),
+    ("promptkd", "--teacher-lr 0 --lr-decay-style noam --base-coef 0"),
+    ("promptkd", "--teacher-lr 0 --lr-decay-style cosine --clip-grad 0 --weight-decay 0"),
     ("promptkd", "--teacher-lr 1e-7 --lr-decay-style noam --warmup-iters 1"),
     ("promptkd", "--lr 0 --lr-decay-style noam"),
     ("promptkd", "--lr 1e-300 --lr-decay-style cosine --lr-min 0"),
     ("promptkd", "--lr-decay-style noam --warmup-iters 2"),  # as long as the run
-    ("promptkd", "--lr-decay-style noam --warmup-iters 1000000000000"),
-    ("promptkd", "--lr-decay-style cosine --total-iters 1"),
-    ("promptkd", "--lr-decay-style noam --total-iters 1"),
+    ("promptkd", "--lr-decay-style noam --warmup-iters 1000000000000 --clip-grad 1e-300"),
+    ("sft", "--lr-decay-style noam --total-iters 1"),
+    ("sft", "--lr-decay-style cosine --total-iters 1"),
     ("promptkd", "--temperature 1e-300"),
     ("promptkd", "--temperature 1e-40 --top-p 1e-300"),
-    ("promptkd", "--temperature 1e300"),
+    ("promptkd", "--temperature 1e300 --top-k 9223372036854775807"),
     ("promptkd", "--top-p 1e-50 --top-k 1"),
-    ("promptkd", "--top-k 9223372036854775807"),
-    ("promptkd", "--max-length 97"),  # a token of response
-    ("promptkd", "--prompt-len 1 --prompt-init-text PAD"),
+    ("promptkd", "--max-length 97 --prompt-len 1 --prompt-init-text PAD"),  # a token of response
     ("promptkd", f"--prompt-init-text random --seed {HUGE_SEED} --seed-order {HUGE_SEED}"),
-    ("promptkd", "--base-coef 0"),
-    ("promptkd", "--clip-grad 0 --weight-decay 0"),
-    ("promptkd", "--clip-grad 1e-300"),
     ("promptkd", "--token-budget 1 --rollout-token-budget 1"),
     ("promptkd", "--token-budget 9223372036854775807 --rollout-token-budget 9223372036854775807"),
     ("promptkd", "--log-interval 9223372036854775807 --dev-num 1 --exposure-bias-every 1000 --exposure-bias-rows 1000"),
@@ -55,8 +50,8 @@ RUNS = [  # method, options besides two short steps
     ("promptkd", "--keep-checkpoints 0 --skip-nonfinite 9223372036854775807 --eval-interval 9223372036854775807"),
     ("kd", "--kd-ratio 0"),
     ("kd", "--kd-ratio 1"),
-    ("kd", "--kd-ratio 1e-300"),
     ("seqkd", "--kd-ratio 1"),
+    ("sft", "--epochs 9223372036854775807"),
     ("sft", "--batch-size 34 --total-iters 3"),  # all the examples in each step
     ("minillm", "--kd-ratio 0 --lm-coef 0 --gamma 0"),
     ("minillm", "--kd-ratio 1 --gamma 1 --teacher-mixed-alpha 1"),
@@ -137,6 +132,14 @@ def test_run_evaluation_and_report_with_unusual_folder_names(name, tmp_path, cap
         monkeypatch.setattr(sys, "argv", ["script", *argv])
         script.main()
     assert (root / "report/report.html").stat().st_size and "nan" not in (root / "run/eval/results.md").read_text()
+
+
+@pytest.mark.parametrize(("total", "left"), [(2**63 - 1, "left"), (101, "50:00:00 left"), (2, "00:30:00 left")])
+def test_progress_tells_the_time_that_is_left_of_a_run_of_any_length(total, left, monkeypatch, capsys):
+    progress = Progress("sft", total, show=True)
+    monkeypatch.setattr("time.monotonic", lambda: progress.began + 1800)
+    progress.step(1, {"loss": 1.0})
+    assert left in capsys.readouterr().err
 
 
 def test_process_data_runs_without_what_only_linux_has(tmp_path, monkeypatch, capsys):
