@@ -135,7 +135,7 @@ class Progress:
         if self.bar.disable and self.show and (now - self.spoke >= 10 or step == self.total):
             self.spoke = now
             rate = (now - self.began) / (step - self.first)
-            minutes, seconds = divmod(int(rate * (self.total - step)), 60)
+            minutes, seconds = divmod(round(rate * (self.total - step)), 60)
             left = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"  # hours beyond a day are still hours
             self.line(f"{self.name}  step {step}/{self.total}  {losses}  {rate:.3g} s/step  {left} left")
 
