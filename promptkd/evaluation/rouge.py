@@ -25,6 +25,7 @@ from promptkd.evaluation.rouge_tokenizers import (
     strip_invisible,
     tokenizer_for,
 )
+from promptkd.machine import usable_cores
 from promptkd.settings import RougeTokenizer
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -106,7 +107,7 @@ def _end_with_parent() -> None:
 
 def default_workers(ranks: int) -> int:
     """Scoring processes of one rank: all cores but one, shared by the ranks of this machine, at most eight."""
-    return max(1, min(8, (os.cpu_count() or 1) // ranks - 1))
+    return max(1, min(8, usable_cores() // ranks - 1))
 
 
 def _is_same_published(answer: str, reference: str) -> bool:

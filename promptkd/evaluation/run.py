@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.decoding_budget import decoding_budget
 from promptkd.deepspeed_file import DTYPES, precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
 from promptkd.errors import UserError
@@ -47,6 +48,7 @@ def run(settings: SimpleNamespace) -> None:
     warn_of_missing(missing, ranks)
     group = tensor_group(ranks, settings.parallel.size)
     model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
+    data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
     claim(folder, ranks)
 
     results = header(settings, missing, ranks, dtype)
