@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -69,6 +70,8 @@ def exit_with(main: Callable[[], None]) -> None:
     Status 2: bad input, or a file or folder that cannot be read or written. Status 1: a run that cannot continue
     (`RunError`, no memory on the host or the GPU, another rank that has ended).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a screen without some character shows its escape, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (UserError, RunError) as error:
