@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import sys
 
+from promptkd.device import DeviceSettings
 from promptkd.errors import UserError, exit_with
 from promptkd.evaluation.settings import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
 from promptkd.settings import ParallelSettings, parse
 
 
 def read_settings(argv: list[str]):
-    """Settings in groups: evaluation, parallel, data, decoding, exposure_bias."""
+    """Settings in groups: evaluation, device, parallel, data, decoding, exposure_bias."""
     groups = {
         "evaluation": EvaluationSettings,
+        "device": DeviceSettings,
         "parallel": ParallelSettings,
         "data": TestSetSettings,
         "decoding": AnswerSettings,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from promptkd.device import DeviceSettings
 from promptkd.errors import UserError, exit_with
 from promptkd.methods import METHODS, method_class
 from promptkd.settings import (
@@ -22,7 +23,7 @@ from promptkd.settings import (
 
 
 def read_settings(argv: list[str]):
-    """Settings in groups (run, models, data, optimizer, decoding, method_settings) and the method's name."""
+    """Settings in groups (run, device, models, data, optimizer, decoding, method_settings) and the method's name."""
     named = [value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--method"]
     named += [argument.partition("=")[2] for argument in argv if argument.startswith("--method=")]
     if not named or named[-1] not in METHODS:
@@ -32,6 +33,7 @@ def read_settings(argv: list[str]):
     return parse(
         {
             "run": RunSettings,
+            "device": DeviceSettings,
             "models": ModelSettings,
             "parallel": TrainingParallelSettings,
             "data": DataSettings,

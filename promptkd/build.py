@@ -50,7 +50,7 @@ TEACHER_FILE = "--teacher-deepspeed-config"
 
 def build_trainer(settings: SimpleNamespace) -> Trainer:
     """Read models and data, check that they fit together, claim the folder, start the engines."""
-    ranks = setup(settings.parallel.copies)
+    ranks = setup(settings.parallel.copies, settings.device)
     config = read_deepspeed_config(settings.optimizer.deepspeed_config, ranks.device)
     check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     teacher_config = read_teacher_config(settings, config, ranks)

@@ -94,6 +94,15 @@ def zero_stage(config: dict[str, Any]) -> int:
     return config.get("zero_optimization", {}).get("stage", 0)
 
 
+def with_bucket_for(zero: dict[str, Any], trained: int) -> dict[str, Any]:
+    """DeepSpeed's zero_optimization with a gradient bucket that is no larger than all gradients.
+
+    DeepSpeed allocates the complete bucket, 2 GB in float32 by default, even for a soft prompt of some thousand
+    elements. `trained` is the number of trained elements.
+    """
+    return {**zero, "reduce_bucket_size": min(int(zero.get("reduce_bucket_size", 5e8)), trained)}
+
+
 def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
     """The configuration in another precision."""
     if kind == precision(config):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from promptkd.allocator import keep_freed_memory
+from promptkd.device import DeviceSettings, choose_device
 from promptkd.errors import RunError, UserError
 
 # Within which ranks that start together have to find each other: imports lie before, and test sets, but no model.
@@ -140,10 +141,27 @@ def unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
     return dist.PrefixStore(mine, store)
 
 
-def _meet(backend: str, rank: int, size: int) -> None:
+def check_own_gpus(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
+    """Raise UserError where two ranks would use the same GPU. NCCL refuses that later, in many lines."""
+    store.set(f"promptkd/gpu/{rank}", str(torch.cuda.get_device_properties(device).uuid))
+    ranks: dict[bytes, int] = {}
+    for other in range(size):
+        first = ranks.setdefault(store.get(f"promptkd/gpu/{other}"), other)
+        if first != other:
+            raise UserError(
+                f"ranks {first} and {other} would use the same GPU: start as many ranks on a machine as it has GPUs "
+                "(--nproc_per_node), or show each rank a GPU of its own (Slurm: --gpus-per-task 1)"
+            )
+
+
+def _meet(device: torch.device, rank: int, size: int) -> None:
     try:
         store = _open_store(rank, size)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=MEET)
+        if device.type == "cuda" and size > 1:
+            check_own_gpus(store, rank, size, device)
+        # With device_id NCCL connects the ranks now, to their own GPUs, and not in the first collective.
+        nccl = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
+        dist.init_process_group(**nccl, store=store, rank=rank, world_size=size, timeout=MEET)
     except dist.DistError as error:
         where, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).partition("\n")[0][:200]
         raise RunError(
@@ -151,7 +169,7 @@ def _meet(backend: str, rank: int, size: int) -> None:
             "the address is wrong, or the port is taken"
         ) from None
     dist.group.WORLD.set_timeout(WAIT)
-    store.set_timeout(WAIT)  # NCCL meets again through it in the first collective, when models were loaded
+    store.set_timeout(WAIT)  # NCCL's subgroups connect through it when models have been loaded
 
 
 def _part() -> None:
@@ -163,11 +181,16 @@ def _part() -> None:
         dist.destroy_process_group()
 
 
-def setup(copies: int = 1) -> Ranks:
-    """Join the other ranks that `torchrun` or `deepspeed` started; a plain `python` is one rank by itself.
+def setup(copies: int = 1, settings: DeviceSettings | None = None) -> Ranks:
+    """Choose the device and join the other ranks that `torchrun` or `deepspeed` started. Plain `python` is one rank.
 
-    copies: how many neighbours have the same examples; UserError when that does not divide the ranks. RunError when
-    the others do not come.
+    Args:
+        copies: How many neighbours have the same examples.
+        settings: How the device computes.
+
+    Raises:
+        UserError: `copies` does not divide the ranks, or the device cannot be used.
+        RunError: The other ranks do not come.
     """
     alone = {
         "RANK": "0",
@@ -197,15 +220,14 @@ def setup(copies: int = 1) -> Ranks:
             f"model parallel size {copies} does not divide the {size} ranks: start a multiple of {copies} "
             f"(torchrun --nproc_per_node {copies}), or give a --model-parallel-size of {fits}"
         )
-    gpu = torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR", "cuda") == "cuda"
-    device = torch.device("cuda", local) if gpu else torch.device("cpu")
-    if gpu:
-        torch.cuda.set_device(device)
+    device = choose_device(local, settings or DeviceSettings())
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the GPU
     else:
         keep_freed_memory()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if not dist.is_initialized():
-        _meet("nccl" if gpu else "gloo", rank, size)
+        _meet(device, rank, size)
         atexit.register(_part)
     groups = neighbours(size, copies) if copies > 1 else (None, None)
     return Ranks(rank // copies, size // copies, device, copies, rank % copies, *groups)

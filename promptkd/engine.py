@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.windows import MicroBatch
-from promptkd.deepspeed_file import DTYPES, precision, prepare_deepspeed, zero_stage
+from promptkd.deepspeed_file import DTYPES, precision, prepare_deepspeed, with_bucket_for, zero_stage
 from promptkd.distributed import Ranks
 from promptkd.lazy_weights import share_out
 from promptkd.models import Head, LanguageModel
@@ -46,6 +46,9 @@ class Learner:
             "steps_per_print": 1 << 40,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam is compiled at run time
         }
+        if zero_stage(config):
+            trained = sum(p.numel() for _, p in named)
+            settings["zero_optimization"] = with_bucket_for(config["zero_optimization"], trained)
         if zero_stage(config) == 3:
             share_out(model, settings, DTYPES[precision(config)], ranks.device)
         # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to fetch it for us.

@@ -89,14 +89,39 @@ def restore(learner: Learner, tensors: Mapping[str, Tensor] | Resharded, numbers
         _fill(master, tensors[str(i)])
         if not is_finite(master):
             raise UserError("the checkpoint holds weights that are not finite: --overwrite starts anew")
-        for kind in names[str(i)]:
-            state, value = optimizer.state[master], tensors[f"{i}.{kind}"]
-            if kind in state and torch.is_tensor(state[kind]):
-                _fill(state[kind], value)
-            else:  # torch's optimizers make their states at the first step; their step counter stays on the CPU
-                state[kind] = value.clone() if value.ndim == 0 else value.to(master.device, copy=True)
+        _restore_states(optimizer, master, {kind: tensors[f"{i}.{kind}"] for kind in names[str(i)]})
     _restore_numbers(learner, numbers)
     _cast_down(learner)
+
+
+def _restore_states(optimizer: torch.optim.Optimizer, master: Tensor, saved: dict[str, Tensor]) -> None:
+    """Put one master's states where the optimizer reads them: each in the shape, precision and device that it needs.
+
+    torch's optimizers create states in their first step only. A fused one keeps the step counter on the master's
+    device, another one on the CPU. So a parameter of one element shows what this optimizer creates.
+    """
+    examples = _example_states(optimizer, master)
+    if saved and saved.keys() != examples.keys():
+        raise UserError(
+            f"the checkpoint holds the optimizer states {', '.join(sorted(saved))} where the run has "
+            f"{', '.join(sorted(examples))}: resume it with the version that it was made with"
+        )
+    for name, value in saved.items():
+        example = examples[name]
+        target = torch.empty_like(master if example.ndim else example, dtype=example.dtype, device=example.device)
+        _fill(target, value)
+        optimizer.state[master][name] = target
+
+
+def _example_states(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
+    """The states that `optimizer` creates for a parameter of one element with the master's precision and device."""
+    parameter = torch.nn.Parameter(torch.zeros(1, dtype=master.dtype, device=master.device))
+    parameter.grad = torch.zeros_like(parameter)
+    fresh = type(optimizer)([parameter])
+    options = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
+    fresh.param_groups[0].update(options)
+    fresh.step()
+    return {name: torch.as_tensor(value) for name, value in fresh.state[parameter].items()}
 
 
 def _masters(learner: Learner) -> list[Tensor]:

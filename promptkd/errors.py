@@ -1,7 +1,8 @@
-"""Bad input ends with one clear line and exit status 2; a traceback is a bug of ours, not a message to the user."""
+"""Errors end a script with one clear line and an exit status. A traceback is a bug, not a message to the user."""
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -10,14 +11,44 @@ from typing import NoReturn
 
 BAD_INPUT = 2
 FAILED = 1
-# What gloo says in the collectives of the ranks that are left.
+
+# What a collective says on the ranks that are left when another rank has ended. Matched without regard to case.
 PEER_LOST = (
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Timed out waiting",
-    "connectFullMesh failed",
+    # gloo
+    "connection closed by peer",
+    "connection reset by peer",
+    "connection refused",
+    "broken pipe",
+    "timed out waiting",
+    "connectfullmesh failed",
+    "socket closed",
+    # NCCL, and torch's process group for it
+    "ncclremoteerror",
+    "remote process exited or there was a network error",
+    "nccl communicator was aborted",
+    "watchdog caught collective operation timeout",
+    "failed to receive a response from the remote",
+    # torch's store, through which ranks connect
+    "failed to recv, got 0 bytes",
 )
+# What the host, CUDA and its libraries say when memory is used up. torch.OutOfMemoryError is a RuntimeError, too.
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "not enough memory",
+)
+# The options of each script that lower memory, the most useful one first.
+LESS_MEMORY = {
+    "train.py": (
+        "lower --token-budget or --rollout-token-budget, add --gradient-checkpointing, lower --eval-batch-size or "
+        "--max-length, or use a --deepspeed_config with more ZeRO (configs/deepspeed/ds_config_zero2_offload.json)"
+    ),
+    "evaluate.py": "lower --token-budget or --eval-batch-size, or use --dtype bf16",
+    "generate.py": "lower --token-budget or --eval-batch-size, or use --dtype bf16",
+}
 
 
 class _OneLine(Exception):
@@ -30,14 +61,14 @@ class UserError(_OneLine):
 
 
 class RunError(_OneLine):
-    """A run cannot go on, through no fault of what the user gave. One line."""
+    """A run cannot continue, through no fault of what the user gave. One line."""
 
 
 def exit_with(main: Callable[[], None]) -> None:
-    """Run an entry point; turn errors into one line on stderr and an exit status, Ctrl-C into 130.
+    """Run an entry point. Turn errors into one line on stderr and an exit status, Ctrl-C into 130.
 
-    2: bad input, or a file or folder that cannot be read or written. 1: a run that cannot go on (`RunError`, no
-    memory, another rank that has ended).
+    Status 2: bad input, or a file or folder that cannot be read or written. Status 1: a run that cannot continue
+    (`RunError`, no memory on the host or the GPU, another rank that has ended).
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a screen without some character shows its escape, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -46,17 +77,40 @@ def exit_with(main: Callable[[], None]) -> None:
     except (UserError, RunError) as error:
         _leave(str(error), BAD_INPUT if isinstance(error, UserError) else FAILED)
     except MemoryError:
-        _leave("there is not enough memory: lower --token-budget or take a smaller model", FAILED)
+        _leave(_no_memory(""), FAILED)
     except OSError as error:
+        if error.errno == errno.ENOMEM:
+            _leave(_no_memory(""), FAILED)
         if error.filename is None:
             raise
         _leave(f"{error.filename}: {error.strerror}: correct the path, its permissions or make room", BAD_INPUT)
     except RuntimeError as error:
-        if not any(words in str(error) for words in PEER_LOST):
-            raise
-        _leave("another rank has ended: what it said last tells why", FAILED)
+        text = str(error)
+        if is_out_of_memory(error):  # first: NCCL reports missing memory as a failure of its own
+            _leave(_no_memory(text), FAILED)
+        if _mentions(text, PEER_LOST):
+            _leave("another rank has ended: its last line says why", FAILED)
+        raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory is used up, on the host or a GPU. Code that catches all leaves it alone."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, (RuntimeError, OSError)) and _mentions(str(error), OUT_OF_MEMORY)
+    )
+
+
+def _mentions(text: str, phrases: tuple[str, ...]) -> bool:
+    return any(phrase in text.lower() for phrase in phrases)
+
+
+def _no_memory(text: str) -> str:
+    """One line for memory that is used up, with the options that lower it. `text` is the library's message."""
+    place = "the GPU" if any(word in text.lower() for word in ("cuda", "cublas", "cudnn", "nccl")) else "this machine"
+    remedy = LESS_MEMORY.get(os.path.basename(sys.argv[0]), "use smaller models or batches")
+    return f"{place} has not enough memory: {remedy}"
 
 
 def _leave(text: str, status: int) -> NoReturn:

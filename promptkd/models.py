@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from promptkd.data.templates import marks, turn_end
 from promptkd.data.windows import MicroBatch
-from promptkd.errors import UserError
+from promptkd.errors import UserError, is_out_of_memory
 from promptkd.lazy_weights import load_lazily
 from promptkd.model_folder import check_files, check_model_folder, hub_advice, looks_local
 from promptkd.resharding.layout import FAMILIES
@@ -148,6 +148,8 @@ def load_causal_lm(
             path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **packed
         )
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         misshapen = "ignore_mismatched_sizes" in str(error)
         reason = "tensors are misshapen, config.json is another model's: fetch it anew" if misshapen else error
         raise UserError(f"{option} {path}: the weights cannot be loaded: {reason}{hub_advice(path)}") from None

@@ -249,7 +249,7 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor
         logits = logits.masked_fill(logits < least, -torch.inf)
     if sampling.top_p < 1.0:
         ranked, order = logits.sort(descending=True)
-        before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)
+        before = running_sums(ranked.softmax(-1)) - ranked.softmax(-1)
         dropped = before >= sampling.top_p
         dropped[:, 0] = False  # the likeliest token stays, however small --top-p is
         logits = logits.masked_fill(dropped.gather(1, order.argsort(-1)), -torch.inf)
@@ -268,13 +268,28 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     vocabulary = probabilities.size(-1)
     whole = vocabulary // _SPAN * _SPAN
     spans = probabilities[:, :whole].unflatten(1, (-1, _SPAN)).sum(-1)
-    spans = torch.cat([spans, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1).cumsum_(-1)
+    spans = running_sums(torch.cat([spans, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1))
     aim = uniform[:, None] * spans[:, -1:]
     span = _first_above(spans, aim)
     aim = aim - spans.gather(1, (span - 1).clamp(min=0)).masked_fill(span == 0, 0)
     within = span * _SPAN + torch.arange(_SPAN, device=span.device)
     inside = probabilities.gather(1, within.clamp(max=vocabulary - 1)).masked_fill(within >= vocabulary, 0)
-    return (span * _SPAN + _first_above(inside.cumsum_(-1), aim)).squeeze(1)
+    return (span * _SPAN + _first_above(running_sums(inside), aim)).squeeze(1)
+
+
+def running_sums(values: Tensor) -> Tensor:
+    """cumsum of nonnegative floats along the last dimension, in place.
+
+    CUDA has no deterministic cumsum of floats. With --deterministic, sums over 2, 4, 8... neighbors are added instead.
+    Rounding differs between neighbors there, so that `cummax` keeps the sums in order.
+    """
+    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return values.cumsum_(-1)
+    distance = 1
+    while distance < values.size(-1):
+        values = values + torch.nn.functional.pad(values[..., :-distance], (distance, 0))
+        distance *= 2
+    return values.cummax(-1).values
 
 
 def _first_above(cumulative: Tensor, aim: Tensor) -> Tensor:

@@ -4,9 +4,10 @@
 #   sbatch --nodes 2 --gpus-per-node 8 --ntasks-per-node 8 --time 12:00:00 \
 #       scripts/slurm.sh scripts/opt/promptkd/promptkd_1.3B.sh [base_path] [options...]
 #
-# One task is one rank on one GPU. Two minutes before the end Slurm sends SIGUSR1: the ranks finish their step, write a
-# checkpoint and leave with status 0 (README, interrupted runs), then the job is queued again, and --resume auto goes on
-# from there. All machines have to see the folder of --save. Should a step take longer than that, raise the 120 below.
+# One task is one rank on one GPU. A task may see all GPUs of its machine, or one of its own (--gpus-per-task 1). Two
+# minutes before the end Slurm sends SIGUSR1: the ranks finish their step, write a checkpoint and leave with status 0
+# (README, interrupted runs), then the job is queued again, and --resume auto goes on from there. All machines have to
+# see the folder of --save. Should a step take longer than that, raise the 120 below.
 #SBATCH --job-name=promptkd
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue

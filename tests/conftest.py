@@ -17,7 +17,9 @@ GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+# Where the tests train: "cpu", so that results do not depend on the machine, or "cuda".
+DEVICE = os.environ.setdefault("PROMPTKD_TEST_DEVICE", "cpu")
+os.environ["DS_ACCELERATOR"] = DEVICE
 # Jobs that a shell starts in the background ignore SIGINT, and so would every process that a test starts.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -26,20 +28,48 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the longest tests, too (some ten minutes more)")
 
 
+def pytest_configure(config):
+    if DEVICE not in ("cpu", "cuda"):
+        raise pytest.UsageError(f"PROMPTKD_TEST_DEVICE={DEVICE}: set it to cpu or cuda")
+    if DEVICE == "cuda" and gpu_count() == 0:
+        raise pytest.UsageError("PROMPTKD_TEST_DEVICE=cuda, and torch finds no GPU: unset it")
+
+
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="--slow runs it"))
+    reasons = {} if config.getoption("--slow") else {"slow": "--slow runs it"}
+    if DEVICE == "cuda":
+        reasons["cpu"] = "it is about runs on a CPU, and PROMPTKD_TEST_DEVICE is cuda"
+    else:
+        reasons["gpu"] = "it needs a GPU: set PROMPTKD_TEST_DEVICE=cuda on a machine with one"
+    for item in items:
+        for name, reason in reasons.items():
+            if item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def gpu_count() -> int:
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def need_gpus(ranks: int) -> None:
+    """Skip a test whose ranks are more than the GPUs, where tests train on GPUs."""
+    if DEVICE == "cuda" and ranks > gpu_count():
+        pytest.skip(f"{ranks} ranks need {ranks} GPUs")
 
 
 def golden_argv(method: str, save: Path, *extra: str) -> list[str]:
-    """Options of a short run on the golden models and data."""
+    """Options of a short run on the golden models and data, in float32 on every device."""
     argv = ["--method", method, "--model-path", str(GOLDEN / "models/gpt2_student"), "--save", str(save)]
     if method != "sft":
         argv += ["--teacher-model-path", str(GOLDEN / "models/gpt2_teacher")]
     data = ["--data-dir", str(GOLDEN / "processed/dolly/full/gpt2"), "--max-length", "128", "--max-prompt-length", "96"]
-    return [*argv, *data, "--lr", "0.001", "--dev-num", "0", *extra]
+    device = []
+    if DEVICE == "cuda":
+        # Without a file a GPU gets bf16. The recordings and the tests' tolerances are of float32, bit for bit.
+        device = ["--deepspeed_config", str(ROOT / "configs/deepspeed/ds_config_fp32.json"), "--deterministic"]
+    return [*argv, *data, "--lr", "0.001", "--dev-num", "0", *device, *extra]
 
 
 def metrics_of(save: Path, event: str = "train") -> list[dict]:
@@ -59,6 +89,7 @@ def train_here(argv: list[str]):
 
 def start(argv: list[str], ranks: int = 1, script: str = "train.py", **environment: str) -> subprocess.CompletedProcess:
     """Run a script of the project as a user does; with torchrun when there are several ranks (or `ranks=0`: one)."""
+    need_gpus(ranks)
     launcher = [sys.executable]
     if ranks != 1:
         port = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]

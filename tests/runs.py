@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, ROOT, golden_argv
+from conftest import DEVICE, GOLDEN, ROOT, golden_argv, need_gpus
 
 PRELOAD = ["train", "promptkd.build", "deepspeed", "transformers.models.gpt2.modeling_gpt2", "matplotlib.figure"]
 UNREPEATABLE = ("seconds", "peak_memory_gb")
@@ -40,6 +40,7 @@ class Run:
     """A training run in the background, or one of another script. log: what it printed, all ranks."""
 
     def __init__(self, argv: list[str], log: Path, ranks: int = 1, script: str = "train") -> None:
+        need_gpus(ranks)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         with socket.socket() as free:
@@ -150,10 +151,12 @@ def whole_lines(save: Path) -> list[str]:
 
 
 def run_script(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script as a user does, with this interpreter and no GPU."""
+    """Run a script as a user does, with this interpreter, on the tests' device."""
     lost = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
     lost |= {"MAX_RESTARTS", "PROMPTKD_LAUNCHER"}
     kept = {name: value for name, value in os.environ.items() if name not in lost}
-    variables = {"PROMPTKD_PYTHON": sys.executable, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **environment}
+    variables = {"PROMPTKD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+    if DEVICE == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
     command = ["bash", str(ROOT / script), *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**kept, **variables}, timeout=600)

@@ -141,7 +141,7 @@ def test_tensor_parallelism_divides_products_and_traffic_pays_for_it():
 def test_what_does_not_fit_is_given_an_option_that_does():
     lengths = ["--batch-size", "16", "--max-length", "512", "--max-prompt-length", "256"]
     setting = make("--gpus", "8", "--gpu", "3090", *lengths, student="gpt2-base", teacher="gpt2-xlarge")
-    small = replace(setting, hardware=replace(setting.hardware, memory=14e9))
+    small = replace(setting, hardware=replace(setting.hardware, memory=13e9))
     assert not fits(small)
     found = dict(remedies(small))
     budget = next(int(text.split()[1]) for text in found if text.startswith("--token-budget"))

@@ -19,6 +19,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from promptkd.device import DeviceSettings
 from promptkd.errors import UserError, exit_with
 from promptkd.evaluation.settings import given_budget
 from promptkd.settings import DecodingSettings, ParallelSettings, at_least, option, parse
@@ -82,9 +83,10 @@ class PromptSettings:
 
 
 def read_settings(argv: list[str]):
-    """Settings in groups: generation, data, decoding."""
+    """Settings in groups: generation, device, parallel, data, decoding."""
     groups = {
         "generation": GenerationSettings,
+        "device": DeviceSettings,
         "parallel": ParallelSettings,
         "data": PromptSettings,
         "decoding": DecodingSettings,
@@ -104,6 +106,7 @@ def identity(settings, prompts: list[str], dtype: str) -> dict:
         "model": fingerprint(model)["sha256_of_ends"] if Path(model).is_dir() else model,
         "prompts": hashlib.sha256("\0".join(prompts).encode()).hexdigest(),
         "dtype": dtype,
+        **({"tf32": True} if settings.device.tf32 else {}),  # stores of earlier versions have no such key
         "seed": what.seed,
         "max_length": data.max_length,
         "max_prompt_length": data.max_prompt_length,
@@ -147,7 +150,7 @@ def run(settings) -> None:
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
     check_positions(config, data.max_length, "--model-path")
     texts, prompts, gold = read_prompts(settings, tokenizer)
-    ranks = setup(settings.parallel.size)
+    ranks = setup(settings.parallel.size, settings.device)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     store = AnswerStore(Path(what.save), identity(settings, texts, dtype), what.overwrite, ranks)
     todo = [i for i in range(len(prompts)) if i not in store.answers]

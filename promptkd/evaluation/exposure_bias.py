@@ -113,7 +113,7 @@ def accumulated_errors(
                 alive[source, row, : len(errors)] += 1
     sums, alive = ranks.total(sums), ranks.total(alive)
     means = sums / (alive + 1e-3) if how.published else sums / alive.clamp(min=1)
-    return means.cumsum(-1).cpu()
+    return means.cpu().cumsum(-1)  # CUDA has no deterministic cumsum of floats
 
 
 def state_errors(student: LanguageModel, teacher: LanguageModel, prompts, responses, token_budget: int) -> list[Tensor]:
@@ -183,7 +183,7 @@ def run(settings: SimpleNamespace) -> None:
     tokenizer = load_own_tokenizer(what.model_path, load_config(what.model_path, "--model-path"), "--model-path")
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
-    ranks = setup(settings.parallel.size)
+    ranks = setup(settings.parallel.size, settings.device)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)
     budgets = [decoding_budget([each.model], data.max_length, ranks, data.token_budget) for each in (student, teacher)]

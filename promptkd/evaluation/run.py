@@ -43,7 +43,7 @@ def run(settings: SimpleNamespace) -> None:
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
     how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
-    ranks = setup(settings.parallel.size)
+    ranks = setup(settings.parallel.size, settings.device)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     warn_of_missing(missing, ranks)
     group = tensor_group(ranks, settings.parallel.size)
@@ -132,6 +132,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
         "run": {
             "dtype": dtype,
             "device": ranks.device.type,
+            **dataclasses.asdict(settings.device),
             "ranks": ranks.world.size,
             "token_budget": data.token_budget,
         },
