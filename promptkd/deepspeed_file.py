@@ -34,8 +34,9 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
     """The DeepSpeed file that `option` names, checked.
 
     Without a path: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU. Raises UserError when the file is
-    missing, not JSON, sets what the command line owns, or asks for fp16 on a CPU or for bf16 without ZeRO (whose plain
-    bf16 optimizer loses small updates).
+    missing, not JSON, sets what the command line owns, or asks for fp16 on a CPU, or for half precision without ZeRO.
+    There DeepSpeed's bf16 optimizer loses small updates. Its fp16 optimizer divides by a loss scale that the loss was
+    never multiplied with.
     """
     if path is None:
         gpu_file = (
@@ -55,6 +56,9 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
             raise UserError(f"{option} {path}: {key} has to be an object, not {config[key]!r}")
         if not isinstance(enabled := config.get(key, {}).get("enabled", False), bool):
             raise UserError(f"{option} {path}: {key}.enabled has to be true or false, not {enabled!r}")
+    hysteresis = config.get("fp16", {}).get("hysteresis", 2)
+    if not isinstance(hysteresis, int) or isinstance(hysteresis, bool) or hysteresis < 1:
+        raise UserError(f"{option} {path}: fp16.hysteresis has to be a number of overflows from 1, not {hysteresis!r}")
     types = config.get("data_types", {})
     if not isinstance(types, dict) or types.get("grad_accum_dtype") not in (None, "fp32", "bf16", "fp16"):
         raise UserError(f"{option} {path}: data_types.grad_accum_dtype has to be fp32, bf16 or fp16")
@@ -62,8 +66,8 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
         raise UserError(f"{option} {path}: zero_optimization.stage has to be 0, 1, 2 or 3, not {stage!r}")
     if precision(config) == "fp16" and device.type == "cpu":
         raise UserError(f"{option} {path} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
-    if precision(config) == "bf16" and not zero_stage(config):
-        raise UserError(f"{option} {path} asks for bf16 without ZeRO: set zero_optimization.stage to 1 or more")
+    if (kind := precision(config)) != "fp32" and not zero_stage(config):
+        raise UserError(f"{option} {path} asks for {kind} without ZeRO: set zero_optimization.stage to 1 or more")
     return config
 
 

@@ -15,6 +15,7 @@ from promptkd.data.windows import MicroBatch
 from promptkd.deepspeed_file import DTYPES, precision, prepare_deepspeed, with_bucket_for, zero_stage
 from promptkd.distributed import Ranks
 from promptkd.lazy_weights import share_out
+from promptkd.loss_scale import LossScale
 from promptkd.models import Head, LanguageModel
 from promptkd.profiling import part
 from promptkd.schedules import Optimization, make_schedule
@@ -61,6 +62,7 @@ class Learner:
         )  # fmt: skip
         self.stage = self.engine.zero_optimization_stage()
         self.grad_norm = 0.0
+        self.loss_scale = LossScale(self.engine) if self.engine.fp16_enabled() else None
 
     @property
     def parts(self) -> int:
@@ -106,17 +108,21 @@ class Learner:
             # share of the examples have the same gradient, so it is the shares that count).
             with part("backward"):
                 self.engine.backward(loss * self.ranks.size)
+            terms = sums if terms is None else terms + sums
             if last:
+                terms = self.ranks.total(terms)
                 self.grad_norm = self._norm()
                 if not math.isfinite(self.grad_norm):
                     # No update, as ZeRO's optimizers do by themselves.
                     self.module.zero_grad(set_to_none=True)
                     self.engine.set_gradient_accumulation_boundary(False)
             with part("optimizer"):
-                self.engine.step()
-            terms = sums if terms is None else terms + sums
+                if last and self.loss_scale is not None:
+                    self.loss_scale.step(bool(terms.isfinite().all()))
+                else:
+                    self.engine.step()
         self.grad_norm = self.grad_norm or float(self.engine.get_global_grad_norm() or 0.0)
-        return self.ranks.total(terms)
+        return terms
 
     def drop_nonfinite(self) -> None:
         """Leave the weights alone when a gradient is not finite. All but ZeRO 1 and 2 in bf16 do so unasked."""

@@ -136,8 +136,8 @@ def _torch_optimizer(learner: Learner) -> torch.optim.Optimizer:
 
 
 def _loss_scaler(learner: Learner) -> Any:
-    """The object that holds the loss scale: fp16 without ZeRO has it in the optimizer itself."""
-    return getattr(learner.engine.optimizer, "loss_scaler", learner.engine.optimizer)
+    """The object that holds the loss scale. ZeRO's optimizers have one in every precision, others have none."""
+    return getattr(learner.engine.optimizer, "loss_scaler", None)
 
 
 def _fill(target: Tensor, saved: Tensor) -> None:
@@ -173,7 +173,3 @@ def _cast_down(learner: Learner) -> None:
         for low, master in zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat):
             low.data.copy_(master.data)
         optimizer.checkpoint_event_epilogue()
-    elif hasattr(optimizer, "fp32_groups"):  # DeepSpeed's fp16 without ZeRO
-        for lows, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups):
-            for low, master in zip(lows, masters):
-                low.data.copy_(master.data)

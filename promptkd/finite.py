@@ -17,8 +17,8 @@ PARTS = {"teacher": "prompt"}  # what learns in a learner, where that is not its
 class FiniteGuard:
     """Looks at what the log holds anyway, so it costs no wait for the device.
 
-    Losses and norms are sums over ranks: all ranks see the same. A scaled fp16 gradient that overflows is part
-    of finding the scale, no fault.
+    Losses and norms are sums over ranks: all ranks see the same. A gradient that overflows fp16 is no fault while the
+    loss scale can adapt: it is counted in the metrics. At the smallest scale it ends the run.
     """
 
     def __init__(self, method: str, learners: dict[str, Learner], allowed: int, skipped: int) -> None:
@@ -31,9 +31,30 @@ class FiniteGuard:
         wrong = {key: value for key, value in row.items() if not math.isfinite(value) and not key.endswith("_norm")}
         for name, learner in self.learners.items():
             norm = learner.grad_norm
-            if not (math.isfinite(norm) and norm >= 0) and not learner.engine.fp16_enabled():
+            adapts = learner.loss_scale is not None and learner.loss_scale.is_dynamic
+            if not (math.isfinite(norm) and norm >= 0) and not adapts:
                 wrong[f"{PARTS.get(name, name)} gradient"] = norm
         return wrong
+
+    def loss_scales(self, step: int) -> dict[str, float]:
+        """What the metrics hold of the loss scales of fp16 engines; the prompt's keys begin with `prompt_`.
+
+        Raises:
+            RunError: Gradients overflow at the smallest loss scale.
+        """
+        row = {}
+        for name, learner in self.learners.items():
+            if (scale := learner.loss_scale) is None:
+                continue
+            values = scale.row()
+            if scale.is_exhausted:
+                raise RunError(
+                    f"{self.method}, step {step}: gradients of the {PARTS.get(name, name)} overflow fp16 at the "
+                    f"smallest loss scale, {values['loss_scale']:.0f}: name a bf16 or fp32 file as --deepspeed_config"
+                )
+            prefix = f"{PARTS[name]}_" if name in PARTS else ""
+            row |= {f"{prefix}{key}": value for key, value in values.items()}
+        return row
 
     def report(self, step: int, wrong: dict[str, float], window: Window, ranks: Ranks, folder: Path) -> None:
         """Save the step for study; raise RunError unless --skip-nonfinite allows one more."""

@@ -184,12 +184,18 @@ def _coefficients(terms: list[Term], like: Tensor) -> Tensor:
 
 
 class _Distill(torch.autograd.Function):
-    """The gradient is known in closed form, so it is computed in the forward pass, chunk by chunk."""
+    """The gradient is known in closed form, so it is computed in the forward pass, chunk by chunk.
+
+    A token's weight is often far below what float16 can hold (1/18,000, before the loss scale arrives). So the
+    products with the logits' gradient leave it out, and `backward` multiplies by weight and loss scale together, in
+    float32. Only the result is cast: what float16 cannot hold becomes infinite, and the loss scaler sees it.
+    """
 
     @staticmethod
     def forward(ctx, hidden, weight, bias, terms, weights):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         sums = hidden.new_zeros(len(terms), dtype=torch.float32)
+        factors = torch.empty_like(weights)  # of each token's row in grad_hidden
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
@@ -197,25 +203,25 @@ class _Distill(torch.autograd.Function):
         step = positions_at_a_time(Head(weight, bias))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
-            grad = _chunk(rows, hidden, Head(weight, bias), terms, weights, sums)
-            share = weights[rows, None].to(hidden.dtype)
+            grad, factors[rows] = _chunk(rows, hidden, Head(weight, bias), terms, weights, sums)
             if needs_hidden:
-                grad_hidden[rows] = (grad @ weight) * share
+                grad_hidden[rows] = grad @ weight
             if needs_weight:
-                _add_product(grad_weight, grad, hidden[rows] * share)
+                _add_product(grad_weight, grad, hidden[rows], factors[rows, None])
             if needs_bias:
-                grad_bias.add_((grad.float() * weights[rows, None]).sum(0))
+                grad_bias.add_((grad.float() * factors[rows, None]).sum(0))
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
-        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        ctx.save_for_backward(grad_hidden, factors, grad_weight, grad_bias)
         ctx.mark_non_differentiable(sums)
         return (sums * _coefficients(terms, sums)).sum(), sums
 
     @staticmethod
     def backward(ctx, grad_loss, _):
-        grad_hidden, grad_weight, grad_bias = ctx.saved_tensors
+        grad_hidden, factors, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
-            None if grad_hidden is None else grad_hidden * grad_loss.to(grad_hidden.dtype),
+            # In place, but computed in float32: the factors are of that type and have a dimension.
+            None if grad_hidden is None else grad_hidden.mul_((factors * grad_loss)[:, None]),
             None if grad_weight is None else grad_weight.mul_(grad_loss).to(weight_dtype),
             None if grad_bias is None else grad_bias.mul_(grad_loss).to(bias_dtype),
             None,
@@ -223,11 +229,19 @@ class _Distill(torch.autograd.Function):
         )
 
 
-def _chunk(rows: slice, hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, sums: Tensor) -> Tensor:
-    """Add the chunk's losses to `sums`; return d(sum of terms)/d(logits) [rows, vocabulary] in the head's precision."""
+def _chunk(
+    rows: slice, hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, sums: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Add the chunk's losses to `sums`. Returns the gradient of the sum of terms with respect to the logits.
+
+    Returns:
+        The gradient [rows, vocabulary] in the head's precision, and float32 factors [rows]. A token's part of the
+        loss's gradient is its row times its factor, which is its weight but for float16's row scale.
+    """
     logits = F.linear(hidden[rows], head.weight, head.bias)
     references = [term.reference(rows) for term in terms]
     step = BLOCK.get(hidden.device.type, BLOCK["cuda"])
+    factors = weights[rows].clone()
     for start in range(0, len(logits), step):
         block = slice(start, start + step)
         log_q = logits[block].float().log_softmax(-1)
@@ -238,8 +252,29 @@ def _chunk(rows: slice, hidden: Tensor, head: Head, terms: list[Term], weights: 
             if term.coefficient != 1.0:
                 grad.mul_(term.coefficient)
             total = grad if total is None else total.add_(grad)
+        if logits.dtype == torch.float16:
+            scale = _row_scale(total, positions_at_a_time(head))
+            total.mul_(scale[:, None])
+            factors[block].div_(scale)
         logits[block] = total  # the logits have served: their place takes the gradient
-    return logits
+    return logits, factors
+
+
+def _row_scale(grad: Tensor, rows: int) -> Tensor:
+    """Powers of two [rows] that bring gradients of logits into float16's range.
+
+    Most entries are near 1/vocabulary, too small for float16, and a policy's advantages or a student near its teacher
+    make them smaller. A row's absolute values are scaled to a sum of at most 2^15 / `rows`. So no sum over a chunk of
+    `rows` tokens can overflow, as long as what it is multiplied with is at most 1 (see `_add_product`). The limit of
+    256 is for the product with the head's weights.
+    """
+    largest = min(2**15 / rows, 256.0)
+    return _power_of_two(largest / torch.linalg.vector_norm(grad, ord=1, dim=-1).clamp_(min=1e-30))
+
+
+def _power_of_two(values: Tensor) -> Tensor:
+    """The largest powers of two that are not above positive `values`."""
+    return values.log2().floor_().exp2_()
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
@@ -249,9 +284,14 @@ def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a, b)
 
 
-def _add_product(total: Tensor, grad: Tensor, hidden: Tensor) -> None:
-    """total += grad^T hidden, in total's precision."""
+def _add_product(total: Tensor, grad: Tensor, hidden: Tensor, factors: Tensor) -> None:
+    """total += grad^T (hidden * factors), in float32. The product itself is in the precision of `grad`."""
     if grad.dtype == total.dtype:
-        total.addmm_(grad.T, hidden)
-    else:
-        total.add_(grad.T @ hidden)
+        total.addmm_(grad.T, hidden * factors)
+        return
+    # Factors of at most 1, where equal weights give exactly 1, then hidden states of at most 1: nothing overflows.
+    largest = factors.amax().clamp_(min=1e-30)
+    scaled = hidden * (factors / largest)
+    size = 1 / _power_of_two(1 / scaled.abs().amax().clamp_(min=1e-30))
+    product = grad.T @ (scaled / size).to(grad.dtype)
+    total.addcmul_(product, largest * size)

@@ -121,7 +121,8 @@ def test_shipped_files_are_readable_and_leave_rates_to_the_command_line():
         ('{"gradient_clipping": 1.0}', "--clip-grad"),
         ('{"train_batch_size": 8}', "--batch-size"),
         ('{"fp16": {"enabled": true}}', "fp16"),
-        ('{"bf16": {"enabled": true}}', "ZeRO"),
+        ('{"bf16": {"enabled": true}}', "bf16 without ZeRO"),
+        ('{"fp16": {"enabled": false, "hysteresis": 0}}', "fp16.hysteresis"),
         ("[1]", "no JSON object"),
         ("{", "ds.json"),
     ],
@@ -131,6 +132,15 @@ def test_bad_files_are_refused(content, message, tmp_path):
     path.write_text(content)
     with pytest.raises(UserError, match=message):
         read_deepspeed_config(str(path), CPU)
+
+
+def test_fp16_without_zero_is_refused(tmp_path):
+    """DeepSpeed would divide by a loss scale that it never multiplied with."""
+    path = tmp_path / "ds.json"
+    path.write_text('{"fp16": {"enabled": true}, "zero_optimization": {"stage": 0}}')
+    for option in ("--deepspeed_config", "--teacher-deepspeed-config"):
+        with pytest.raises(UserError, match=f"{option} .*fp16 without ZeRO: set zero_optimization.stage to 1 or more"):
+            read_deepspeed_config(str(path), torch.device("cuda"), option)
 
 
 def test_fp16_on_a_cpu_ends_with_one_line_and_writes_nothing(tmp_path):

@@ -1,0 +1,90 @@
+"""Gradients of the losses in half precision against float32, on random models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from promptkd.losses import Fixed, Forward, Hard, Policy, Reverse, Term, distill
+from promptkd.models import Head
+
+PARTS = ("hidden", "weight", "bias")
+
+
+def random_head(vocabulary: int, width: int, deviation: float, dtype: torch.dtype) -> Head:
+    """A head whose logits have standard deviation `deviation` on hidden states of deviation 1."""
+    weight = torch.randn(vocabulary, width) * (deviation / width**0.5)
+    return Head(weight.to(dtype), (0.1 * torch.randn(vocabulary)).to(dtype))
+
+
+def random_terms(kinds: str, tokens: int, vocabulary: int, width: int, deviation: float, dtype: torch.dtype) -> list:
+    """Terms by their first letters: Reverse, Forward, Hard (`h`), Policy. Later terms have smaller coefficients."""
+    terms: list[Term] = []
+    for i, kind in enumerate(kinds):
+        coefficient = 1.0 / (1 + i)
+        if kind in "rf":
+            target = Fixed(torch.randn(tokens, width).to(dtype), random_head(vocabulary, width, deviation, dtype))
+            terms.append({"r": Reverse, "f": Forward}[kind](target, coefficient))
+            continue
+        words = torch.randint(vocabulary, (tokens,))
+        if kind == "h":
+            terms.append(Hard(words, coefficient))
+        else:
+            old = -torch.rand(tokens) - torch.tensor(float(vocabulary)).log()
+            terms.append(Policy(words, torch.randn(tokens), old, 0.5 + torch.rand(tokens), 0.2, coefficient))
+    return terms
+
+
+def in_float32(terms: list[Term]) -> list[Term]:
+    """The same terms, computed in float32."""
+    changed = []
+    for term in terms:
+        if isinstance(term, (Reverse, Forward)):
+            head = Head(*(part.float() for part in term.target.head))
+            term = type(term)(Fixed(term.target.hidden.float(), head), term.coefficient)
+        changed.append(term)
+    return changed
+
+
+def gradients(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, scale: float) -> tuple[Tensor, ...]:
+    """What `backward` of the scaled loss gives for hidden states, weight and bias, in their own precision."""
+    leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *head)]
+    loss, _ = distill(leaves[0], Head(*leaves[1:]), terms, weights)
+    return torch.autograd.grad(loss * scale, leaves)
+
+
+def relative_error(value: Tensor, expected: Tensor) -> float:
+    return float((value.float() - expected).norm() / expected.norm())
+
+
+def measure(
+    kinds: str,
+    tokens: int,
+    scales: list[float],
+    rows: int | None = None,
+    vocabulary: int = 5000,
+    width: int = 64,
+    deviation: float = 0.8,
+    dtype: torch.dtype = torch.float16,
+) -> Iterator[tuple[float, dict[str, tuple[float, float]]]]:
+    """For each loss scale: part -> (relative error, error of the exact gradient rounded to `dtype`).
+
+    tokens: response tokens of the step, whose mean the loss is. rows: those of this micro-batch; default: all.
+    """
+    torch.manual_seed(0)
+    rows = min(rows or tokens, tokens)
+    hidden = torch.randn(rows, width).to(dtype)
+    head = random_head(vocabulary, width, deviation, dtype)
+    terms = random_terms(kinds, rows, vocabulary, width, deviation, dtype)
+    weights = torch.full((rows,), 1 / tokens)
+    exact_head = Head(*(part.float() for part in head))
+    exact = gradients(hidden.float(), exact_head, in_float32(terms), weights, 1.0)
+    for scale in scales:
+        low = gradients(hidden, head, terms, weights, scale)
+        errors = {}
+        for part, value, expected in zip(PARTS, low, exact):
+            rounded = (expected * scale).to(dtype).float() / scale
+            errors[part] = relative_error(value.float() / scale, expected), relative_error(rounded, expected)
+        yield scale, errors
