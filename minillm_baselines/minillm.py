@@ -95,7 +95,7 @@ class MiniLLM(Method):
     def __init__(self, context: Context, settings: MiniLLMSettings) -> None:
         super().__init__(context, settings)
         without_dropout(self.student.module)
-        self.teacher = FrozenTeacher(LanguageModel(context.teacher), context.ranks.device)
+        self.teacher = FrozenTeacher(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
         self.collection = Collection(-1, [])
 
     @classmethod

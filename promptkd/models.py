@@ -24,15 +24,24 @@ from promptkd.model_folder import check_files, check_model_folder, hub_advice, l
 from promptkd.resharding.layout import FAMILIES
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
+from promptkd.vocabulary import SharedVocabulary, shared_vocabulary
 
 transformers_logging.disable_progress_bar()  # its bars for loading and saving are noise beside ours
 
 
 class Head(NamedTuple):
-    """What turns hidden states into logits: weight [vocabulary, width], bias [vocabulary] or None."""
+    """What turns hidden states into logits: weight [vocabulary, width], bias [vocabulary] or None.
+
+    shared: the ids that a divergence compares; None for all of them.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    shared: SharedVocabulary | None = None
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of this head, those of the shared ids."""
+        return logits if self.shared is None else self.shared.restrict(logits)
 
 
 class LanguageModel(nn.Module):
@@ -42,10 +51,13 @@ class LanguageModel(nn.Module):
     for those positions alone, and an engine sees one module whose output is the loss.
     """
 
-    def __init__(self, model: PreTrainedModel, prompt: SoftPrompt | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompt: SoftPrompt | None = None, shared: SharedVocabulary | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.prompt = prompt
+        self.shared = shared
 
     @property
     def group(self) -> TensorGroup | None:
@@ -54,7 +66,7 @@ class LanguageModel(nn.Module):
 
     def head(self) -> Head:
         linear = self.model.get_output_embeddings()
-        return Head(linear.weight, linear.bias)
+        return Head(linear.weight, linear.bias, self.shared)
 
     def head_parameters(self) -> list[nn.Parameter]:
         return list(self.model.get_output_embeddings().parameters())
@@ -256,20 +268,13 @@ def count_parameters(path: str) -> int:
         return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).num_parameters()
 
 
-def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer) -> None:
-    """Teacher and student must give the same tokens the same numbers. Raises UserError with both sizes."""
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
-    words = [tokenizer.get_vocab() for tokenizer in (student_tokenizer, teacher_tokenizer)]
-    if words[0] != words[1]:
-        raise UserError(
-            f"the tokenizers differ: the student's has {len(words[0])} tokens, the teacher's {len(words[1])}, "
-            f"{len(words[0].items() & words[1].items())} of them alike: distil between models of one tokenizer"
-        )
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"the vocabularies differ: the student predicts {sizes[0]} tokens, the teacher {sizes[1]}: "
-            "resize one of them (resize_token_embeddings) or take another pair"
-        )
+def check_pair(
+    student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer
+) -> SharedVocabulary | None:
+    """The token ids that the two models share, None where all do. UserError where an id has two meanings."""
+    sizes = tuple(model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
+    words = (tokenizer.get_vocab() for tokenizer in (student_tokenizer, teacher_tokenizer))
+    return shared_vocabulary(sizes, teacher.get_input_embeddings().weight.shape[0], *words)
 
 
 def load_own_tokenizer(path: str, config, option: str):

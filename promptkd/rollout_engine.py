@@ -13,6 +13,7 @@ from promptkd.settings import option
 if TYPE_CHECKING:
     from promptkd.engine import Learner
     from promptkd.rollout import Mix, Rollout, Sampling
+    from promptkd.vocabulary import SharedVocabulary
 
 # vLLM's share of a GPU's memory: the student's weights once more and the keys and values of a window.
 VLLM_MEMORY = 0.3
@@ -41,6 +42,7 @@ class Request:
     sampling: Sampling
     mix: Mix | None = None
     keep_states: bool = False
+    shared: SharedVocabulary | None = None  # answers consist of these tokens
 
 
 class RolloutEngine(Protocol):
@@ -74,6 +76,7 @@ class HuggingFaceEngine:
                 token_budget=tokens_within_budget([model] + ([request.mix.model] if request.mix else [])),
                 keep_states=request.keep_states,
                 mix=request.mix,
+                shared=request.shared,
                 agree=student.ranks.agree,
             )
 
@@ -96,6 +99,8 @@ class VllmEngine:
 
         if request.mix is not None:
             raise UserError("--rollout-engine vllm cannot mix the teacher into sampling: use --rollout-engine hf")
+        if request.shared is not None:
+            raise UserError("--rollout-engine vllm needs models of one vocabulary size: use --rollout-engine hf")
         self._load(student)
         how = request.sampling
         drawn = [

@@ -222,8 +222,3 @@ def _check_pair(student: Engine, teacher: Engine | None, max_length: int) -> Non
             raise UserError(
                 f"{option}: {need} positions are needed, the model has {engine.shape.positions}: lower --max-length"
             )
-    if teacher is not None and teacher.shape.vocab != student.shape.vocab:
-        raise UserError(
-            f"the vocabularies differ: the student predicts {student.shape.vocab} tokens, the teacher "
-            f"{teacher.shape.vocab}: take another pair"
-        )
