@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
+from promptkd.adapters import base_of, is_adapter
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.examples import vocabulary_size
 from promptkd.data.windows import Windows
@@ -117,6 +118,8 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
             "teacher": settings.models.teacher_model_path,
             **folders,
         }
+        bases = {f"{name}_base": base_of(path, name) for name, path in inputs.items() if path and is_adapter(path)}
+        inputs |= {name: path for name, path in bases.items() if os.path.isdir(path)}
         described = describe_run({"method": settings.method, **flat(groups)}, inputs)
         checkpoints.identity = Identity.of(described["settings"], config, described["inputs"], ranks.size)
         checkpoints.lock = lock_folder(folder)

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.windows import group_by_length
-from promptkd.kv_cache import GrowingCache
+from promptkd.kv_cache import GrowingCache, takes_padding
 from promptkd.repeats import RepeatGuard, ban
 from promptkd.vocabulary import SharedVocabulary
 
@@ -99,7 +99,7 @@ def decode(
     lengths = [len(prompt) + longest for prompt in prompts]
     models = [model] if mix is None else [model, mix.model]
     heads = [_decoding_head(each) for each in models]
-    for rows in group_by_length(lengths, token_budget):
+    for rows in _batches(lengths, token_budget, all(map(takes_padding, models))):
         batch = _Batch(
             models, heads, rows, prompts, max_new_tokens, end_ids, sampling, noise, rollout, mix, prefix, shared, agree
         )
@@ -108,6 +108,20 @@ def decode(
             if progress is not None and ended:
                 progress(ended)
     return rollout
+
+
+def _batches(lengths: list[int], token_budget: int, padded: bool) -> list[list[int]]:
+    """Rows that are decoded together; without padding, rows of one length only."""
+    if padded:
+        return group_by_length(lengths, token_budget)
+    alike: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        alike.setdefault(length, []).append(row)
+    return [
+        [rows[place] for place in group]
+        for length, rows in alike.items()
+        for group in group_by_length([length] * len(rows), token_budget)
+    ]
 
 
 def _decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

@@ -58,6 +58,7 @@ def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenize
 def save_prompt(embeddings: Tensor, folder: Path, teacher_path: str, config) -> None:
     """Write P in PEFT's file format; `PeftModel.from_pretrained(teacher, folder)` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
+    config = config.get_text_config()
     PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=embeddings.size(0),
