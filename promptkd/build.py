@@ -59,7 +59,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     teacher_config = read_teacher_config(settings, config, ranks)
     kind = method_class(settings.method)
-    check_quantization(settings, teacher_stage(kind, teacher_config), ranks.device)
+    check_quantization(settings, teacher_stage(kind, teacher_config))
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     path = settings.models.model_path
     tokenizer = load_own_tokenizer(path, load_config(path, "--model-path"), "--model-path")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections.abc import Iterable
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from promptkd.distributed import environment_number
 from promptkd.errors import UserError
 
 # Buffers that earlier versions of transformers wrote and that are computed now.
@@ -87,22 +85,14 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) -> None:
-    """Refuse weights that config.json leaves no place for; name those of modules that the family does not have.
+    """Raise UserError for weights that no module takes: a bias or layer that is dropped changes every result.
 
-    A bias or layer that is dropped changes every result. A value head or a vision tower beside the causal LM does not:
-    there one line on stderr says so. `names` are the unused ones, `where` says whose weights they are.
+    `names` are the unused ones, `where` says whose weights they are. Buffers that are computed now are no matter.
     """
-    patterns = model._keys_to_ignore_on_load_unexpected or ()
-    unused = sorted(
-        name for name in names if not COMPUTED.search(name) and not any(re.search(p, name) for p in patterns)
-    )
-    parts = {name for owner in (model, model.base_model) for name, _ in owner.named_children()}
-    inside = [name for name in unused if name.partition(".")[0] in parts]
-    if inside:
+    patterns = [COMPUTED, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    unused = sorted(name for name in names if not any(pattern.search(name) for pattern in patterns))
+    if unused:
         raise UserError(
-            f"{where}: config.json has no place for {len(inside)} tensors of the weights, {inside[0]} first: take the "
-            "config.json that belongs to the weights"
+            f"{where}: config.json has no place for {len(unused)} tensors of the weights, {unused[0]} first: take the "
+            "config.json that belongs to the weights, or take such tensors out of them"
         )
-    if unused and not environment_number("RANK"):
-        text = f"{len(unused)} tensors are not part of a {type(model).__name__} and are not used, {unused[0]} first"
-        print(f"warning: {where}: {text}", file=sys.stderr, flush=True)

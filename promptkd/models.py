@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.activations import NewGELUActivation
@@ -117,7 +118,18 @@ def load_tokenizer(path: str):
         raise UserError(f"{path}: no tokenizer can be loaded from it ({error}): {remedy}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json")
+    _keep_unknown(tokenizer)
     return tokenizer
+
+
+def _keep_unknown(tokenizer) -> None:
+    """Have a SentencePiece model without byte pieces give the unknown token, as SentencePiece does.
+
+    transformers converts it as one with byte pieces, which drops every character that the model does not know.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if isinstance(model, BPE) and model.byte_fallback and model.unk_token is None and tokenizer.unk_token:
+        model.unk_token = None if "<0x00>" in tokenizer.get_vocab() else tokenizer.unk_token
 
 
 def end_ids(tokenizer, *models: PreTrainedModel) -> tuple[int, ...]:
