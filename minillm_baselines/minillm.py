@@ -52,8 +52,12 @@ class MiniLLMOptimizerSettings(OptimizerSettings):
 
 @dataclass
 class MiniLLMSettings:
-    prompt_data_dir: str = option("", "folder of prompts: train_0.bin/.idx or train.jsonl, and valid.jsonl")
-    lm_data_dir: str | None = option(None, "folder of the pre-training corpus' train_0.bin/.idx; default: no corpus")
+    prompt_data_dir: str = option(
+        "", "folder of prompts: train_0.bin/.idx or train.jsonl, and valid.jsonl", numbers=False
+    )
+    lm_data_dir: str | None = option(
+        None, "folder of the pre-training corpus' train_0.bin/.idx; default: no corpus", numbers=False
+    )
     ppo_epochs: int = option(4, "passes over a collection of rollouts")
     num_rollouts: int = option(256, "rollouts of a collection, on all ranks together")
     chunk_size: int = option(8, "prompts a rank takes at a time; what a collection has over is passed by")
@@ -72,7 +76,9 @@ class MiniLLMSettings:
     kd_ratio: float = option(0.5, "weight of the teacher's term in the pre-training loss; 1 - it: of the tokens")
     lm_coef: float = option(1.0, "weight of the pre-training loss")
     seed_ppo: int = option(42, "seeds the order of the rollouts in each pass")
-    seed_lm: int = option(7, "read and never used by the published code, and here: --seed-order orders the corpus, too")
+    seed_lm: int = option(
+        7, "read and never used by the published code, and here: --seed-order orders the corpus, too", numbers=False
+    )
 
     def __post_init__(self) -> None:
         self.lm_data_dir = self.lm_data_dir or None  # `--lm-data-dir=` behind a script's own leaves the corpus out

@@ -99,5 +99,5 @@ class RolloutWindows:
     def _chunks(self) -> Iterator[list[int]]:
         order = Windows(self.examples, 1, 1, seed=self.seed_order)
         for epoch in itertools.count():
-            rows = order.order(epoch)[: self.examples // self.ranks * self.ranks].tolist()
-            yield from (rows[i : i + self.chunk] for i in range(0, len(rows), self.chunk))
+            rows = order.order(epoch)[: self.examples // self.ranks * self.ranks]
+            yield from (rows[i : i + self.chunk].tolist() for i in range(0, len(rows), self.chunk))

@@ -44,7 +44,7 @@ from promptkd.quantization import check_quantization, loading_options
 from promptkd.resume import Checkpoints, Identity, choose_start
 from promptkd.rollout import Sampling
 from promptkd.schedules import Optimization
-from promptkd.settings import TOKEN_BUDGET, flat
+from promptkd.settings import TOKEN_BUDGET, declared_options, flat
 from promptkd.tensor_parallel import TensorGroup, tensor_group
 from promptkd.trainer import Trainer, total_steps
 from promptkd.vocabulary import SharedVocabulary
@@ -87,6 +87,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
         settings.optimizer.eval_batch_size, settings.run.seed, ranks, published,
+        settings.run.rouge_tokenizer,
     )  # fmt: skip
     return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
 
@@ -122,6 +123,7 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
         inputs |= {name: path for name, path in bases.items() if os.path.isdir(path)}
         described = describe_run({"method": settings.method, **flat(groups)}, inputs)
         checkpoints.identity = Identity.of(described["settings"], config, described["inputs"], ranks.size)
+        checkpoints.declared = declared_options(map(type, groups.values()))
         checkpoints.lock = lock_folder(folder)
         try:
             start = choose_start(checkpoints, run)
@@ -249,7 +251,13 @@ def build_method(settings, configs, models, tokenizer, data: Data, windows: Wind
         teacher=teacher,
         tokenizer=tokenizer,
         ranks=ranks,
-        limits=Limits(sizes.max_length, sizes.max_prompt_length, token_budget, end_ids(tokenizer, student)),
+        limits=Limits(
+            sizes.max_length,
+            sizes.max_prompt_length,
+            token_budget,
+            end_ids(tokenizer, student),
+            how.rollout_token_budget,
+        ),
         sampling=Sampling(decoding.do_sample, decoding.temperature, decoding.top_k, decoding.top_p),
         seed=settings.run.seed,
         optimization=optimization,

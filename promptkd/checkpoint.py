@@ -138,14 +138,23 @@ def save_model(learner: Learner, tokenizer, folder: Path) -> None:
 def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     """What config.json holds: settings, versions, commit, fingerprints of what was read."""
     root = Path(__file__).parents[1]
-    git = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
     return {
         "settings": settings,
-        "commit": git.stdout.strip() or None,
+        "commit": commit_of(root),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "inputs": {name: {"path": path, **fingerprint(path)} for name, path in inputs.items() if path},
     }
+
+
+def commit_of(root: Path) -> str | None:
+    """Return the commit of a working tree; None where there is no git or no repository."""
+    try:
+        describe = ["git", "-C", root, "describe", "--always", "--dirty"]
+        done = subprocess.run(describe, capture_output=True, encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return done.stdout.strip() or None
 
 
 def fingerprint(path: str) -> dict[str, Any]:

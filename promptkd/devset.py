@@ -8,15 +8,16 @@ import torch
 
 from promptkd.data.examples import ExampleSet
 from promptkd.data.windows import pack
+from promptkd.decoding_budget import decoding_budget
 from promptkd.distributed import Ranks
 from promptkd.engine import FrozenTeacher, Learner
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
 from promptkd.evaluation.generate import answer
 from promptkd.evaluation.rouge import rouge_l
-from promptkd.kv_cache import tokens_within_budget
 from promptkd.losses import Hard, distill
 from promptkd.methods.base import Limits
 from promptkd.rollout import Sampling
+from promptkd.settings import RougeTokenizer
 
 
 class DevSet:
@@ -32,9 +33,11 @@ class DevSet:
         seed: int,
         ranks: Ranks,
         published_mean: bool,
+        rouge_tokenizer: RougeTokenizer,
     ) -> None:
         self.examples, self.tokenizer, self.sampling, self.limits = examples, tokenizer, sampling, limits
         self.batch_size, self.seed, self.ranks, self.published_mean = batch_size, seed, ranks, published_mean
+        self.rouge_tokenizer = rouge_tokenizer
 
     def __len__(self) -> int:
         return 0 if self.examples is None else len(self.examples)
@@ -77,12 +80,17 @@ class DevSet:
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
                 end_ids=limits.end_ids,
                 sampling=self.sampling,
-                token_budget=tokens_within_budget([model]),
+                token_budget=self._budget(model),
                 ranks=self.ranks,
                 progress=None,
             )[0]
-        scores = [rouge_l(text, references) for text, references in zip(answers, self.examples.references)]
+        pairs = zip(answers, self.examples.references)
+        scores = [rouge_l(text, references, self.rouge_tokenizer) for text, references in pairs]
         return sum(scores) / max(len(scores), 1)
+
+    def _budget(self, model) -> int:
+        limits = self.limits
+        return decoding_budget([model], limits.max_length, self.ranks, limits.rollout_token_budget)
 
     def exposure_bias(self, student: Learner, teacher: Learner | FrozenTeacher, rows: int) -> dict[str, Any]:
         """Exposure bias on the first `rows` dev prompts, against the teacher with its prompt if it has one.
@@ -90,17 +98,17 @@ class DevSet:
         The values at the last position, and ex_acc_err at all positions as `curve` (evaluation/exposure_bias.py).
         """
         limits = self.limits
-        protocol = Protocol(
-            max_new_tokens=limits.max_length - limits.max_prompt_length,
-            end_ids=limits.end_ids,
-            sampling=self.sampling,
-            samples=1,
-            seed=self.seed,
-            token_budget=tokens_within_budget([teacher.module.model]),
-            forward_budget=limits.token_budget,
-        )
         prompts = [self.examples[row].prompt for row in range(min(rows, len(self)))]
         with student.whole(), teacher.whole():
+            protocol = Protocol(
+                max_new_tokens=limits.max_length - limits.max_prompt_length,
+                end_ids=limits.end_ids,
+                sampling=self.sampling,
+                samples=1,
+                seed=self.seed,
+                token_budget=min(self._budget(each.module.model) for each in (student, teacher)),  # in turn
+                forward_budget=limits.token_budget,
+            )
             errors = accumulated_errors(student.module, teacher.module, prompts, protocol, self.ranks)
         found = curves(errors, self.seed)
         names = ("ex_acc_err", "ex_acc_err_low", "ex_acc_err_high", "mean_R", "mean_eps")

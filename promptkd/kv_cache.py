@@ -2,27 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-_ROOM = 64  # positions added at a time
-# Bytes that the keys and values of one decoding batch may take: decoding reads all weights for each token, so
-# the more rows share that, the better, until the cache is as large as a small model.
-BUDGET = {"cpu": 1 << 29, "cuda": 1 << 32}
-
-
-def tokens_within_budget(models: Sequence[PreTrainedModel]) -> int:
-    """Tokens (rows x length) whose keys and values, in all `models` together, fit into BUDGET; at least 1."""
-    each = 0
-    for model in models:
-        config = model.config.get_text_config()
-        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        each += 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
-    return max(BUDGET[models[0].device.type] // each, 1)
+from promptkd.memory_bounds import CACHE_ROOM
 
 
 class _GrowingLayer(DynamicLayer):
@@ -36,7 +20,7 @@ class _GrowingLayer(DynamicLayer):
         before = self.get_seq_length()
         after = before + key_states.size(-2)
         if self._room is None or after > self._room.size(-2):
-            self._move(key_states, before, after + _ROOM)
+            self._move(key_states, before, after + CACHE_ROOM)
         self._room[0, :, :, before:after] = key_states
         self._room[1, :, :, before:after] = value_states
         self.keys, self.values = self._room[0, :, :, :after], self._room[1, :, :, :after]

@@ -19,12 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptkd.memory_bounds import BLOCK, CHUNK, positions_per_chunk
 from promptkd.models import Head
-
-# Logits that exist at a time, from one matrix product: 128 positions of GPT-2's vocabulary, 1024 on a GPU.
-CHUNK = {"cpu": 128 * 50257, "cuda": 1024 * 50257}
-# Passes over the vocabulary go block by block within them; on a CPU few enough positions to stay in cache.
-BLOCK = {"cpu": 16, "cuda": 1024}
 
 
 class Fixed(NamedTuple):
@@ -135,7 +131,8 @@ class Policy:
 
 def positions_at_a_time(head: Head) -> int:
     """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
-    return max(CHUNK.get(head.weight.device.type, CHUNK["cuda"]) // len(head.weight), 1)
+    device = head.weight.device.type
+    return positions_per_chunk(len(head.weight), device if device in CHUNK else "cuda")
 
 
 Term = Reverse | Forward | Hard | Policy

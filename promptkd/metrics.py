@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from promptkd.data.jsonl import numbered_lines
 from promptkd.errors import RunError, UserError
+from promptkd.pictures import plain_text, shown
 
 LARGEST = 1 << 53  # of a whole number in a row: up to there a float holds it
 RESUME = "make room and start it again with --resume"
@@ -134,7 +135,8 @@ class Progress:
         if self.bar.disable and self.show and (now - self.spoke >= 10 or step == self.total):
             self.spoke = now
             rate = (now - self.began) / (step - self.first)
-            left = time.strftime("%H:%M:%S", time.gmtime(rate * (self.total - step)))
+            minutes, seconds = divmod(round(rate * (self.total - step)), 60)
+            left = f"{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"  # hours beyond a day are still hours
             self.line(f"{self.name}  step {step}/{self.total}  {losses}  {rate:.3g} s/step  {left} left")
 
     def line(self, text: str) -> None:
@@ -151,7 +153,7 @@ def peak_memory_gb(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e9
     status = Path("/proc/self/status")  # on Linux ru_maxrss begins with what the process had that started this one
-    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text("utf-8", "replace"))):
         return int(peak[1]) * 1024 / 1e9
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
@@ -164,6 +166,7 @@ def logged_memory_gb(device: torch.device) -> float:
     return peak if device.type == "cuda" else round(2 * peak) / 2
 
 
+@plain_text()
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     """Draw what metrics.jsonl holds: a panel for each kind of curve that has points."""
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
@@ -187,7 +190,7 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
         axis.spines[["top", "right"]].set_visible(False)
         if len(keys) > 1:
             axis.legend(frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(shown(title))
     figure.tight_layout()
     figure.savefig(picture)
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,14 +29,6 @@ from promptkd.metrics import read_metrics
 from promptkd.tensor_file import TensorFile, digest_of, write_tensors
 from promptkd.whole_checkpoint import find_damage, read_state
 
-# Options that do not change what a step computes. Paths count by what is behind them.
-FREE = {
-    "save", "overwrite", "resume", "resume_anyway", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes",
-    "skip_nonfinite", "log_interval", "eval_interval", "eval_gen", "eval_batch_size", "dev_num",
-    "exposure_bias_every", "exposure_bias_rows",
-    "model_path", "teacher_model_path", "data_dir", "prompt_data_dir", "lm_data_dir", "deepspeed_config",
-    "teacher_deepspeed_config",
-}  # fmt: skip
 BATCH = ("batch_size", "gradient_accumulation_steps")
 PARALLEL = ("model_parallel_size", "teacher_model_parallel_size")  # what no checkpoint can change
 INPUTS = {"student": "model_path", "teacher": "teacher_model_path", "data": "data_dir", "corpus": "lm_data_dir"}
@@ -56,16 +48,23 @@ class Identity:
         """From any values, as they read after a way through JSON."""
         return cls(*json.loads(json.dumps(values)))
 
-    def differences(self, saved: dict[str, Any]) -> list[str]:
-        """What a checkpoint's identity has otherwise: "--lr 0.1 (there: 0.2)"."""
-        found, free = [], FREE
+    def differences(self, saved: dict[str, Any], declared: dict[str, Field]) -> list[str]:
+        """Return what a checkpoint's identity has otherwise: "--lr 0.1 (there: 0.2)".
+
+        Args:
+            saved: The checkpoint's identity. An option that it lacks is newer than the checkpoint and counts as its
+                default, under which a run computes what it computed before there was the option.
+            declared: The run's options (`settings.declared_options`). Those that change no number may differ.
+        """
+        found, free = [], {name for name, field in declared.items() if not field.metadata["numbers"]}
         if self.ranks != saved["ranks"]:
-            free = FREE.union(BATCH)
+            free.update(BATCH)
             now, then = _examples(self.options, self.ranks), _examples(saved["options"], saved["ranks"])
             if now != then:
                 found.append(f"{now} examples a step, batch x accumulation x ranks (there: {then})")
         for name in sorted((self.options.keys() | saved["options"].keys()) - free):
-            now, then = self.options.get(name), saved["options"].get(name)
+            default = declared[name].default if name in declared else None
+            now, then = self.options.get(name), saved["options"].get(name, default)
             if now != then:
                 found.append(f"{_option(name)} {now} (there: {then})")
         if self.deepspeed != saved["deepspeed"]:
@@ -99,6 +98,7 @@ class Checkpoints:
         self.run, self.folder, self.ranks = run, run / "checkpoints", ranks
         self.keep, self.every, self.minutes = keep, every, minutes
         self.identity: Identity | None = None  # the first rank's
+        self.declared: dict[str, Field] = {}  # likewise: the options that it holds
         self.lock: IO[str] | None = None  # the first rank's; held while open
         self.start: str | None = None  # the checkpoint that the run goes on from
         self.resumed: dict[str, Any] | None = None  # its numbers, once `read` has put its state back
@@ -264,15 +264,14 @@ def choose_start(checkpoints: Checkpoints, run) -> str | None:
         raise UserError(
             f"--resume: {name} is of other model parallel sizes: give {_option(PARALLEL[0])} as it was made"
         )
-    _check_identity(now, then, name, run.resume_anyway)
+    _check_identity(now.differences(then, checkpoints.declared), name, run.resume_anyway)
     if now.ranks != then["ranks"]:
         print(f"{name} is of {then['ranks']} ranks, these are {now.ranks}: goes on, not bitwise", file=sys.stderr)
     read_metrics(checkpoints.run / "metrics.jsonl", state["metrics_bytes"])
     return name
 
 
-def _check_identity(now: Identity, saved: dict[str, Any], name: str, anyway: bool) -> None:
-    found = now.differences(saved)
+def _check_identity(found: list[str], name: str, anyway: bool) -> None:
     if found and not anyway:
         raise UserError(f"--resume: other settings than {name} was made with: {', '.join(found)} (--resume-anyway)")
     if found:

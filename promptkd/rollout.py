@@ -94,7 +94,8 @@ def decode(
     rollout = Rollout([torch.empty(0, dtype=torch.long)] * len(prompts), [] if keep_states else None)
     if keep_states:
         rollout.states = [torch.empty(0)] * len(prompts)
-    assert mix is None or prefix is None
+    if mix is not None and prefix is not None:
+        raise ValueError("mix and prefix exclude each other: the positions of the models would differ")
     longest = max_new_tokens + (0 if prefix is None else len(prefix))
     lengths = [len(prompt) + longest for prompt in prompts]
     models = [model] if mix is None else [model, mix.model]
@@ -262,14 +263,18 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor
         return logits.argmax(-1)
     logits = logits.float()
     if sampling.temperature != 1.0:
-        logits = logits / sampling.temperature
+        # The largest logit becomes 0 first: divided by a tiny temperature it would overflow.
+        logits = logits - logits.max(-1, keepdim=True).values
+        logits = logits / max(sampling.temperature, torch.finfo(logits.dtype).tiny)
     if sampling.top_k:
         least = logits.topk(min(sampling.top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if sampling.top_p < 1.0:
         ranked, order = logits.sort(descending=True)
         before = ranked.softmax(-1).cumsum(-1) - ranked.softmax(-1)
-        logits = logits.masked_fill((before >= sampling.top_p).gather(1, order.argsort(-1)), -torch.inf)
+        dropped = before >= sampling.top_p
+        dropped[:, 0] = False  # the likeliest token stays, however small --top-p is
+        logits = logits.masked_fill(dropped.gather(1, order.argsort(-1)), -torch.inf)
     return _invert(logits.softmax(-1), uniform)
 
 

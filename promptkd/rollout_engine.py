@@ -32,7 +32,10 @@ class RolloutSettings:
 
 @dataclass(frozen=True)
 class Request:
-    """Prompts (token ids) to answer. keys: what each row's sampling noise belongs to, besides the seed."""
+    """Prompts (token ids) to answer.
+
+    keys: what each row's sampling noise belongs to, besides the seed. token_budget: --rollout-token-budget.
+    """
 
     prompts: Sequence[Sequence[int]]
     keys: Sequence[tuple[int, ...]]
@@ -42,6 +45,7 @@ class Request:
     sampling: Sampling
     mix: Mix | None = None
     keep_states: bool = False
+    token_budget: int | None = None
     shared: SharedVocabulary | None = None  # answers consist of these tokens
 
 
@@ -59,13 +63,15 @@ class HuggingFaceEngine:
     """Our own decoding (promptkd/rollout.py), in this process, on the model that learns."""
 
     def answer(self, student: Learner, request: Request) -> Rollout:
-        from promptkd.kv_cache import tokens_within_budget
+        from promptkd.decoding_budget import decoding_budget
         from promptkd.rollout import decode, example_noise
 
         def noise(row: int):
             return example_noise(request.seed, *request.keys[row], count=request.max_new_tokens)
 
+        longest = max(map(len, request.prompts), default=0) + request.max_new_tokens
         with student.whole() as model:
+            models = [model, request.mix.model] if request.mix else [model]
             return decode(
                 model,
                 request.prompts,
@@ -73,7 +79,7 @@ class HuggingFaceEngine:
                 end_ids=request.end_ids,
                 sampling=request.sampling,
                 noise=noise,
-                token_budget=tokens_within_budget([model] + ([request.mix.model] if request.mix else [])),
+                token_budget=decoding_budget(models, longest, student.ranks, request.token_budget),
                 keep_states=request.keep_states,
                 mix=request.mix,
                 shared=request.shared,

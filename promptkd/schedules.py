@@ -12,6 +12,8 @@ from transformers import (
     get_polynomial_decay_schedule_with_warmup,
 )
 
+NOAM_END = 1e-7  # where the published schedule ends: transformers' default `lr_end`
+
 
 @dataclass(frozen=True)
 class Optimization:
@@ -28,11 +30,17 @@ class Optimization:
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, how: Optimization) -> LRScheduler:
-    """The published schedules: torch's cosine (without warm-up), transformers' constant, cosine and noam."""
+    """Return the published schedule: torch's cosine (without warm-up), transformers' constant, cosine or noam.
+
+    A schedule never ends above the peak rate: a learner with rate 0 stays frozen under each of them.
+    """
     if how.style == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=how.total, eta_min=how.lr_min)
-    if how.style == "noam":
-        return get_polynomial_decay_schedule_with_warmup(optimizer, how.warmup, how.total, power=0.5)
+        return CosineAnnealingLR(optimizer, T_max=how.total, eta_min=min(how.lr_min, how.lr))
+    # A rate that is no higher than where noam ends has nothing to decay, and transformers refuses it.
+    if how.style == "noam" and how.lr > NOAM_END:
+        # transformers divides by the steps after the warm-up, also in the call after the last step.
+        total = max(how.total, how.warmup + 1)
+        return get_polynomial_decay_schedule_with_warmup(optimizer, how.warmup, total, lr_end=NOAM_END, power=0.5)
     if how.style == "cosine_trm":
         return get_cosine_schedule_with_warmup(optimizer, how.warmup, how.total)
     return get_constant_schedule_with_warmup(optimizer, how.warmup)

@@ -1,50 +1,86 @@
-"""Options: small dataclasses, one field an option, the field's text its help. argparse is made from them."""
+"""Options: small dataclasses, one field an option, the field's text its help (option_parser.py reads them)."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import difflib
-import json
-import sys
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, Literal
 
 from promptkd.errors import UserError
-from promptkd.option_values import TYPES, check_arguments
+from promptkd.option_parser import declared_options as declared_options  # callers have them from here
+from promptkd.option_parser import flat as flat
+from promptkd.option_parser import parse as parse
+
+RougeTokenizer = Literal["unicode", "published"]  # see evaluation/rouge_tokenizers.py
 
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
 
 
-def option(default: Any, help: str, **argparse_extras: Any) -> Any:
-    """A dataclass field that is also a command-line option `--field-name`."""
-    return dataclasses.field(default=default, metadata={"help": help, "extras": argparse_extras})
+def option(default: Any, help: str, *, numbers: bool = True, **argparse_extras: Any) -> Any:
+    """Return a dataclass field that is also a command-line option `--field-name`.
+
+    Args:
+        default: The option's value unless it is given.
+        help: The help text.
+        numbers: Whether a change of the option can change the numbers that training computes. A run is resumed
+            only with the same values of such options. A path counts as False: what it names is compared instead.
+        **argparse_extras: Passed to `argparse.ArgumentParser.add_argument`.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "numbers": numbers, "extras": argparse_extras})
+
+
+def rouge_tokenizer_option() -> Any:
+    """The option that training and evaluation share."""
+    return option(
+        "unicode",
+        "tokens of ROUGE-L: words or characters of any script, or the published a-z and 0-9 only",
+        numbers=False,
+    )
 
 
 @dataclass
 class RunSettings:
-    save: str = option("results/run", "folder for metrics.jsonl, config.json, curves and models")
-    overwrite: bool = option(False, "replace what --save already holds")
+    save: str = option("results/run", "folder for metrics.jsonl, config.json, curves and models", numbers=False)
+    overwrite: bool = option(False, "replace what --save already holds", numbers=False)
     resume: Literal["never", "auto", "must"] = option(
-        "never", "go on from the newest whole checkpoint; auto: start anew where there is none", nargs="?", const="must"
+        "never",
+        "go on from the newest whole checkpoint; auto: start anew where there is none",
+        nargs="?",
+        const="must",
+        numbers=False,
     )
-    resume_anyway: bool = option(False, "go on though settings that decide the numbers differ")
-    keep_checkpoints: int = option(2, "checkpoints to keep; 0: write none. A finished run keeps the last one")
-    checkpoint_every: int = option(0, "write a checkpoint every N optimizer steps; evaluations are followed by one")
-    checkpoint_minutes: float = option(30.0, "write one when the last is M minutes old; 0: leave it to the steps")
-    skip_nonfinite: int = option(0, "drop up to N updates whose loss or gradient is not finite, then stop")
+    resume_anyway: bool = option(False, "go on though settings that decide the numbers differ", numbers=False)
+    keep_checkpoints: int = option(
+        2, "checkpoints to keep; 0: write none. A finished run keeps the last one", numbers=False
+    )
+    checkpoint_every: int = option(
+        0, "write a checkpoint every N optimizer steps; evaluations are followed by one", numbers=False
+    )
+    checkpoint_minutes: float = option(
+        30.0, "write one when the last is M minutes old; 0: leave it to the steps", numbers=False
+    )
+    skip_nonfinite: int = option(
+        0, "drop up to N updates whose loss or gradient is not finite, then stop", numbers=False
+    )
     seed: int = option(10, "seeds sampling and dropout")
     seed_order: int = option(0, "seeds the order of the examples")
-    log_interval: int = option(1, "write a metrics row every N optimizer steps; its times are their means")
-    profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save")
-    eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
-    eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
+    log_interval: int = option(
+        1, "write a metrics row every N optimizer steps; its times are their means", numbers=False
+    )
+    profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save", numbers=False)
+    eval_interval: int = option(
+        -1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end", numbers=False
+    )
+    eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured", numbers=False)
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
-    exposure_bias_every: int = option(0, "record the student's exposure bias every N steps, first and last; 0: never")
-    exposure_bias_rows: int = option(32, "dev prompts it is measured on, the first ones; an answer from each model")
+    exposure_bias_every: int = option(
+        0, "record the student's exposure bias every N steps, first and last; 0: never", numbers=False
+    )
+    exposure_bias_rows: int = option(
+        32, "dev prompts it is measured on, the first ones; an answer from each model", numbers=False
+    )
 
     def __post_init__(self) -> None:
         if not self.save:
@@ -67,9 +103,9 @@ class RunSettings:
 
 @dataclass
 class ModelSettings:
-    model_path: str = option("", "student: a Hugging Face folder or hub name")
-    model_type: str | None = option(None, "student's family, checked against its config.json")
-    teacher_model_path: str | None = option(None, "teacher: a Hugging Face folder or hub name")
+    model_path: str = option("", "student: a Hugging Face folder or hub name", numbers=False)
+    model_type: str | None = option(None, "student's family, checked against its config.json", numbers=False)
+    teacher_model_path: str | None = option(None, "teacher: a Hugging Face folder or hub name", numbers=False)
     teacher_dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "the frozen teacher's precision; auto: the DeepSpeed file's"
     )
@@ -131,10 +167,10 @@ class TrainingParallelSettings(ParallelSettings):
 
 @dataclass
 class DataSettings:
-    data_dir: str = option("", "folder with train_0.bin/.idx or train.jsonl, and valid likewise")
+    data_dir: str = option("", "folder with train_0.bin/.idx or train.jsonl, and valid likewise", numbers=False)
     max_length: int = option(512, "most tokens of prompt and response together")
     max_prompt_length: int = option(256, "most tokens of a prompt")
-    dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all")
+    dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all", numbers=False)
     template: Literal["published", "chat"] = option(
         "published", "what makes prompts of instructions in jsonl; chat: the tokenizer's own template"
     )
@@ -160,7 +196,7 @@ class OptimizerSettings:
     clip_grad: float = option(1.0, "largest gradient norm; 0: no clipping")
     batch_size: int = option(8, "examples per rank and accumulation step")
     gradient_accumulation_steps: int = option(1, "accumulation steps of one optimizer step")
-    eval_batch_size: int = option(8, "dev examples per batch")
+    eval_batch_size: int = option(8, "dev examples per batch", numbers=False)
     epochs: int = option(1, "passes over the training examples")
     total_iters: int | None = option(None, "end after N optimizer steps, whatever --epochs says")
     loss_normalization: Literal["window", "micro-batch"] = option(
@@ -171,7 +207,13 @@ class OptimizerSettings:
         "most padded tokens in one forward pass, for speed and memory alone; "
         f"default: {TOKEN_BUDGET['cpu']}, on a GPU {TOKEN_BUDGET['cuda']}",
     )
-    deepspeed_config: str | None = option(None, "DeepSpeed file; default: one that suits the device")
+    rollout_token_budget: int | None = option(
+        None,
+        "most tokens (rows x longest prompt and answer) decoded together, in rollouts and evaluations; changes speed "
+        "and memory only. Default: what the GPU has free; on a CPU, a key-value cache of 0.5 GB",
+        numbers=False,
+    )
+    deepspeed_config: str | None = option(None, "DeepSpeed file; default: one that suits the device", numbers=False)
 
     def __post_init__(self) -> None:
         at_least(
@@ -183,7 +225,7 @@ class OptimizerSettings:
         )
         at_least(0, lr=self.lr, lr_min=self.lr_min, weight_decay=self.weight_decay)
         at_least(0, clip_grad=self.clip_grad, warmup_iters=self.warmup_iters)
-        for name in ("total_iters", "token_budget"):
+        for name in ("total_iters", "token_budget", "rollout_token_budget"):
             if getattr(self, name) is not None:
                 at_least(1, **{name: getattr(self, name)})
 
@@ -208,89 +250,3 @@ def at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong in one line, with the nearest option's name."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} ({self.prog} --help lists the options)")
-
-
-def parse(
-    groups: dict[str, type],
-    argv: list[str],
-    prog: str,
-    dry_run: bool = True,
-    choice: dict[str, str] | None = None,
-) -> types.SimpleNamespace:
-    """Make one instance of each dataclass in `groups` from the command line.
-
-    `choice` holds options that were read already because they decide the groups (`--method`).
-    Underscores in option names are read as hyphens. `--dry-run` prints all values as one JSON object and
-    leaves with status 0. Raises UserError for an unknown option, naming the nearest one.
-    """
-    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    for name, group in groups.items():
-        _add_group(parser.add_argument_group(name), group)
-    for name in choice or {}:
-        parser.add_argument(f"--{name}")
-    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
-    if dry_run:
-        parser.add_argument("--dry-run", action="store_true", help="print the settings as JSON and leave")
-    check_arguments(argv)
-    known = {text for action in parser._actions for text in action.option_strings}
-    values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
-    if unknown:
-        raise UserError(_explain_unknown(unknown[0], known))
-    made: dict[str, Any] = {}
-    for name, group in groups.items():
-        fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(group)}
-        made[name] = group(**{key: _joined(group, key, value) for key, value in fields.items()})
-    if dry_run and values.dry_run:
-        print(json.dumps({**(choice or {}), **flat(made)}, indent=1))
-        sys.exit(0)
-    return types.SimpleNamespace(**(choice or {}), **made)
-
-
-def flat(groups: dict[str, Any]) -> dict[str, Any]:
-    """All options of all groups as one dict, names with underscores."""
-    return {key: value for group in groups.values() for key, value in dataclasses.asdict(group).items()}
-
-
-def _add_group(target: Any, group: type) -> None:
-    hints = typing.get_type_hints(group)
-    for field in dataclasses.fields(group):
-        flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
-        extras = {"default": field.default, "help": field.metadata["help"], **field.metadata["extras"]}
-        if isinstance(hint, types.UnionType):
-            hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
-        if hint is bool:
-            extras["action"] = argparse.BooleanOptionalAction
-        elif typing.get_origin(hint) is Literal:
-            extras["choices"] = typing.get_args(hint)
-        elif typing.get_origin(hint) is list:
-            kind = typing.get_args(hint)[0]
-            extras.update(type=TYPES.get(kind, kind), nargs="+")
-        else:
-            extras["type"] = TYPES.get(hint, hint)
-        target.add_argument(flag, **extras)
-
-
-def _joined(group: type, name: str, value: Any) -> Any:
-    """Words of a text that the shell split, put together again."""
-    is_text = typing.get_type_hints(group)[name] is str
-    return " ".join(value) if is_text and isinstance(value, list) else value
-
-
-def _hyphens(argument: str) -> str:
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value
-
-
-def _explain_unknown(argument: str, known: set[str]) -> str:
-    name = argument.partition("=")[0]
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"unknown option {name}" + (f": did you mean {near[0]}?" if near else ": --help lists the options")

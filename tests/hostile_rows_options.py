@@ -18,6 +18,7 @@ OPTIONS = [
     ("train", ["--batch-size", "1.5"], "--batch-size"),
     ("train", ["--total-iters", "0"], "--total-iters"),
     ("train", ["--epochs", str(-(1 << 70))], "--epochs"),
+    ("train", ["--rollout-token-budget", "0"], "--rollout-token-budget"),
     ("train", ["--seed", "-1"], "--seed"),
     ("train", ["--seed", str(1 << 80)], "--seed"),
     ("train", ["--seed-order", "-1"], "--seed-order"),

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(options, interrupted, monkeypatch
     assert sorted(path.name for path in (interrupted / "checkpoints").iterdir()) == ["step-2", "step-4"]
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells which file is synced")
 def test_folders_are_on_disk_before_they_have_their_names(options, tmp_path, monkeypatch):
     run, synced, missing = tmp_path / "run", set(), {}
     fsync, rename = os.fsync, Path.rename

@@ -20,6 +20,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from promptkd.errors import UserError, exit_with
+from promptkd.evaluation.settings import given_budget
 from promptkd.settings import DecodingSettings, ParallelSettings, at_least, option, parse
 
 
@@ -53,9 +54,11 @@ class PromptSettings:
     data_names: str = option("", "name of the folder below --data-dir, where --data-dir has no train.jsonl itself")
     max_length: int = option(512, "most tokens of prompt and answer together")
     max_prompt_length: int = option(256, "most tokens of a prompt; longer ones are left out")
-    eval_batch_size: int = option(32, "answers of --max-length tokens that are decoded together")
+    eval_batch_size: int | None = option(
+        None, "answers of --max-length tokens that are decoded together; default: as many as memory allows"
+    )
     token_budget: int | None = option(
-        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length"
+        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length, if that is given"
     )
 
     def __post_init__(self) -> None:
@@ -66,9 +69,7 @@ class PromptSettings:
                 f"--max-prompt-length {self.max_prompt_length} leaves no room for an answer within "
                 f"--max-length {self.max_length}: lower the first or raise the second"
             )
-        at_least(1, eval_batch_size=self.eval_batch_size)
-        self.token_budget = self.eval_batch_size * self.max_length if self.token_budget is None else self.token_budget
-        at_least(1, token_budget=self.token_budget)
+        self.token_budget = given_budget(self.token_budget, self.eval_batch_size, self.max_length)
 
     @property
     def file(self) -> Path:
@@ -132,6 +133,7 @@ def read_prompts(settings, tokenizer) -> tuple[list[str], list, list[list[str]]]
 
 def run(settings) -> None:
     """Answer what is not answered yet; write generated.jsonl when all is."""
+    from promptkd.decoding_budget import decoding_budget
     from promptkd.deepspeed_file import DTYPES
     from promptkd.distributed import setup
     from promptkd.evaluation.answer_store import AnswerStore
@@ -153,6 +155,7 @@ def run(settings) -> None:
     if ranks.largest(len(todo)):
         group = tensor_group(ranks, settings.parallel.size)
         model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
+        data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
         bar = AnswerBar(len(todo), ranks.first)
         bar.start("generate")
         answer(settings, model, tokenizer, prompts, todo, store, bar)

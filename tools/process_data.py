@@ -40,6 +40,7 @@ from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, writte
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.data.templates import Template, prompt_and_references, template_of
 from promptkd.errors import UserError, exit_with
+from promptkd.machine import usable_cores
 from promptkd.settings import at_least, option, parse
 
 NEWLINE_MARK = "<@x(x!>"
@@ -54,7 +55,7 @@ class Common:
     tokenizer: str = option("", "folder of the model whose tokenizer is used")
     save: str = option("", "folder to write to")
     dev_num: int = option(0, "rows of the valid split, taken from the start")
-    workers: int = option(len(os.sched_getaffinity(0)), "worker processes; the output is the same for any number")
+    workers: int = option(usable_cores(), "worker processes; the output is the same for any number")
     overwrite: bool = option(False, "replace token files that --save holds already")
 
     def __post_init__(self) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from promptkd.errors import UserError
+from promptkd.machine import start_method
 
 Lines = list[tuple[int, bytes]]
 Result = TypeVar("Result")
@@ -51,9 +52,8 @@ def ordered_map(job: Callable[[Any], Result], chunks: Iterable[Any], workers: in
     if workers == 1:
         yield from map(job, chunks)
         return
-    # fork: no second import of torch in every worker; nothing in this process runs threads that hold locks
-    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), _start_worker, (job,))
+    # Nothing in this process runs threads that hold locks, so that it may be forked.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(start_method()), _start_worker, (job,))
     pending: deque = deque()
     try:
         for chunk in chunks:

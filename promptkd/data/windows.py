@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ class Windows:
     rank: int = 0
     seed: int = 0
     published: bool = False
+    _orders: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.steps_per_epoch == 0:
@@ -42,10 +43,17 @@ class Windows:
         return self.examples // (self.batch_size * self.accumulation * self.ranks)
 
     def order(self, epoch: int) -> Tensor:
-        """This rank's examples of an epoch, in order: int64 [examples // ranks]."""
-        generator = torch.Generator().manual_seed(self.seed + epoch)
-        order = torch.randperm(self.examples, generator=generator)
-        return order[: self.examples // self.ranks * self.ranks][self.rank :: self.ranks]
+        """This rank's examples of an epoch, in order: int64 [examples // ranks].
+
+        The last order is kept. A permutation of the published corpus takes 80 MB, and every step of an epoch asks
+        for the same one.
+        """
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed((self.seed + epoch) % (1 << 64))
+            order = torch.randperm(self.examples, generator=generator)
+            self._orders.clear()
+            self._orders[epoch] = order[: self.examples // self.ranks * self.ranks][self.rank :: self.ranks].clone()
+        return self._orders[epoch]
 
     def of_step(self, step: int) -> list[int]:
         """This rank's examples of optimizer step `step` (from 1): batch_size x accumulation row numbers."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from promptkd.checkpoint import fingerprint, write_json
 from promptkd.data.windows import group_by_length, pack
+from promptkd.decoding_budget import decoding_budget
 from promptkd.deepspeed_file import DTYPES
 from promptkd.distributed import Ranks, setup
 from promptkd.errors import UserError
@@ -44,6 +45,7 @@ from promptkd.models import (
     load_tokenizer,
 )
 from promptkd.rollout import Sampling, decode, example_noise
+from promptkd.settings import TOKEN_BUDGET
 from promptkd.soft_prompt import SoftPrompt, load_prompt
 from promptkd.tensor_parallel import tensor_group
 
@@ -186,6 +188,8 @@ def run(settings: SimpleNamespace) -> None:
     ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)
+    budgets = [decoding_budget([each.model], data.max_length, ranks, data.token_budget) for each in (student, teacher)]
+    data.token_budget = min(budgets)
     protocol = Protocol(
         max_new_tokens=data.max_length - data.max_prompt_length,
         end_ids=end_ids(tokenizer, student.model, teacher.model),
@@ -193,7 +197,7 @@ def run(settings: SimpleNamespace) -> None:
         samples=how.sample_times or (3 if settings.decoding.do_sample else 1),
         seed=what.seed,
         token_budget=data.token_budget,
-        forward_budget=data.token_budget,
+        forward_budget=min(data.token_budget, TOKEN_BUDGET[ranks.device.type]),
         published=how.published,
     )
     if (shared := student.shared) is not None:
@@ -223,6 +227,8 @@ def check_settings(settings: SimpleNamespace) -> None:
     what, how, greedy = settings.evaluation, settings.exposure_bias, not settings.decoding.do_sample
     if not how.teacher_model_path:
         raise UserError("--type exposure_bias needs --teacher-model-path: name the teacher's folder")
+    if what.rouge_tokenizer != "unicode":
+        raise UserError("--type exposure_bias computes no ROUGE-L: leave --rouge-tokenizer out")
     if len(what.seeds) > 1:
         raise UserError("--type exposure_bias takes one seed: --sample-times draws several answers with it")
     if greedy and (how.sample_times or 1) > 1:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from promptkd.evaluation.tables import protocol_line
+from promptkd.pictures import plain_text, shown
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -43,6 +44,7 @@ def _line(name: str, entry: dict[str, Any]) -> str:
     return f"| {name} | {entry['rows']:,} | {excess} | {low} to {high} | {sums} | {entry['seconds']:.1f} |"
 
 
+@plain_text()
 def draw(found: dict[str, list[float | None]], picture: Path, title: str) -> None:
     """The excess with its interval, and beside it what it is made of."""
     import matplotlib
@@ -66,6 +68,6 @@ def draw(found: dict[str, list[float | None]], picture: Path, title: str) -> Non
         axis.set_xlabel("response token")
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(shown(title))
     figure.savefig(picture, dpi=130)
     plt.close(figure)

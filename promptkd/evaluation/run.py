@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.decoding_budget import decoding_budget
 from promptkd.deepspeed_file import DTYPES, precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
 from promptkd.errors import UserError
@@ -47,9 +48,11 @@ def run(settings: SimpleNamespace) -> None:
     warn_of_missing(missing, ranks)
     group = tensor_group(ranks, settings.parallel.size)
     model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
+    data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
     claim(folder, ranks)
 
     results = header(settings, missing, ranks, dtype)
+    results["protocol"]["rouge_tokenizer"] = what.rouge_tokenizer
     evaluate_sets(settings, sets, model, tokenizer, ranks, results)
     if ranks.first:
         results["run"]["peak_memory_gb"] = round(peak_memory_gb(ranks.device), 3)
@@ -98,7 +101,8 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
     )
     for batch in batches:
         texts = [text_of(tokenizer, ids) for _, _, ids in batch]
-        scores = pool.submit([(text, test_set.references[index]) for text, (_, index, _) in zip(texts, batch)])
+        pairs = [(text, test_set.references[index]) for text, (_, index, _) in zip(texts, batch)]
+        scores = pool.submit(pairs, settings.evaluation.rouge_tokenizer)
         pending.append((batch, texts, scores))
     mine = [
         Row(seed, index, text, len(ids), *score)

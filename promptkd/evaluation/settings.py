@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptkd.errors import UserError
-from promptkd.settings import DataSettings, DecodingSettings, at_least, option
+from promptkd.settings import (
+    DataSettings,
+    DecodingSettings,
+    RougeTokenizer,
+    at_least,
+    option,
+    rouge_tokenizer_option,
+)
 
 DEFAULT_SEED = 10
 
@@ -23,20 +30,21 @@ class EvaluationSettings:
     overwrite: bool = option(False, "replace the results that --save already holds")
     seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
     seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
     )
     deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
 
     def __post_init__(self) -> None:
-        self.save = self.save or f"results/{self.type}"
+        self.save = f"results/{self.type}" if self.save is None else self.save
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
         if self.seeds and self.seed is not None:
             raise UserError("--seed and --seeds are both given: leave one out")
         self.seeds = self.seeds or [DEFAULT_SEED if self.seed is None else self.seed]
         self.seed = self.seeds[0]
         at_least(0, seeds=min(self.seeds))
-        if not self.save:
-            raise UserError("--save is empty: name a folder")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
 
@@ -68,18 +76,32 @@ class TestSetSettings(DataSettings):
     )
     dev_num: int = option(-1, "the first N rows of each set; -1: all (of uinst the first 10,000, as published)")
     prompt_cut: Literal["end", "start"] = option("end", "which side a prompt over --max-prompt-length loses")
-    eval_batch_size: int = option(32, "answers of --max-length tokens that are decoded together")
+    eval_batch_size: int | None = option(
+        None, "answers of --max-length tokens that are decoded together; default: as many as memory allows"
+    )
     token_budget: int | None = option(
-        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length"
+        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length, if that is given"
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least(1, eval_batch_size=self.eval_batch_size)
-        self.token_budget = self.eval_batch_size * self.max_length if self.token_budget is None else self.token_budget
-        at_least(1, token_budget=self.token_budget)
+        self.token_budget = given_budget(self.token_budget, self.eval_batch_size, self.max_length)
         if self.dev_num < 1 and self.dev_num != -1:
             raise UserError(f"--dev-num {self.dev_num}: give a number of rows, or -1 for all")
+
+
+def given_budget(token_budget: int | None, eval_batch_size: int | None, max_length: int) -> int | None:
+    """Return the budget of a decoding batch that --token-budget or --eval-batch-size asks for, None for neither.
+
+    Raises:
+        UserError: One of them is under 1.
+    """
+    for name, value in {"eval_batch_size": eval_batch_size, "token_budget": token_budget}.items():
+        if value is not None:
+            at_least(1, **{name: value})
+    if token_budget is None and eval_batch_size is not None:
+        return eval_batch_size * max_length
+    return token_budget
 
 
 @dataclass

@@ -36,13 +36,14 @@ class NoSettings:
 class Limits:
     """Sizes in tokens: of prompt and response together, of a prompt, of one padded forward pass.
 
-    end_ids: the tokens that end a response.
+    end_ids: the tokens that end a response. rollout_token_budget: of one decoding batch; None: what memory allows.
     """
 
     max_length: int
     max_prompt_length: int
     token_budget: int
     end_ids: Sequence[int]
+    rollout_token_budget: int | None = None
 
 
 @dataclass
@@ -170,6 +171,7 @@ class Method(ABC):
             self.context.sampling,
             mix,
             keep_states,
+            limits.rollout_token_budget,
             self.context.shared,
         )
         return self.rollout_engine.answer(self.student, request)

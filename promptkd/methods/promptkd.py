@@ -35,6 +35,7 @@ class PromptKDSettings(RolloutSettings):
     teacher_deepspeed_config: str | None = option(
         None,
         "DeepSpeed file of the teacher's engine (ZeRO-3 shares the teacher out over ranks); default: the student's",
+        numbers=False,
     )
     base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
 

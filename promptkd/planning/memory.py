@@ -4,32 +4,20 @@ Letters in comments: N parameters of a model on this rank (tensor parallelism di
 optimizer's work, b bytes of a number (4 in fp32, else 2), T padded tokens of a forward pass, w width, f feed-forward
 width, V vocabulary. A factor without a letter is bytes: 4 is a float32.
 
-Checked against measured runs on a CPU by benchmarks/plan.py. Nothing is fitted but the two constants below.
+Checked against measured runs on a CPU by benchmarks/plan.py. Nothing is fitted but two constants (held.py).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
+from promptkd.memory_bounds import BLOCK, positions_per_chunk
+from promptkd.planning.decoding import decoding, decoding_rows, forward_only
+from promptkd.planning.held import CPU_FRAMEWORK, GPU_FRAMEWORK, Parts, building, held_by
 from promptkd.planning.setting import Engine, Setting
-from promptkd.planning.shapes import Shape
 
-# Resident in a rank of train.py that has taken two steps with models of next to no size: Python, torch, transformers,
-# DeepSpeed and matplotlib. 0.53 GB was noted when the plan was made;
-# `benchmarks/plan.py --settings framework` measures it, and found 0.47 GB later on a machine of the same kind.
-CPU_FRAMEWORK = 0.53e9
-# CUDA context, cuBLAS and NCCL buffers of a process: NVIDIA's usual order of magnitude, not measured here.
-GPU_FRAMEWORK = 1.5e9
-# A device is full before its last byte: what the allocator loses to fragments.
-GPU_HEADROOM = 0.95
-
-CHUNK, BLOCK = {True: 128, False: 1024}, {True: 16, False: 1024}  # losses.py, by Hardware.cpu
 PREFETCH = 50_000_000  # elements: DeepSpeed's stage3_prefetch_bucket_size
-CACHE_ROOM = 64  # kv_cache.py: positions added at a time
-ROLLOUT_BUDGET = 4  # methods/base.py: decoding gets four times the token budget
 
-Parts = Counter  # name -> bytes
 WORKING = ("activations", "logits", "key-value cache", "states")
 
 
@@ -91,56 +79,9 @@ def memory_of(setting: Setting) -> Memory:
         kept = setting.rows * setting.max_new * setting.student.shape.width * setting.student.size
         for parts in phases.values():
             parts["states"] += kept
+    if setting.dev_rows:
+        phases["evaluation"] = evaluation_phase(setting)
     return Memory(setting.hardware.cpu, framework, held, phases, start, host)
-
-
-def held_by(engine: Engine, name: str, setting: Setting) -> tuple[Parts, Parts]:
-    """What an engine holds throughout, on its device and in the host's memory (ZeRO: Rajbhandari et al., 2020)."""
-    device, host, b = Parts(), Parts(), engine.size
-    ranks = setting.data_ranks(engine)
-    trained, share = engine.trained, engine.trained / ranks
-    sharded = engine.stage == 3
-    weights = engine.weights / (ranks if sharded else 1)
-    (host if engine.offload_parameters else device)[f"weights of the {name}"] = weights
-    if not trained:
-        return device, host
-    optimizer = host if engine.offload_optimizer else device
-    if engine.stage == 0 and engine.kind == "fp32":
-        optimizer["optimizer states"] = 8 * trained  # Adam's two moments; the weights are their own masters
-        return device, host
-    # stage_1_and_2.py clones the master weights in fp32 too, where they equal the weights.
-    optimizer["master weights"] = 4 * share
-    optimizer["optimizer states"] = 8 * share
-    if engine.stage == 3:
-        optimizer["gradients"] = b * share  # grad_partitions_flat_buffer
-        bucket = min(engine.bucket, trained) if setting.hardware.cpu else engine.bucket
-        device["gradient bucket"] = b * bucket  # allocated whole; on a CPU pages that are never touched do not count
-        if engine.offload_optimizer:
-            host["gradients in fp32"] = 4 * share
-    elif engine.offload_optimizer:
-        largest = max(engine.shape.head, engine.shape.layer_matrices) if not engine.prompt else trained
-        host["gradients in fp32"] = 4 * share
-        host["offload buffers"] = b * (share + min(largest, trained))  # weights on their way back, one gradient
-        device["offload buffers"] = b * min(largest, trained)
-        if setting.micro_batches() > 1:
-            host["gradients"] = b * share  # accumulated between micro-batches
-    return device, host
-
-
-def building(engine: Engine, setting: Setting) -> float:
-    """The most that loading a model and starting its engine needs on the device, beyond what is there before."""
-    b, ranks, count = engine.size, setting.data_ranks(engine), engine.parameters
-    share = engine.trained / ranks
-    masters = (
-        0 if engine.offload_optimizer and not setting.hardware.cpu else 8 * share
-    )  # and gradients of zeros, dropped
-    if engine.stage == 3:
-        # lazy_weights.py shares out tensor by tensor; a student was read into the machine's memory before.
-        whole = b * count if setting.hardware.cpu and not engine.prompt else b * engine.shape.head
-        return whole + b * count / ranks + masters
-    if not engine.trained or engine.stage == 0:
-        return engine.weights
-    return engine.weights + b * engine.trained + masters  # ZeRO 1 and 2 copy what is trained into one flat block
 
 
 def activations(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
@@ -175,20 +116,10 @@ def _layer(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
     return tokens * (b * (attention + inner + width) + dropout)
 
 
-def forward_only(shape: Shape, size: int, tokens: int, tensor: int) -> float:
-    """The most that is alive at once in a forward pass without gradient: inside one layer's feed-forward part."""
-    gates = 3 if shape.gated else 2
-    return (
-        size
-        * tokens
-        * max(3 * shape.width + gates * shape.inner / tensor, 3 * shape.width + 3 * shape.queries / tensor)
-    )
-
-
 def logits(setting: Setting, engine: Engine, references: int, tokens: int, trained: bool) -> float:
     """losses.distill: logits of one chunk for the model and each reference, float32 passes block by block."""
-    shape, b, cpu = engine.shape, engine.size, setting.hardware.cpu
-    chunk, block = min(CHUNK[cpu], tokens), min(BLOCK[cpu], tokens)
+    shape, b = engine.shape, engine.size
+    chunk, block = min(positions_per_chunk(shape.vocab, setting.device), tokens), min(BLOCK[setting.device], tokens)
     needed = shape.vocab * (b * (1 + references) * chunk + 4 * 5 * block)
     needed += b * tokens * shape.width * (1 + references)  # their hidden states' gradient, the references' states
     if trained:  # gradient of the head in float32, cast; a tied table's own gradient before both are added
@@ -198,19 +129,20 @@ def logits(setting: Setting, engine: Engine, references: int, tokens: int, train
 
 def rollout_phase(setting: Setting) -> Parts:
     """rollout.decode by the student: a cache that grows, the states that predicted each token."""
-    student, shape, b = setting.student, setting.student.shape, setting.student.size
-    rows = setting.micro_rows(setting.token_budget * ROLLOUT_BUDGET)
-    longest = setting.length + CACHE_ROOM
-    layer = 2 * rows * longest * shape.keys / student.tensor * b
-    parts = Parts()
-    parts["key-value cache"] = (shape.layers + 1) * layer  # the buffer of the layer that moves is there twice
-    parts["states"] = rows * setting.max_new * shape.width * b
-    parts["logits"] = rows * shape.vocab * (b + 3 * 4)  # float32, probabilities, and one more for top-k or top-p
-    if setting.hardware.cpu:
-        parts["logits"] += shape.head * b  # _decoding_head's transposed copy
-    parts["activations"] = forward_only(shape, b, rows * setting.max_prompt, student.tensor)
-    if student.stage == 3:
-        parts["gathered weights"] = b * student.parameters  # all of them: decoding ranks are not in step
+    student, rows = setting.student, decoding_rows(setting, setting.student, setting.rows)
+    parts = decoding(setting, student, rows)
+    parts["states"] = rows * setting.max_new * student.shape.width * student.size
+    return parts
+
+
+def evaluation_phase(setting: Setting) -> Parts:
+    """Dev loss, then the answers for ROUGE-L and exposure bias; the largest of each kind."""
+    student, teacher, rows = setting.student, setting.teacher, setting.micro_rows(rows=setting.dev_rows)
+    loss = Parts({"activations": forward_only(student, rows * (setting.length - 1))})
+    loss["logits"] = logits(setting, student, 0, rows * setting.max_new, trained=False)
+    parts = loss | decoding(setting, student, decoding_rows(setting, student, setting.dev_rows))
+    if setting.exposure_rows:
+        parts |= decoding(setting, teacher, decoding_rows(setting, teacher, setting.exposure_rows))
     return parts
 
 
@@ -236,7 +168,7 @@ def student_phase(setting: Setting) -> Parts:
     parts = Parts()
     parts["activations"] = activations(student, tokens, rows, cpu)
     if teacher is not None:
-        forward = forward_only(teacher.shape, teacher.size, tokens + rows * teacher.prompt, teacher.tensor)
+        forward = forward_only(teacher, tokens + rows * teacher.prompt)
         parts["activations"] = max(parts["activations"], forward)
         parts["gathered weights"] = gathered(teacher, setting)
     parts["logits"] = logits(setting, student, 1 if teacher else 0, rows * setting.max_new, trained=True)

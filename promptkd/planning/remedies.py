@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from promptkd.planning.memory import GPU_HEADROOM, Memory, memory_of
+from promptkd.planning.decoding import decoding_rows
+from promptkd.planning.held import GPU_HEADROOM
+from promptkd.planning.memory import Memory, memory_of
 from promptkd.planning.setting import Engine, Setting, tensor_sizes
 
 Change = tuple[str, Setting]
@@ -64,6 +66,14 @@ def _budgets(setting: Setting) -> Iterator[Change]:
         yield f"--token-budget {budget}", replace(setting, token_budget=budget)
 
 
+def _rollouts(setting: Setting) -> Iterator[Change]:
+    rows = decoding_rows(setting, setting.student, max(setting.rows, setting.dev_rows))
+    while rows > 1:
+        rows = (rows + 1) // 2
+        budget = rows * setting.length
+        yield f"--rollout-token-budget {budget}", replace(setting, rollout_token_budget=budget)
+
+
 def _checkpointing(setting: Setting) -> Iterator[Change]:
     if not setting.student.checkpointing:
         yield "--gradient-checkpointing", _each(setting, lambda engine: replace(engine, checkpointing=True))
@@ -110,4 +120,4 @@ def _each(setting: Setting, change: Callable[[Engine], Engine], always: bool = F
     return replace(setting, student=change(setting.student), teacher=teacher)
 
 
-STEPS = (_budgets, _checkpointing, _stages, _tensor, _offload)
+STEPS = (_budgets, _rollouts, _checkpointing, _stages, _tensor, _offload)

@@ -16,6 +16,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Bytes of a weight of the layers' products under bitsandbytes: LLM.int8 (its scale for each row is little); NF4 with a
 # float32 scale for each 64 weights (bitsandbytes' blocksize).
 PACKED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
+DEV_ROWS = 1000  # of a dev set that is read in full and not counted here: the paper's
 METHODS = ("promptkd", "kd", "seqkd", "sft")
 CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
 
@@ -75,6 +76,9 @@ class Setting:
     mean_prompt: float  # for work and time; memory counts on the longest
     mean_response: float
     steps: int
+    rollout_token_budget: int | None = None  # None: what memory allows
+    dev_rows: int = 0  # answered in an evaluation, on one rank
+    exposure_rows: int = 0  # likewise, by student and teacher, where exposure bias is recorded
 
     @property
     def tensor(self) -> int:
@@ -89,9 +93,17 @@ class Setting:
     def length(self) -> int:
         return self.max_prompt + self.max_new
 
-    def micro_rows(self, budget: int | None = None) -> int:
-        """Sequences of full length in one forward pass (data/windows.py, group_by_length: one at least)."""
-        return min(self.rows, max(1, (budget or self.token_budget) // self.length))
+    @property
+    def device(self) -> str:
+        """The device's type, as the core's constants are named by."""
+        return "cpu" if self.hardware.cpu else "cuda"
+
+    def micro_rows(self, rows: int | None = None) -> int:
+        """Sequences of full length in one forward pass (data/windows.py, group_by_length: one at least).
+
+        rows: how many there are; by default the window's.
+        """
+        return min(rows or self.rows, max(1, self.token_budget // self.length))
 
     def micro_batches(self, length: float | None = None) -> int:
         """Forward passes that a window takes, all sequences being `length` long (default: the longest)."""
@@ -137,10 +149,15 @@ def make_setting(
     rows = options["batch_size"] * options["gradient_accumulation_steps"]
     max_new = options["max_length"] - options["max_prompt_length"]
     budget = options["token_budget"] or TOKEN_BUDGET["cpu" if hardware.cpu else "cuda"]
+    dev_rows = options["dev_num"] if options["dev_num"] >= 0 else DEV_ROWS
+    exposure_rows = min(dev_rows, options["exposure_bias_rows"]) if options["exposure_bias_every"] and teacher else 0
     made = Setting(
         method, student, teacher, hardware, rows, options["max_prompt_length"], max_new, budget,
         min(mean_prompt, options["max_prompt_length"]), min(mean_response, max_new), 0,
+        rollout_token_budget=options["rollout_token_budget"],
     )  # fmt: skip
+    groups = hardware.ranks // made.tensor
+    made = replace(made, dev_rows=-(-dev_rows // groups), exposure_rows=-(-exposure_rows // groups))
     per_epoch = examples // (rows * (hardware.ranks // made.tensor))
     steps = options["total_iters"] or options["epochs"] * per_epoch
     if not steps:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from promptkd.planning.decoding import decoding_rows
 from promptkd.planning.memory import Memory, memory_of
 from promptkd.planning.remedies import fits, remedies
 from promptkd.planning.setting import Engine, Setting
@@ -26,6 +27,7 @@ def plan_of(setting: Setting) -> dict[str, Any]:
         "rows_per_rank": setting.rows,
         "micro_batches": setting.micro_batches(),
         "token_budget": setting.token_budget,
+        "decoded_together": decoding_rows(setting, setting.student, setting.rows),
         "longest": {"prompt": setting.max_prompt, "response": setting.max_new},
         "mean": {"prompt": setting.mean_prompt, "response": setting.mean_response},
         "framework": memory.framework,
@@ -82,6 +84,7 @@ def text_of(plan: dict[str, Any], cpu: bool) -> str:
         f"step      {plan['examples_per_step']} examples, {plan['rows_per_rank']} on each data-parallel rank; longest: "
         f"{longest['prompt']} + {longest['response']} tokens in {plan['micro_batches']} forward passes of at most "
         f"{plan['token_budget']}",
+        f"          {plan['decoded_together']} answers decoded together",
         "",
         f"memory of one {device}, GB" + ("" if cpu else " (gradients and buffers at their fullest)"),
     ]
@@ -111,9 +114,9 @@ def _memory_lines(plan: dict[str, Any]) -> list[str]:
     rows += [(name, [size] * len(phases)) for name, size in plan["held"].items() if size]
     rows += [(name, [parts.get(name, 0) for parts in phases.values()]) for name in names]
     rows.append(("in all", [sum(column) for column in zip(*(values for _, values in rows))]))
-    lines = [f"{'':24}" + "".join(f"{name:>10}" for name in phases)]
-    lines += [f"{name:24}" + "".join(f"{value / 1e9:10.2f}" for value in values) for name, values in rows]
-    lines.append(f"{'engines are made with':24}{plan['start'] / 1e9:10.2f}")
+    lines = [f"{'':24}" + "".join(f"{name:>11}" for name in phases)]
+    lines += [f"{name:24}" + "".join(f"{value / 1e9:11.2f}" for value in values) for name, values in rows]
+    lines.append(f"{'engines are made with':24}{plan['start'] / 1e9:11.2f}")
     if plan["host"]:
         lines.append("offloaded: " + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan["host"].items()))
     return lines

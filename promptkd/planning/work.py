@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from promptkd.planning.memory import ROLLOUT_BUDGET
+from promptkd.planning.decoding import decoding_rows
 from promptkd.planning.setting import Engine, Setting
 from promptkd.planning.shapes import Shape
 from promptkd.planning.units import BANDWIDTH_SHARE, COMPUTE_SHARE, Hardware
@@ -67,7 +67,7 @@ def rollout_work(setting: Setting) -> Phase:
     """Prefill, then a token at a time: every one of them reads all weights once for the rows that are left."""
     student, shape, b = setting.student, setting.student.shape, setting.student.size
     length, tokens, responses = _lengths(setting)
-    groups = -(-setting.rows // setting.micro_rows(setting.token_budget * ROLLOUT_BUDGET))
+    groups = -(-setting.rows // decoding_rows(setting, student, setting.rows))
     steps = groups * setting.max_new  # one row of many goes to the limit
     cache = 2 * shape.layers * shape.keys * b * responses * (setting.mean_prompt + setting.mean_response / 2)
     phase = Phase(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from promptkd.pictures import plain_text, shown
 from promptkd.reporting.results import Result
 from promptkd.reporting.table import label
 
@@ -48,7 +49,7 @@ def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
     for result in prompted[:1]:
         made.append(
             Panel(
-                f"{label(result)}: KL, nats per response token",
+                f"{_name(result)}: KL, nats per response token",
                 lambda axis: _draw_losses(axis, prompted[0]),
             )
         )
@@ -56,7 +57,7 @@ def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
         title = "distance of the soft prompt from its start"
         made.append(Panel(title, lambda axis: _draw_drift(axis, compared)))
     for name in dict.fromkeys(name for result in [*compared, *references] for name in result.exposure):
-        title = "excess accumulated error, %" + (f": {name}" if name else "")
+        title = "excess accumulated error, %" + (f": {shown(name)}" if name else "")
         made.append(
             Panel(title, lambda axis, name=name: _draw_exposure(axis, name, compared, references), "response token")
         )
@@ -66,6 +67,7 @@ def panels_of(compared: list[Result], references: list[Result]) -> list[Panel]:
     return made
 
 
+@plain_text()
 def draw_picture(panels: list[Panel], picture: Path) -> None:
     """All panels, at least one, in one PNG, two in a row."""
     plt = _pyplot()
@@ -80,6 +82,7 @@ def draw_picture(panels: list[Panel], picture: Path) -> None:
         plt.close(figure)
 
 
+@plain_text()
 def draw_svg(panel: Panel) -> str:
     """The panel as an SVG element that takes its text's and axes' colour from the page around it."""
     plt, text = _pyplot(), io.StringIO()
@@ -122,7 +125,7 @@ def _draw_dev(axis, key: str, compared: list[Result], references: list[Result]) 
         if values:
             axis.axhline(values[-1], color=GREY, ls="--", lw=1)
             place = {"xy": (1, values[-1]), "xycoords": ("axes fraction", "data")}
-            axis.annotate(label(result), **place, xytext=(-2, 3), textcoords="offset points", ha="right", color=GREY)
+            axis.annotate(_name(result), **place, xytext=(-2, 3), textcoords="offset points", ha="right", color=GREY)
 
 
 def _draw_series(axis, key: str, event: str, results: list[Result]) -> None:
@@ -130,7 +133,11 @@ def _draw_series(axis, key: str, event: str, results: list[Result]) -> None:
         steps, values = result.series(key, event)
         if steps:
             marker = {"marker": MARKERS[place % len(MARKERS)], "ms": 4}
-            axis.plot(steps, np.array(values, dtype=float), label=label(result), color=_colour(place), lw=1.6, **marker)
+            axis.plot(steps, np.array(values, dtype=float), label=_name(result), color=_colour(place), lw=1.6, **marker)
+
+
+def _name(result: Result) -> str:
+    return shown(label(result))
 
 
 def _colour(place: int) -> str:
@@ -150,7 +157,7 @@ def _draw_drift(axis, compared: list[Result]) -> None:
     for place, result in enumerate(compared):
         steps, values = result.series("prompt_drift")
         if steps:
-            axis.plot(steps, values, color=_colour(place), lw=1.6, label=label(result))
+            axis.plot(steps, values, color=_colour(place), lw=1.6, label=_name(result))
     axis.set_ylim(bottom=0)
 
 
@@ -163,7 +170,7 @@ def _draw_exposure(axis, name: str, compared: list[Result], references: list[Res
             continue
         values = np.array(result.exposure[name]["ex_acc_err"], dtype=float)
         tokens = np.arange(1, len(values) + 1)
-        axis.plot(tokens, values, label=label(result), **style)
+        axis.plot(tokens, values, label=_name(result), **style)
         around = [result.exposure[name].get(f"ex_acc_err_{side}") for side in ("low", "high")]
         if result in compared and None not in around:
             low, high = (np.array(side, dtype=float) for side in around)

@@ -1,0 +1,48 @@
+"""The table of the paper's recipes in docs/scale.md: one call of tools/plan.py for each row.
+
+python benchmarks/recipes.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "tools"))
+from plan import make  # tools/plan.py
+
+from promptkd.planning.show import plan_of
+from promptkd.planning.units import duration
+
+RECIPES = {  # row -> script, GPUs, kind of GPU
+    "GPT-2 base <- XL, 8 x 3090": ("gpt2/promptkd/promptkd_base.sh", 8, "3090"),
+    "GPT-2 medium <- XL, 8 x 3090": ("gpt2/promptkd/promptkd_medium.sh", 8, "3090"),
+    "GPT-2 large <- XL, 8 x 3090": ("gpt2/promptkd/promptkd_large.sh", 8, "3090"),
+    "OPT 1.3B <- 13B, 4 x A100": ("opt/promptkd/promptkd_1.3B.sh", 4, "a100"),
+    "OPT 2.7B <- 13B, 4 x A100": ("opt/promptkd/promptkd_2.7B.sh", 4, "a100"),
+    "OPT 6.7B <- 13B, 4 x A100": ("opt/promptkd/promptkd_6.7B.sh", 4, "a100"),
+    "Llama 7B <- 13B, 4 x A100": ("llama/promptkd/promptkd_7B.sh", 4, "a100"),
+}
+PHASES = ("rollout", "prompt", "student", "update", "evaluation")
+
+
+def row(name: str, script: str, gpus: int, kind: str) -> str:
+    plan = plan_of(make(["--script", str(ROOT / "scripts" / script), "--gpus", str(gpus), "--gpu", kind])[0])
+    throughout = plan["framework"] + sum(plan["held"].values())
+    sizes = [f"{(throughout + sum(plan['phases'][phase].values())) / 1e9:.1f}" for phase in PHASES]
+    fits = "yes" if plan["fits"] else "no"
+    run = f"{plan['steps']:,} steps, {plan['hours']:.1f} h, {plan['device_hours']:.0f} GPU-hours"
+    return f"| {name} | " + " | ".join([*sizes, fits, duration(plan["seconds_per_step"]), run]) + " |"
+
+
+def main() -> None:
+    print("| recipe | " + " | ".join(f"{phase} GB" for phase in PHASES) + " | fits | a step | all steps |")
+    print("|---|" + "--:|" * len(PHASES) + "---|--:|--:|")
+    for name, recipe in RECIPES.items():
+        print(row(name, *recipe), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Memory of decoding on one rank, with the core's own bounds (promptkd/memory_bounds.py)."""
+
+from __future__ import annotations
+
+from promptkd.memory_bounds import MOVING_LAYERS, cache_capacity, decoding_tokens, layer_work
+from promptkd.planning.held import GPU_FRAMEWORK, GPU_HEADROOM, Parts, held_by
+from promptkd.planning.setting import Engine, Setting
+
+
+def forward_only(engine: Engine, tokens: float) -> float:
+    """The most that is alive at once in a forward pass without gradient: inside one layer."""
+    shape, cut = engine.shape, engine.tensor
+    return engine.size * tokens * layer_work(shape.width, shape.inner // cut, shape.queries // cut, shape.gated)
+
+
+def decoding(setting: Setting, engine: Engine, rows: int) -> Parts:
+    """rollout.decode for `rows` rows of full length that are decoded together."""
+    shape, b, parts = engine.shape, engine.size, Parts()
+    layer = 2 * rows * cache_capacity(setting.max_prompt + engine.prompt, setting.max_new) * shape.keys
+    parts["key-value cache"] = (shape.layers + MOVING_LAYERS) * layer // engine.tensor * b
+    parts["logits"] = rows * shape.vocab * (b + 3 * 4)  # float32, probabilities, and one more for top-k or top-p
+    if setting.hardware.cpu:
+        parts["logits"] += shape.head * b  # _decoding_head's transposed copy
+    parts["activations"] = forward_only(engine, rows * (setting.max_prompt + engine.prompt))
+    parts["gathered weights"] = decoding_weights(engine)
+    return parts
+
+
+def decoding_weights(engine: Engine) -> float:
+    """Under ZeRO-3 all weights are gathered: decoding ranks are not in step."""
+    return engine.size * engine.parameters if engine.stage == 3 else 0.0
+
+
+def decoding_rows(setting: Setting, engine: Engine, rows: int) -> int:
+    """Rows of full length, `rows` at most, that `engine` decodes together: decoding_budget.py on the plan's device."""
+    budget = setting.rollout_token_budget
+    if budget is None:
+        shape, free = engine.shape, None
+        if not setting.hardware.cpu:
+            both = [("student", setting.student), ("teacher", setting.teacher)]
+            held = sum(held_by(each, name, setting)[0].total() for name, each in both if each)
+            free = setting.hardware.memory * GPU_HEADROOM - GPU_FRAMEWORK - held - decoding_weights(engine)
+        cache = 2 * shape.layers * shape.keys * engine.size / engine.tensor
+        work = engine.size * layer_work(shape.width, shape.inner, shape.queries, gated=True)
+        budget = decoding_tokens(setting.device, free, setting.length, cache, work, shape.layers, shape.vocab)
+    return min(rows, max(budget // (setting.length + engine.prompt), 1))
