@@ -28,7 +28,7 @@ class KD(Method):
     def __init__(self, context: Context, settings: KDSettings) -> None:
         super().__init__(context, settings)
         if self.needs_teacher(settings):
-            self.teacher = FrozenTeacher(LanguageModel(context.teacher), context.ranks.device)
+            self.teacher = FrozenTeacher(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
 
     @classmethod
     def needs_teacher(cls, settings: KDSettings) -> bool:

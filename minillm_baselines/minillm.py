@@ -101,7 +101,7 @@ class MiniLLM(Method):
     def __init__(self, context: Context, settings: MiniLLMSettings) -> None:
         super().__init__(context, settings)
         without_dropout(self.student.module)
-        self.teacher = FrozenTeacher(LanguageModel(context.teacher), context.ranks.device)
+        self.teacher = FrozenTeacher(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
         self.collection = Collection(-1, [])
 
     @classmethod
@@ -266,7 +266,7 @@ class MiniLLM(Method):
 
 def _check_rows(folder: str, model_path: str) -> None:
     """UserError when the corpus' rows have more tokens than the student has positions."""
-    limit = getattr(load_config(model_path, "--model-path"), "max_position_embeddings", None)
+    limit = getattr(load_config(model_path, "--model-path").get_text_config(), "max_position_embeddings", None)
     prefix = Path(folder) / "train_0"
     if limit is None or not prefix.with_name("train_0.idx").is_file():
         return

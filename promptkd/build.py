@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
+from promptkd.adapters import base_of, is_adapter
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
+from promptkd.data.examples import vocabulary_size
 from promptkd.data.windows import Windows
 from promptkd.deepspeed_file import (
     DTYPES,
@@ -44,6 +47,7 @@ from promptkd.schedules import Optimization
 from promptkd.settings import TOKEN_BUDGET, declared_options, flat
 from promptkd.tensor_parallel import TensorGroup, tensor_group
 from promptkd.trainer import Trainer, total_steps
+from promptkd.vocabulary import SharedVocabulary
 
 TEACHER_FILE = "--teacher-deepspeed-config"
 
@@ -55,7 +59,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     check_with_deepspeed(config, settings.optimizer.deepspeed_config, ranks.device)
     teacher_config = read_teacher_config(settings, config, ranks)
     kind = method_class(settings.method)
-    check_quantization(settings, teacher_stage(kind, teacher_config), ranks.device)
+    check_quantization(settings, teacher_stage(kind, teacher_config))
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     path = settings.models.model_path
     tokenizer = load_own_tokenizer(path, load_config(path, "--model-path"), "--model-path")
@@ -64,12 +68,15 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
     windows = kind.make_windows(settings, data, ranks)
     check_exposure_bias(settings, data)
-    student, teacher = load_models(settings, teacher_config, tokenizer, groups, ranks)
+    student, teacher, shared = load_models(settings, teacher_config, tokenizer, groups, ranks)
+    check_data(settings, shared, data, tokenizer)
     own_file = getattr(settings.method_settings, "teacher_deepspeed_config", None) is not None
     both = {**config, "teacher": teacher_config} if own_file else config
     checkpoints, described = open_folder(settings, both, data.folders, ranks)
     try:
-        method = build_method(settings, (config, teacher_config), student, teacher, tokenizer, data, windows, ranks)
+        configs, models = (config, teacher_config), (student, teacher, shared)
+        method = build_method(settings, configs, models, tokenizer, data, windows, ranks)
+        say_shared(method.context, described)
         if checkpoints.start is not None:
             checkpoints.read(method)
         begin_files(checkpoints, {**described, "parameters": parameters_of(settings, method.prompt())})
@@ -112,6 +119,8 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
             "teacher": settings.models.teacher_model_path,
             **folders,
         }
+        bases = {f"{name}_base": base_of(path, name) for name, path in inputs.items() if path and is_adapter(path)}
+        inputs |= {name: path for name, path in bases.items() if os.path.isdir(path)}
         described = describe_run({"method": settings.method, **flat(groups)}, inputs)
         checkpoints.identity = Identity.of(described["settings"], config, described["inputs"], ranks.size)
         checkpoints.declared = declared_options(map(type, groups.values()))
@@ -177,7 +186,7 @@ def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[
 def load_models(
     settings: SimpleNamespace, teacher_config: dict, tokenizer, groups: tuple[TensorGroup | None, ...], ranks: Ranks
 ):
-    """Student, and teacher if the method needs one, checked against each other. teacher_config: DeepSpeed's."""
+    """Student, teacher if the method needs one, and the ids they share (None: all). teacher_config: DeepSpeed's."""
     models, data = settings.models, settings.data
     kind = method_class(settings.method)
     needs_teacher = kind.needs_teacher(settings.method_settings)
@@ -191,7 +200,7 @@ def load_models(
     if models.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if not needs_teacher:
-        return student, None
+        return student, None, None
     dtype = DTYPES[precision(teacher_config)]
     teacher = load_causal_lm(
         models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
@@ -201,15 +210,36 @@ def load_models(
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
     if models.gradient_checkpointing:
         teacher.gradient_checkpointing_enable({"use_reentrant": False})
-    check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path))
-    return student, teacher
+    shared = check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path))
+    return student, teacher, shared
 
 
-def build_method(settings, configs, student, teacher, tokenizer, data: Data, windows: Windows, ranks) -> Method:
+def check_data(settings: SimpleNamespace, shared: SharedVocabulary | None, data: Data, tokenizer) -> None:
+    """Raise UserError for data with tokens that the teacher has no embedding for. Reads them only if there can be."""
+    if shared is None or vocabulary_size(tokenizer) <= shared.inputs:
+        return
+    dev = data.dev if settings.run.exposure_bias_every else None
+    sets = {"training": data.train, "corpus": data.corpus, "dev": dev}
+    for name, examples in sets.items():
+        for number in range(len(examples or ())):
+            prompt, response = examples[number].prompt, examples[number].response
+            shared.check_inputs([(f"example {number + 1} of the {name} data", [*prompt, *response[:-1]])])
+
+
+def say_shared(context: Context, described: dict) -> None:
+    """On the first rank, put what the two vocabularies share on the screen and into config.json's content."""
+    if context.ranks.first and context.shared is not None:
+        print(f"train.py: note: {context.shared.notice(context.limits.end_ids)}", file=sys.stderr, flush=True)
+        student, teacher = context.shared.sizes
+        described["vocabulary"] = {"student": student, "teacher": teacher, "shared": len(context.shared)}
+
+
+def build_method(settings, configs, models, tokenizer, data: Data, windows: Windows, ranks) -> Method:
     """Start the student's engine and make the method, which starts the teacher's if it trains something there.
 
-    configs: of the student's engine and the teacher's.
+    configs: of the student's engine and the teacher's. models: what `load_models` returns.
     """
+    student, teacher, shared = models
     how, decoding, sizes = settings.optimizer, settings.decoding, settings.data
     optimization = Optimization(
         how.lr, total_steps(how, windows), how.lr_decay_style, how.lr_min,
@@ -217,7 +247,7 @@ def build_method(settings, configs, student, teacher, tokenizer, data: Data, win
     )  # fmt: skip
     token_budget = how.token_budget or TOKEN_BUDGET[ranks.device.type]
     context = Context(
-        student=Learner(LanguageModel(student), optimization, configs[0], ranks),
+        student=Learner(LanguageModel(student, shared=shared), optimization, configs[0], ranks),
         teacher=teacher,
         tokenizer=tokenizer,
         ranks=ranks,
@@ -234,6 +264,7 @@ def build_method(settings, configs, student, teacher, tokenizer, data: Data, win
         learner=lambda model, optimization: Learner(model, optimization, configs[1], ranks),
         data=data,
         windows=windows,
+        shared=shared,
         published_mean=how.loss_normalization == "micro-batch",
     )
     return method_class(settings.method)(context, settings.method_settings)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptkd.engine import Learner
 from promptkd.errors import UserError
-from promptkd.models import is_finite
+from promptkd.model_checks import is_finite
 from promptkd.reshard_state import Resharded, pieces_of
 from promptkd.tensor_file import TensorFile
 from promptkd.whole_checkpoint import LOSS_SCALE

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from promptkd.memory_bounds import CACHE_ROOM
 
@@ -34,6 +34,8 @@ class _GrowingLayer(DynamicLayer):
         self._room = room
 
     def batch_select_indices(self, indices: Tensor) -> None:
+        if self._room is None:  # a layer that has seen nothing, as those that use another layer's keys
+            return
         length = self.get_seq_length()
         kept = self.keys.index_select(0, indices), self.values.index_select(0, indices)
         self._move(kept[0], 0, self._room.size(-2))
@@ -42,7 +44,7 @@ class _GrowingLayer(DynamicLayer):
 
 
 class GrowingCache(DynamicCache):
-    """DynamicCache for models with full attention in every layer; of other layers transformers' own are kept."""
+    """DynamicCache whose full-attention layers grow in place; of other layers transformers' own are kept."""
 
     def __init__(self, config=None) -> None:
         super().__init__(config=config)
@@ -51,3 +53,20 @@ class GrowingCache(DynamicCache):
                 self.layers[place] = _GrowingLayer()
         if self.layer_class_to_replicate is DynamicLayer:
             self.layer_class_to_replicate = _GrowingLayer
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the batch rows `indices`, in all that a layer remembers."""
+        for layer in self.layers:
+            if isinstance(layer, LinearAttentionCacheLayerMixin):
+                layer.reorder_cache(indices)  # transformers has no selection of these, but this is one
+            else:
+                layer.batch_select_indices(indices)
+
+
+def takes_padding(model: PreTrainedModel) -> bool:
+    """Whether rows of a batch may be padded on the left.
+
+    Attention masks padding out. A convolution or a recurrent state runs over it, and families differ in what they do
+    about that, so rows of such models are decoded with others of the same length.
+    """
+    return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in GrowingCache(model.config).layers)

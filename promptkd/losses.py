@@ -30,7 +30,8 @@ class Fixed(NamedTuple):
     head: Head
 
     def logits(self, rows: slice) -> Tensor:
-        return F.linear(self.hidden[rows], self.head.weight, self.head.bias)
+        """Logits of the ids that are compared: [rows, vocabulary]."""
+        return self.head.restrict(F.linear(self.hidden[rows], self.head.weight, self.head.bias))
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Hard:
-    """coefficient * -log trained[token], tokens int64 [tokens]."""
+    """coefficient * -log trained[token], tokens int64 [tokens], over all of the trained model's vocabulary."""
 
     tokens: Tensor
     coefficient: float = 1.0
@@ -165,7 +166,8 @@ def kl_divergences(p: Fixed, q: Fixed) -> Tensor:
 def distill_plain(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
     """What `distill` computes, with all logits at once and autograd: the reference."""
     logits = F.linear(hidden, head.weight, head.bias)
-    sums = torch.stack([(term.plain(logits) * weights).sum() for term in terms])
+    plain = [term.plain(logits if isinstance(term, Hard) else head.restrict(logits)) for term in terms]
+    sums = torch.stack([(losses * weights).sum() for losses in plain])
     return (sums * _coefficients(terms, sums)).sum(), sums.detach()
 
 
@@ -176,7 +178,7 @@ def distill(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> t
     Returns the loss (scalar, differentiable in hidden and head) and each term's own weighted sum without
     its coefficient (float32 [terms], for the log).
     """
-    return _Distill.apply(hidden, head.weight, head.bias, terms, weights)
+    return _Distill.apply(hidden, head.weight, head.bias, head.shared, terms, weights)
 
 
 def _coefficients(terms: list[Term], like: Tensor) -> Tensor:
@@ -192,7 +194,7 @@ class _Distill(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, terms, weights):
+    def forward(ctx, hidden, weight, bias, shared, terms, weights):
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         sums = hidden.new_zeros(len(terms), dtype=torch.float32)
         factors = torch.empty_like(weights)  # of each token's row in grad_hidden
@@ -203,7 +205,7 @@ class _Distill(torch.autograd.Function):
         step = positions_at_a_time(Head(weight, bias))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
-            grad, factors[rows] = _chunk(rows, hidden, Head(weight, bias), terms, weights, sums)
+            grad, factors[rows] = _chunk(rows, hidden, Head(weight, bias, shared), terms, weights, sums)
             if needs_hidden:
                 grad_hidden[rows] = grad @ weight
             if needs_weight:
@@ -226,6 +228,7 @@ class _Distill(torch.autograd.Function):
             None if grad_bias is None else grad_bias.mul_(grad_loss).to(bias_dtype),
             None,
             None,
+            None,
         )
 
 
@@ -246,8 +249,17 @@ def _chunk(
         block = slice(start, start + step)
         log_q = logits[block].float().log_softmax(-1)
         q, total = log_q.exp(), None
+        shared_log_q, shared_q = log_q, q
+        if head.shared is not None:
+            shared_log_q = head.restrict(log_q).log_softmax(-1)
+            shared_q = shared_log_q.exp()
         for i, (term, reference) in enumerate(zip(terms, references)):
-            loss, grad = term.block(reference[block], log_q, q)
+            if isinstance(term, Hard):
+                loss, grad = term.block(reference[block], log_q, q)
+            else:
+                loss, grad = term.block(reference[block], shared_log_q, shared_q)
+                if grad.size(-1) < q.size(-1):
+                    grad = F.pad(grad, (0, q.size(-1) - grad.size(-1)))  # no gradient for other ids
             sums[i] += torch.dot(loss, weights[rows][block])
             if term.coefficient != 1.0:
                 grad.mul_(term.coefficient)

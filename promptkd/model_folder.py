@@ -74,6 +74,8 @@ def check_model_folder(folder: Path, option: str) -> None:
             )
     if "quantization_config" in config:
         raise UserError(f"{option} {folder}: quantised weights are not supported: name a folder of whole ones")
+    if isinstance(config.get("text_config"), dict):  # a model of text and images has its sizes there
+        config = {**config["text_config"], **config}
     sizes = {what: _size(config, names, folder, option) for what, names in SIZES.items()}
     if sizes["labels"] > MOST_LABELS:
         raise UserError(f"{option} {folder}: config.json speaks of {sizes['labels']} labels: take num_labels out")

@@ -2,37 +2,48 @@
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
+from tokenizers.models import BPE
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils import logging as transformers_logging
 
+from promptkd.adapters import base_of, is_adapter, merge
 from promptkd.data.templates import marks, turn_end
 from promptkd.data.windows import MicroBatch
 from promptkd.errors import UserError, is_out_of_memory
 from promptkd.lazy_weights import load_lazily
+from promptkd.model_checks import check_family, check_number, check_numbers, check_unexpected
 from promptkd.model_folder import check_files, check_model_folder, hub_advice, looks_local
 from promptkd.resharding.layout import FAMILIES
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
+from promptkd.vocabulary import SharedVocabulary, shared_vocabulary
 
 transformers_logging.disable_progress_bar()  # its bars for loading and saving are noise beside ours
 
 
 class Head(NamedTuple):
-    """What turns hidden states into logits: weight [vocabulary, width], bias [vocabulary] or None."""
+    """What turns hidden states into logits: weight [vocabulary, width], bias [vocabulary] or None.
+
+    shared: the ids that a divergence compares; None for all of them.
+    """
 
     weight: Tensor
     bias: Tensor | None
+    shared: SharedVocabulary | None = None
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """Logits [..., vocabulary] of this head, those of the shared ids."""
+        return logits if self.shared is None else self.shared.restrict(logits)
 
 
 class LanguageModel(nn.Module):
@@ -42,10 +53,13 @@ class LanguageModel(nn.Module):
     for those positions alone, and an engine sees one module whose output is the loss.
     """
 
-    def __init__(self, model: PreTrainedModel, prompt: SoftPrompt | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, prompt: SoftPrompt | None = None, shared: SharedVocabulary | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.prompt = prompt
+        self.shared = shared
 
     @property
     def group(self) -> TensorGroup | None:
@@ -54,7 +68,7 @@ class LanguageModel(nn.Module):
 
     def head(self) -> Head:
         linear = self.model.get_output_embeddings()
-        return Head(linear.weight, linear.bias)
+        return Head(linear.weight, linear.bias, self.shared)
 
     def head_parameters(self) -> list[nn.Parameter]:
         return list(self.model.get_output_embeddings().parameters())
@@ -93,6 +107,8 @@ def without_dropout(model: nn.Module) -> None:
 
 def load_tokenizer(path: str):
     """The tokenizer beside a model. Raises UserError when there is none or it has no end-of-text token."""
+    if is_adapter(path) and not (Path(path) / "tokenizer_config.json").is_file():
+        path = base_of(path, "the tokenizer of")
     if os.path.isdir(path):
         check_files(Path(path), "name a folder with a tokenizer")
     try:
@@ -102,7 +118,18 @@ def load_tokenizer(path: str):
         raise UserError(f"{path}: no tokenizer can be loaded from it ({error}): {remedy}") from None
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: its tokenizer has no end-of-text token: set eos_token in tokenizer_config.json")
+    _keep_unknown(tokenizer)
     return tokenizer
+
+
+def _keep_unknown(tokenizer) -> None:
+    """Have a SentencePiece model without byte pieces give the unknown token, as SentencePiece does.
+
+    transformers converts it as one with byte pieces, which drops every character that the model does not know.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if isinstance(model, BPE) and model.byte_fallback and model.unk_token is None and tokenizer.unk_token:
+        model.unk_token = None if "<0x00>" in tokenizer.get_vocab() else tokenizer.unk_token
 
 
 def end_ids(tokenizer, *models: PreTrainedModel) -> tuple[int, ...]:
@@ -135,18 +162,33 @@ def load_causal_lm(
     config = load_config(path, option)
     if model_type is not None and config.model_type != model_type:
         raise UserError(f"{option} {path} is a {config.model_type} model, not {model_type}: correct --model-type")
+    base = base_of(path, option)
+    if base != path and (group is not None or packed):
+        given = "a model cut by --model-parallel-size" if group is not None else "--teacher-quantization"
+        raise UserError(
+            f"{option} {path} is a LoRA adapter, which does not go with {given}: merge it into its base first"
+        )
     if group is not None:
         model = load_shard(path, config, dtype, group, option)
-        _check_numbers(model, path, option)
+        check_numbers(model, path, option)
         return fuse_activations(model).eval()
-    if lazily and config.model_type in FAMILIES and os.path.isdir(path):
-        model = load_lazily(path, config, dtype, option, lambda name, value: _check_number(name, value, path, option))
-        check_family(model, option)
-        return fuse_activations(model).eval()
+    if lazily and base == path and config.model_type in FAMILIES and os.path.isdir(path):
+        model = load_lazily(path, config, dtype, option, lambda name, value: check_number(name, value, path, option))
+    else:
+        model = _load_whole(base, dtype, option, packed)
+        model = model if base == path else merge(model, path, option)
+        check_numbers(model, path, option)
+    check_family(model, option)
+    return fuse_activations(model).eval()
+
+
+def _load_whole(path: str, dtype: torch.dtype, option: str, packed: Mapping[str, Any]) -> PreTrainedModel:
+    """All weights of a model as transformers reads them. Raises UserError where they and config.json do not fit."""
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **packed
-        )
+        with _quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **packed
+            )
     except Exception as error:
         if is_out_of_memory(error):
             raise
@@ -158,74 +200,19 @@ def load_causal_lm(
         raise UserError(
             f"{option} {path}: {len(wrong)} tensors are missing or misshapen, {wrong[0]} first: fetch it anew"
         )
-    _check_numbers(model, path, option)
-    check_family(model, option)
-    return fuse_activations(model).eval()
+    check_unexpected(model, report["unexpected_keys"], f"{option} {path}")
+    return model
 
 
-class _Output(BaseModelOutputWithPast):
-    """What a body gives, with None for whatever a family's own output holds besides."""
-
-    def __getattr__(self, name: str) -> None:
-        return None
-
-
-@torch.no_grad()
-def check_family(model: PreTrainedModel, option: str) -> None:
-    """Raise UserError for a family that is not a body, then a linear head, or that cannot place its tokens.
-
-    Losses see states and head alone, so whatever a model does to either on its own (Gemma 2 and Cohere cap or scale
-    logits, MiniCPM states) would be lost silently. That is found without running the body: it hands out made-up
-    states, the head made-up logits, and both have to come out as they are.
-    """
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise _unsupported(model, option, f"its output layer is not linear but {type(head).__name__}")
-    if "position_ids" not in inspect.signature(model.base_model.forward).parameters:
-        raise _unsupported(model, option, "it takes no position_ids, which prompts of different lengths need")
-    states = torch.linspace(-1, 1, head.in_features).to(head.weight)[None, None]
-    logits = torch.linspace(-100, 100, head.out_features).to(head.weight)[None, None]
-    given: list[Tensor] = []
-    bodies = [each for each in model.modules() if isinstance(each, PreTrainedModel) and each is not model]
-    hooks = [
-        head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])),
-        head.register_forward_hook(lambda *_: logits.clone()),
-    ]
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing tables of what our own one-line errors name."""
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
-        for body in bodies:
-            body.forward = lambda *_, **__: _Output(last_hidden_state=states.clone())
-        ids = torch.zeros(1, 1, dtype=torch.long, device=head.weight.device)
-        made = model(input_ids=ids, use_cache=False).logits
+        yield
     finally:
-        for body in bodies:
-            del body.forward  # the class's own is back
-        for hook in hooks:
-            hook.remove()
-    if not (torch.equal(given[0], states) and torch.equal(made.to(logits), logits)):
-        raise _unsupported(model, option, "it soft-caps or scales around its output layer, unseen by the losses")
-
-
-def _unsupported(model: PreTrainedModel, option: str, reason: str) -> UserError:
-    family = model.config.model_type
-    return UserError(f"{option}: the family {family} is not supported: {reason}: take a model of another family")
-
-
-def _check_numbers(model: nn.Module, path: str, option: str) -> None:
-    for name, parameter in model.named_parameters():
-        _check_number(name, parameter.detach(), path, option)
-
-
-def _check_number(name: str, tensor: Tensor, path: str, option: str) -> None:
-    if not is_finite(tensor):
-        raise UserError(f"{option} {path}: {name} holds numbers that are not finite: take a sound model")
-
-
-def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are; takes no memory of the tensor's size."""
-    if not tensor.numel() or not tensor.is_floating_point():
-        return True
-    least, largest = tensor.aminmax()
-    return bool(torch.isfinite(least) & torch.isfinite(largest))
+        transformers_logging.set_verbosity(level)
 
 
 def fuse_activations(model: PreTrainedModel) -> PreTrainedModel:
@@ -241,6 +228,7 @@ def load_config(path: str, option: str):
     """The model's configuration; UserError when the folder is missing or config.json is broken."""
     if not path:
         raise UserError(f"{option} is missing: name a model's folder")
+    path = base_of(path, option)
     if looks_local(path) and not os.path.isdir(path):
         raise UserError(f"{option} {path}: no such folder: name a folder with config.json and weights")
     if os.path.isdir(path):
@@ -255,29 +243,25 @@ def load_config(path: str, option: str):
 def count_parameters(path: str) -> int:
     """The parameters of the whole model in a folder, however it is shared out over ranks, without loading it."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)).num_parameters()
+        return AutoModelForCausalLM.from_config(load_config(path, "the model")).num_parameters()
 
 
-def check_pair(student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer) -> None:
-    """Teacher and student must give the same tokens the same numbers. Raises UserError with both sizes."""
-    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
-    words = [tokenizer.get_vocab() for tokenizer in (student_tokenizer, teacher_tokenizer)]
-    if words[0] != words[1]:
-        raise UserError(
-            f"the tokenizers differ: the student's has {len(words[0])} tokens, the teacher's {len(words[1])}, "
-            f"{len(words[0].items() & words[1].items())} of them alike: distil between models of one tokenizer"
-        )
-    if sizes[0] != sizes[1]:
-        raise UserError(
-            f"the vocabularies differ: the student predicts {sizes[0]} tokens, the teacher {sizes[1]}: "
-            "resize one of them (resize_token_embeddings) or take another pair"
-        )
+def check_pair(
+    student: PreTrainedModel, teacher: PreTrainedModel, student_tokenizer, teacher_tokenizer
+) -> SharedVocabulary | None:
+    """The token ids that the two models share, None where all do. UserError where an id has two meanings."""
+    sizes = tuple(model.get_output_embeddings().weight.shape[0] for model in (student, teacher))
+    words = (tokenizer.get_vocab() for tokenizer in (student_tokenizer, teacher_tokenizer))
+    return shared_vocabulary(sizes, teacher.get_input_embeddings().weight.shape[0], *words)
 
 
 def load_own_tokenizer(path: str, config, option: str):
     """The tokenizer beside the model of this configuration; UserError when it has ids without an embedding."""
     tokenizer = load_tokenizer(path)
-    rows, largest = getattr(config, "vocab_size", None), max(tokenizer.get_vocab().values(), default=0)
+    rows, largest = (
+        getattr(config.get_text_config(), "vocab_size", None),
+        max(tokenizer.get_vocab().values(), default=0),
+    )
     if rows is not None and largest >= rows:
         raise UserError(
             f"{option}: the tokenizer's ids go up to {largest}, the model has embeddings for {rows} tokens: resize it "
@@ -288,7 +272,7 @@ def load_own_tokenizer(path: str, config, option: str):
 
 def check_positions(config, tokens: int, option: str) -> None:
     """Raise UserError when `tokens` positions are more than a model's table has."""
-    limit = getattr(config, "max_position_embeddings", None)
+    limit = getattr(config.get_text_config(), "max_position_embeddings", None)
     if limit is not None and tokens > limit:
         raise UserError(
             f"{option}: {tokens} positions are needed (--max-length, and --prompt-len for a teacher), "

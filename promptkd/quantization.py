@@ -2,7 +2,7 @@
 
 8bit is LLM.int8 (Dettmers et al., 2022), 4bit is NF4 (QLoRA, Dettmers et al., 2023), both with the gradient to the
 inputs that the soft prompt needs. Embeddings, norms and head keep the teacher's precision: the losses read the head.
-Nothing of this has run: it needs a GPU, and there was none.
+It runs on GPUs and on CPUs; bitsandbytes is an optional library.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from promptkd.errors import UserError
 NONE = "none"
 
 
-def check_quantization(settings: SimpleNamespace, stage: int, device: torch.device) -> None:
+def check_quantization(settings: SimpleNamespace, stage: int) -> None:
     """Raise UserError where the teacher cannot be held as --teacher-quantization says, before anything is loaded.
 
     stage: of ZeRO in the teacher's engine.
@@ -30,8 +30,6 @@ def check_quantization(settings: SimpleNamespace, stage: int, device: torch.devi
     given = f"--teacher-quantization {kind}"
     if not settings.models.teacher_model_path:
         raise UserError(f"{given} needs --teacher-model-path: name the teacher's folder")
-    if device.type != "cuda":
-        raise UserError(f"{given} needs a GPU, and this runs on a CPU: leave it out")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{given} needs bitsandbytes, which is not installed: .venv/bin/pip install bitsandbytes")
     if settings.parallel.teacher_size > 1:

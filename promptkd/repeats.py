@@ -28,7 +28,11 @@ class RepeatGuard:
 
 
 def ban(logits: Tensor, banned: list[list[int]]) -> None:
-    """Set the logits [rows, vocabulary] of each row's banned tokens to minus infinity, in place."""
+    """Set the logits [rows, vocabulary] of each row's banned tokens to minus infinity, in place.
+
+    A prompt may hold tokens outside of a restricted vocabulary; those are impossible as it is.
+    """
     for row, tokens in enumerate(banned):
-        if tokens:
-            logits[row, tokens] = -torch.inf
+        inside = [token for token in tokens if token < logits.size(-1)]
+        if inside:
+            logits[row, inside] = -torch.inf

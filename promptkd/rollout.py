@@ -18,8 +18,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.windows import group_by_length
-from promptkd.kv_cache import GrowingCache
+from promptkd.kv_cache import GrowingCache, takes_padding
 from promptkd.repeats import RepeatGuard, ban
+from promptkd.vocabulary import SharedVocabulary
 
 Noise = Callable[[int], np.ndarray]  # row -> uniform numbers in [0, 1), one for each new token
 
@@ -75,6 +76,7 @@ def decode(
     keep_states: bool = False,
     mix: Mix | None = None,
     prefix: Tensor | None = None,
+    shared: SharedVocabulary | None = None,
     progress: Callable[[int], None] | None = None,
     agree: Callable[[Tensor], Tensor] | None = None,
 ) -> Rollout:
@@ -84,6 +86,7 @@ def decode(
 
     `mix` lets another model have a say in each token. `prefix`, embeddings [length, width], stands in front of every
     prompt (not together with `mix`: the models' positions would differ). `noise` is needed when sampling.
+    `shared` leaves only the ids that student and teacher share, renormalized, in both models' distributions.
     `token_budget` bounds rows x (longest prompt + max_new_tokens) of a batch. `progress` is told how many rows have
     ended each time some do.
     `agree` makes the tokens those of one rank where several decode together (`Ranks.agree`).
@@ -97,15 +100,29 @@ def decode(
     lengths = [len(prompt) + longest for prompt in prompts]
     models = [model] if mix is None else [model, mix.model]
     heads = [_decoding_head(each) for each in models]
-    for rows in group_by_length(lengths, token_budget):
+    for rows in _batches(lengths, token_budget, all(map(takes_padding, models))):
         batch = _Batch(
-            models, heads, rows, prompts, max_new_tokens, end_ids, sampling, noise, rollout, mix, prefix, agree
+            models, heads, rows, prompts, max_new_tokens, end_ids, sampling, noise, rollout, mix, prefix, shared, agree
         )
         while batch.rows:
             ended = batch.step()
             if progress is not None and ended:
                 progress(ended)
     return rollout
+
+
+def _batches(lengths: list[int], token_budget: int, padded: bool) -> list[list[int]]:
+    """Rows that are decoded together; without padding, rows of one length only."""
+    if padded:
+        return group_by_length(lengths, token_budget)
+    alike: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        alike.setdefault(length, []).append(row)
+    return [
+        [rows[place] for place in group]
+        for length, rows in alike.items()
+        for group in group_by_length([length] * len(rows), token_budget)
+    ]
 
 
 def _decoding_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
@@ -135,6 +152,7 @@ class _Batch:
     rollout: Rollout
     mix: Mix | None
     prefix: Tensor | None
+    shared: SharedVocabulary | None
     agree: Callable[[Tensor], Tensor] | None
 
     def __post_init__(self) -> None:
@@ -174,9 +192,9 @@ class _Batch:
     def step(self) -> int:
         """Decode one token for each row; return how many rows ended with it."""
         hidden, *others = [self._states(model, cache) for model, cache in zip(self.models, self.caches)]
-        logits = self.heads[0](hidden)
+        logits = self._logits(0, hidden)
         if self.mix is not None:
-            logits = self.mix(logits, self.heads[1](others[0]))
+            logits = self.mix(logits, self._logits(1, others[0]))
         if self.repeats is not None:
             ban(logits, [guard.banned() for guard in self.repeats])
         uniform = None if self.uniform is None else self.uniform[:, self.length]
@@ -191,6 +209,10 @@ class _Batch:
         self.inputs = {"input_ids": self.made[:, self.length - 1 : self.length]}
         self.positions = self.positions[:, -1:] + 1
         return count
+
+    def _logits(self, place: int, hidden: Tensor) -> Tensor:
+        logits = self.heads[place](hidden)
+        return logits if self.shared is None else self.shared.restrict(logits)
 
     def _states(self, model: PreTrainedModel, cache: GrowingCache) -> Tensor:
         return model.base_model(

@@ -13,6 +13,7 @@ from promptkd.settings import option
 if TYPE_CHECKING:
     from promptkd.engine import Learner
     from promptkd.rollout import Mix, Rollout, Sampling
+    from promptkd.vocabulary import SharedVocabulary
 
 # vLLM's share of a GPU's memory: the student's weights once more and the keys and values of a window.
 VLLM_MEMORY = 0.3
@@ -45,6 +46,7 @@ class Request:
     mix: Mix | None = None
     keep_states: bool = False
     token_budget: int | None = None
+    shared: SharedVocabulary | None = None  # answers consist of these tokens
 
 
 class RolloutEngine(Protocol):
@@ -80,6 +82,7 @@ class HuggingFaceEngine:
                 token_budget=decoding_budget(models, longest, student.ranks, request.token_budget),
                 keep_states=request.keep_states,
                 mix=request.mix,
+                shared=request.shared,
                 agree=student.ranks.agree,
             )
 
@@ -102,6 +105,8 @@ class VllmEngine:
 
         if request.mix is not None:
             raise UserError("--rollout-engine vllm cannot mix the teacher into sampling: use --rollout-engine hf")
+        if request.shared is not None:
+            raise UserError("--rollout-engine vllm needs models of one vocabulary size: use --rollout-engine hf")
         self._load(student)
         how = request.sampling
         drawn = [

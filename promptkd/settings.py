@@ -110,7 +110,7 @@ class ModelSettings:
         "auto", "the frozen teacher's precision; auto: the DeepSpeed file's"
     )
     teacher_quantization: Literal["none", "8bit", "4bit"] = option(
-        "none", "hold the teacher in so many bits a weight, by bitsandbytes; GPUs alone, and not tried on any yet"
+        "none", "hold the teacher in so many bits a weight, by bitsandbytes (pip install bitsandbytes)"
     )
     gradient_checkpointing: bool = option(False, "less memory: student and prompted teacher recompute activations")
 

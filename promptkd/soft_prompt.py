@@ -45,6 +45,11 @@ def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenize
         ids = [tokenizer.eos_token_id] if init == "PAD" else tokenizer(init)["input_ids"]
     if not ids:
         raise UserError(f"--prompt-init-text {init!r} has no tokens: give a text, PAD or random")
+    if max(ids) >= embedding.num_embeddings:
+        raise UserError(
+            f"--prompt-init-text {init!r}: the teacher has embeddings for {embedding.num_embeddings} tokens, the text "
+            f"has token {max(ids)}: give a text, or random"
+        )
     ids = (list(ids) * math.ceil(prompt_len / len(ids)))[:prompt_len]
     with torch.no_grad():
         return embedding(torch.tensor(ids, device=embedding.weight.device)).float().cpu()
@@ -53,6 +58,7 @@ def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenize
 def save_prompt(embeddings: Tensor, folder: Path, teacher_path: str, config) -> None:
     """Write P in PEFT's file format; `PeftModel.from_pretrained(teacher, folder)` reads it."""
     folder.mkdir(parents=True, exist_ok=True)
+    config = config.get_text_config()
     PromptTuningConfig(
         task_type=TaskType.CAUSAL_LM,
         num_virtual_tokens=embeddings.size(0),

@@ -27,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from promptkd.distributed import Ranks, neighbours
 from promptkd.errors import UserError
+from promptkd.model_checks import check_unexpected
 from promptkd.resharding import checks
 from promptkd.resharding.files import inside, read_json
 from promptkd.resharding.layout import FAMILIES, HEAD, Cut, Family
@@ -138,7 +139,7 @@ def load_shard(path: str, config, dtype: torch.dtype, group: TensorGroup, option
 
 def open_model(
     path: str, config, dtype: torch.dtype, size: int, option: str
-) -> tuple[PreTrainedModel, SourceModel, Container[str]]:
+) -> tuple[PreTrainedModel, SourceModel, dict[str, str]]:
     """The model on `meta`, its weights' files, found fit for `size` ranks, and its tensors' names (the head's unless it
     is tied). Arguments and errors are `load_shard`'s.
     """
@@ -155,9 +156,13 @@ def open_model(
     checks.check_geometry(source, described, size, size_option, whole=("vocab",))
     checks.check_shards(source)
     names = checks.output_names(source, described, 1)
-    with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    except Exception as error:  # each family checks its sizes in its own way
+        raise UserError(f"{option} {path}: config.json describes no possible model ({error}): fetch it anew") from None
     _check_shapes(model, source, names, f"{option} {path}")
+    check_unexpected(model, names.keys() - dict(model.named_parameters()).keys() - {HEAD}, f"{option} {path}")
     if (root / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(root)
     return model, source, names

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from promptkd.data.windows import pack
 from promptkd.errors import UserError
-from promptkd.models import LanguageModel, check_family, load_causal_lm
+from promptkd.model_checks import check_family
+from promptkd.models import LanguageModel, load_causal_lm
 from promptkd.soft_prompt import SoftPrompt
 
 # What a family brings: groups of query heads, windows shorter than the sequences, scaled embeddings, parts rotated.

@@ -186,7 +186,6 @@ def broken(folder: Path, **changes: object) -> str:
         (["--cpu"], {"n_layer": "gone"}, "lacks n_layer"),
         (["--cpu"], {"n_embd": "wide"}, "n_embd is 'wide'"),
         (["--cpu"], {"model_type": "rwkv"}, "rwkv"),
-        (["--cpu"], {"vocab_size": 7}, "vocabularies differ"),
         (["--cpu"], {"n_positions": 64}, "positions"),
         (["--cpu", "--gpu-memory", "lots"], {}, "--gpu-memory lots"),
         (["--cpu", "--gpu-memory", "24GB/s"], {}, "24GB/s"),

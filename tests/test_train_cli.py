@@ -111,7 +111,6 @@ def broken_models(folder):
         (["--model-path", "{broken}/no_tokenizer"], "tokenizer"),
         (["--model-path", "{broken}/bad_config"], "config.json"),
         (["--model-path", "{broken}/small_vocabulary"], "embeddings for 1490 tokens"),
-        (["--teacher-model-path", "{broken}/small_vocabulary"], "1500 tokens, the teacher 1490"),
     ],
 )
 def test_bad_input_is_named_and_nothing_is_written(extra, message, save, tmp_path):

@@ -8,6 +8,7 @@ the response's positions it is R on the student's own answers and eps on the tea
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,6 +105,7 @@ def accumulated_errors(
                 noise=lambda i, b=batch: example_noise(how.seed, b[i][1], b[i][0], count=how.max_new_tokens),
                 token_budget=how.token_budget,
                 prefix=None if writer.prompt is None else writer.prompt.embeddings,
+                shared=writer.shared,
                 progress=progress,
                 agree=ranks.agree,
             ).responses
@@ -198,10 +200,17 @@ def run(settings: SimpleNamespace) -> None:
         forward_budget=min(data.token_budget, TOKEN_BUDGET[ranks.device.type]),
         published=how.published,
     )
+    if (shared := student.shared) is not None:
+        for each in sets:
+            shared.check_inputs((f"{each.path}: prompt {i + 1}", ids) for i, ids in enumerate(each.prompts))
+        if ranks.first:
+            print(f"evaluate.py: note: {shared.notice(protocol.end_ids)}", file=sys.stderr, flush=True)
     warn_of_missing(missing, ranks)
     claim(folder, ranks)
     results = header(settings, missing, ranks, dtype)
     results["protocol"] |= {"sample_times": protocol.samples, "published": how.published}
+    if shared is not None:
+        results["protocol"]["shared_tokens"] = len(shared)
     results["teacher"] = _described(how.teacher_model_path) | {"prompt": how.teacher_prompt}
     measure_sets(sets, student, teacher, protocol, ranks, results, folder)
     if ranks.first:
@@ -234,12 +243,13 @@ def load_pair(settings: SimpleNamespace, tokenizer, dtype: torch.dtype, ranks: R
     group = tensor_group(ranks, settings.parallel.size)
     student = load_causal_lm(what.model_path, dtype, "--model-path", what.model_type, group)
     teacher = load_causal_lm(how.teacher_model_path, dtype, "--teacher-model-path", group=group)
-    check_pair(student, teacher, tokenizer, load_tokenizer(how.teacher_model_path))
+    shared = check_pair(student, teacher, tokenizer, load_tokenizer(how.teacher_model_path))
     prompt = None
     if how.teacher_prompt:
         prompt = SoftPrompt(load_prompt(Path(how.teacher_prompt), teacher.get_input_embeddings().weight.size(1)))
         check_positions(teacher.config, data.max_length + len(prompt), "--teacher-model-path")
-    return LanguageModel(student).to(ranks.device), LanguageModel(teacher, prompt).to(ranks.device)
+    models = LanguageModel(student, shared=shared), LanguageModel(teacher, prompt, shared)
+    return tuple(model.to(ranks.device) for model in models)
 
 
 def measure_sets(

@@ -24,6 +24,7 @@ from promptkd.rollout import Mix, Rollout, Sampling
 from promptkd.rollout_engine import HuggingFaceEngine, Request, RolloutEngine
 from promptkd.schedules import Optimization
 from promptkd.settings import OptimizerSettings
+from promptkd.vocabulary import SharedVocabulary
 
 
 @dataclass
@@ -70,6 +71,7 @@ class Context:
     learner: Callable[[LanguageModel, Optimization], Learner]  # makes a further engine, for the teacher
     data: Data
     windows: Windows
+    shared: SharedVocabulary | None = None  # what the models' distributions are compared over; None: everything
     published_mean: bool = False  # mean of micro-batch means instead of the window's mean
 
 
@@ -170,6 +172,7 @@ class Method(ABC):
             mix,
             keep_states,
             limits.rollout_token_budget,
+            self.context.shared,
         )
         return self.rollout_engine.answer(self.student, request)
 

@@ -61,7 +61,7 @@ class PromptKD(Method):
         start = initial_prompt(
             settings.prompt_init_text, settings.prompt_len, embedding, context.tokenizer, context.seed
         )
-        prompted = LanguageModel(teacher, SoftPrompt(start))
+        prompted = LanguageModel(teacher, SoftPrompt(start), context.shared)
         rate = context.optimization.lr if settings.teacher_lr is None else settings.teacher_lr
         self.teacher = context.learner(prompted, replace(context.optimization, lr=rate))
         without_dropout(teacher)  # eval mode would not do: layers recompute activations in train mode alone
