@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from promptkd.allocator import give_back_freed_memory
-from promptkd.resharding.layout import FAMILIES, HEAD
 from promptkd.tensor_parallel import open_model
+from promptkd.weights.layout import FAMILIES, HEAD
 
 
 def load_lazily(

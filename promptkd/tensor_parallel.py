@@ -1,6 +1,6 @@
 """Tensor parallelism: several ranks hold a model together, each some heads and feed-forward units of every layer.
 
-Which tensor is cut where is `resharding.layout`'s table, so a model can be read from shards of any size or from whole
+Which tensor is cut where is `weights.layout`'s table, so a model can be read from shards of any size or from whole
 files; each rank reads its own part alone. A layer's first products are cut by outputs, its last one by inputs: the
 forward pass adds up what the ranks have at the end of a block, the backward pass at its beginning (Shoeybi et al.,
 Megatron-LM, 2019). All ranks get the same sums, hence the same states. Embeddings and head stand whole on every rank,
@@ -27,10 +27,10 @@ from transformers.pytorch_utils import Conv1D
 
 from promptkd.distributed import Ranks, neighbours
 from promptkd.errors import UserError
-from promptkd.resharding import checks
-from promptkd.resharding.files import inside, read_json
-from promptkd.resharding.layout import FAMILIES, HEAD, Cut, Family
-from promptkd.resharding.source import SourceModel, shard_folder, whole_files
+from promptkd.weights import checks
+from promptkd.weights.layout import FAMILIES, HEAD, Cut, Family
+from promptkd.weights.reader import SourceModel, shard_folder, whole_files
+from promptkd.weights.tensor_files import inside, read_json
 
 # Modules whose input goes to sharded layers alone: there the backward pass adds up the ranks' gradients.
 BLOCKS = {"gpt2": ("attn", "mlp"), "opt": ("self_attn", "fc1")}

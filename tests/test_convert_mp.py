@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import assert_same, logits, make_model, run, shards, whole
 
 from promptkd.errors import UserError
-from promptkd.resharding import writers
-from promptkd.resharding.convert import Request, convert
-from promptkd.resharding.layout import FAMILIES, pieces, spans
-from promptkd.resharding.source import SourceModel
+from promptkd.weights import writer as writers
+from promptkd.weights.convert import Request, convert
+from promptkd.weights.layout import FAMILIES, pieces, spans
+from promptkd.weights.reader import SourceModel
 
 sys.path.insert(0, str(ROOT / "tools"))
 import convert_mp
@@ -124,7 +124,8 @@ def test_several_files_with_an_index(tmp_path: Path, form: str) -> None:
 
 def test_parts_are_those_of_the_whole(llama2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Small chunks, mappings given back all the time, or a whole piece at once: the same numbers."""
-    from promptkd.resharding import files, source
+    from promptkd.weights import reader as source
+    from promptkd.weights import tensor_files as files
 
     model = SourceModel(llama2, 2, FAMILIES["llama"])
     names = [name for name in model.names if "layers.0" in name]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_model, run
 
 from promptkd.errors import UserError
-from promptkd.resharding import writers
+from promptkd.weights import writer as writers
 
 
 @pytest.fixture

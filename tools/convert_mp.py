@@ -73,7 +73,7 @@ def build_parser() -> Parser:
 
 def main() -> None:
     args = build_parser().parse(sys.argv[1:])
-    from promptkd.resharding.convert import Request, convert  # here, so that --help does not wait for torch
+    from promptkd.weights.convert import Request, convert  # here, so that --help does not wait for torch
 
     print(convert(Request(**vars(args))))
 

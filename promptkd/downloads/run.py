@@ -19,7 +19,7 @@ from promptkd.downloads.plan import Plan, make_plan
 from promptkd.downloads.safe_weights import WeightsError, convert
 from promptkd.downloads.table import MANIFEST, Item, has_size, human, read_manifest, state
 from promptkd.errors import UserError
-from promptkd.pickled_weights import RefusedError
+from promptkd.weights.torch_files import RefusedError
 
 
 def download(items: list[Item], base: Path) -> int:

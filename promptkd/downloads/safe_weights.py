@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from promptkd.errors import UserError
-from promptkd.pickled_weights import read_tensors
 from promptkd.strict_json import read_object
+from promptkd.weights.torch_files import read_tensors
 
 INDEX = "model.safetensors.index.json"
 TIED_BY_DEFAULT = (

@@ -14,7 +14,7 @@ import torch
 from torch.serialization import skip_data
 
 from promptkd.errors import UserError
-from promptkd.resharding.files import DTYPES, RELEASE_BYTES, as_bytes, chunks, open_file
+from promptkd.weights.tensor_files import DTYPES, RELEASE_BYTES, as_bytes, chunks, open_file
 
 Spec = tuple[torch.dtype, tuple[int, ...]]
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from promptkd.errors import UserError
-from promptkd.resharding.files import CHUNK_BYTES, RELEASE_BYTES, TensorFile, chunks, inside, open_file, read_json
-from promptkd.resharding.layout import HEAD, Family, pieces
+from promptkd.weights.layout import HEAD, Family, pieces
+from promptkd.weights.tensor_files import CHUNK_BYTES, RELEASE_BYTES, TensorFile, chunks, inside, open_file, read_json
 
 FORMATS = {  # (a whole model's file, a shard's file)
     "safetensors": ("model.safetensors", "model_{}.safetensors"),
@@ -50,7 +50,7 @@ class Shard:
 class SourceModel:
     """All shards of a model, read at any other size: `parts(name, size, rank)`.
 
-    Opening checks that the set of files is complete and is one set; `promptkd.resharding.checks` checks the rest.
+    Opening checks that the set of files is complete and is one set; `promptkd.weights.checks` checks the rest.
     """
 
     def __init__(self, root: Path, size: int, family: Family) -> None:

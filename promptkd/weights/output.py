@@ -9,8 +9,8 @@ import shutil
 from pathlib import Path
 
 from promptkd.errors import UserError
-from promptkd.resharding.files import inside, read_json
-from promptkd.resharding.source import FORMATS, SHARD_NAME, shard_folder, whole_files
+from promptkd.weights.reader import FORMATS, SHARD_NAME, shard_folder, whole_files
+from promptkd.weights.tensor_files import inside, read_json
 
 # What besides the weights makes a Hugging Face folder.
 SIDE_FILES = (

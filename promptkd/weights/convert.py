@@ -12,12 +12,12 @@ import torch
 from tqdm import tqdm
 
 from promptkd.errors import UserError
-from promptkd.resharding import checks
-from promptkd.resharding.files import inside, read_json
-from promptkd.resharding.layout import FAMILIES
-from promptkd.resharding.source import FORMATS, SourceModel
-from promptkd.resharding.target import Target, in_words
-from promptkd.resharding.writers import Spec, TensorWriter, nbytes, open_writer
+from promptkd.weights import checks
+from promptkd.weights.layout import FAMILIES
+from promptkd.weights.output import Target, in_words
+from promptkd.weights.reader import FORMATS, SourceModel
+from promptkd.weights.tensor_files import inside, read_json
+from promptkd.weights.writer import Spec, TensorWriter, nbytes, open_writer
 
 TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 MAX_FILE_BYTES = 5 * 10**9  # a whole model of more is written as several files with an index

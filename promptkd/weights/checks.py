@@ -6,9 +6,9 @@ import math
 from pathlib import Path
 
 from promptkd.errors import UserError
-from promptkd.resharding.files import same_bytes
-from promptkd.resharding.layout import HEAD, Family
-from promptkd.resharding.source import SourceModel
+from promptkd.weights.layout import HEAD, Family
+from promptkd.weights.reader import SourceModel
+from promptkd.weights.tensor_files import same_bytes
 
 UNITS = {
     "heads": "attention heads",

@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from promptkd.errors import UserError
-from promptkd.pickled_weights import read_tensors
 from promptkd.strict_json import read_object
+from promptkd.weights.torch_files import read_tensors
 
 CHUNK_BYTES = 16 << 20  # what is worked on at a time
 RELEASE_BYTES = 128 << 20  # so much is read before the pages that have become resident are given back
@@ -113,7 +113,7 @@ class SafetensorsFile(TensorFile):
 
 
 class PickleFile(TensorFile):
-    """A `.bin` file, as `promptkd.pickled_weights` reads it."""
+    """A `.bin` file, as `promptkd.weights.torch_files` reads it."""
 
     def _open(self) -> None:
         self._tensors = read_tensors(self.path)
