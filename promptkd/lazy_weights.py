@@ -33,7 +33,6 @@ def load_lazily(
     def read(name: str) -> Tensor:
         value = source.piece(name, 1, 0).to(dtype)
         check(name, value)
-        source.release()
         return value
 
     for name, parameter in list(model.named_parameters()):

@@ -26,7 +26,8 @@ from promptkd.engine_state import is_sharded, restore, saved_state, state_number
 from promptkd.errors import RunError, UserError
 from promptkd.methods.base import Method
 from promptkd.metrics import read_metrics
-from promptkd.weights.safetensors_io import TensorFile, digest_of, write_tensors
+from promptkd.utils.files import digest_of
+from promptkd.weights.safetensors_io import TensorFile, write_tensors
 from promptkd.whole_checkpoint import find_damage, read_state
 
 # Options that do not change what a step computes. Paths count by what is behind them.

@@ -29,8 +29,7 @@ from promptkd.distributed import Ranks, neighbours
 from promptkd.errors import UserError
 from promptkd.weights import checks
 from promptkd.weights.layout import FAMILIES, HEAD, Cut, Family
-from promptkd.weights.reader import SourceModel, shard_folder, whole_files
-from promptkd.weights.tensor_files import inside, read_json
+from promptkd.weights.reader import SourceModel, inside, model_files, read_json, shard_folder
 
 # Modules whose input goes to sharded layers alone: there the backward pass adds up the ranks' gradients.
 BLOCKS = {"gpt2": ("attn", "mlp"), "opt": ("self_attn", "fc1")}
@@ -152,7 +151,7 @@ def open_model(
     source = open_source(root, size, FAMILIES[config.model_type])
     described = read_json(inside(root, "config.json"))
     checks.check_names(source, described)
-    checks.check_geometry(source, described, size, size_option, whole=("vocab",))
+    checks.check_geometry(source, described, size, size_option, replicated=("vocab",))
     checks.check_shards(source)
     names = checks.output_names(source, described, 1)
     with init_empty_weights(include_buffers=False):
@@ -175,7 +174,7 @@ def _check_shapes(model: PreTrainedModel, source: SourceModel, names: Container[
 def open_source(root: Path, size: int, family: Family) -> SourceModel:
     """The whole model or, where there is none, the shards of `size` or else of the smallest other size."""
     sizes = sorted(int(match[1]) for path in root.iterdir() if (match := re.fullmatch(r"mp(\d+)", path.name)))
-    if whole_files(root) or not sizes:
+    if model_files(root) or not sizes:
         return SourceModel(root, 1, family)
     return SourceModel(root, size if shard_folder(root, size).is_dir() else sizes[0], family)
 
@@ -217,7 +216,6 @@ def fill(model: PreTrainedModel, source: SourceModel, names: Container[str], dty
         made = nn.Parameter(source.piece(name, size, rank).to(dtype), parameter.requires_grad)
         made.model_parallel = cut is not None  # DeepSpeed counts the others once in a gradient's norm
         setattr(model.get_submodule(owner), leaf, made)
-        source.release()
     model.tie_weights()
 
 

@@ -140,7 +140,7 @@ def test_a_checkpoint_when_the_last_one_is_old(options, tmp_path):
 def test_tensor_files_are_safetensors(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    monkeypatch.setattr("promptkd.weights.safetensors_io.BLOCK", 3)
+    monkeypatch.setattr("promptkd.weights.safetensors_io.BLOCK_BYTES", 12)
     tensors = {"a": torch.randn(4, 5).bfloat16(), "b": torch.tensor(7.0), "c": torch.arange(7), "d": torch.empty(0)}
     write_tensors(tmp_path / "x.safetensors", tensors)
     loaded = load_file(tmp_path / "x.safetensors")

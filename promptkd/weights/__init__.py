@@ -1,1 +1,1 @@
-"""Tensor-parallel sizes of whole models: which tensor is cut where, reading shards, writing them at another size."""
+"""Weight files: which tensor is cut where, and reading, writing and converting models of any tensor-parallel size."""

@@ -1,166 +1,184 @@
-"""A model from one tensor-parallel size to another: all checks, then the writing, the verification, the placing."""
+"""Convert a model from one tensor-parallel size to another: check, write, verify, then move into place."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from tqdm import tqdm
+from huggingface_hub import split_torch_state_dict_into_shards
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
 
 from promptkd.errors import UserError
+from promptkd.utils.files import digest_of, write_json
+from promptkd.utils.format import format_bytes
 from promptkd.weights import checks
 from promptkd.weights.layout import FAMILIES
-from promptkd.weights.output import Target, in_words
-from promptkd.weights.reader import FORMATS, SourceModel
-from promptkd.weights.tensor_files import inside, read_json
-from promptkd.weights.writer import Spec, TensorWriter, nbytes, open_writer
+from promptkd.weights.output import Output
+from promptkd.weights.reader import FORMATS, SourceModel, inside, read_json
+from promptkd.weights.safetensors_io import SafetensorsWriter, TensorFile, have_same_bytes
+from promptkd.weights.torch_files import read_tensors
 
-TYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-MAX_FILE_BYTES = 5 * 10**9  # a whole model of more is written as several files with an index
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+MAX_FILE_BYTES = 5 * 10**9  # larger models of size 1 are split into several files with an index
+
+Layout = dict[str, Tensor]  # tensors on the meta device
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted. `dtype`: keep or a key of TYPES; `format`: a key of FORMATS; `model_type` None: config.json's."""
+    """The options of a conversion."""
 
     input_path: Path
     source_mp_size: int
     target_mp_size: int
-    model_type: str | None = None
-    output_path: Path | None = None
-    format: str = "safetensors"
-    dtype: str = "keep"
+    model_type: str | None = None  # None: read it from config.json
+    output_path: Path | None = None  # None: the input path
+    format: str = "safetensors"  # a key of FORMATS
+    dtype: str = "keep"  # "keep" or a key of DTYPES
     overwrite: bool = False
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
-    """A disk that is full or a folder that cannot be written is the user's to mend: one line."""
+def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise UserError(f"{error.filename or 'files'}: {error.strerror or error}") from None
 
 
-@_plain_errors()
+@_one_line_errors()
 def convert(request: Request, max_file_bytes: int = MAX_FILE_BYTES) -> str:
-    """Reshard; a line that says what was read and written. UserError for bad input: then nothing has been written."""
+    """Convert a model to another tensor-parallel size, dtype or file format, one tensor at a time.
+
+    Args:
+        request: The options.
+        max_file_bytes: Maximum size of a file of a complete model.
+
+    Returns:
+        One line that says what was read and written.
+
+    Raises:
+        UserError: If the input is bad or the disk is full. The output path is then as it was.
+    """
     root, size = request.input_path, request.target_mp_size
     if not root.is_dir():
         raise UserError(f"--input_path {root} is not a folder")
     config = read_json(inside(root, "config.json")) if (root / "config.json").exists() else None
     family = FAMILIES[_model_type(request, config)]
-    target = Target(request.output_path or root, size, request.format)
-    if size == request.source_mp_size and target.root.resolve() == root.resolve():
-        raise UserError(f"source and target are both of size {size}: give an --output_path to change the format alone")
+    output = Output(request.output_path or root, size)
+    if size == request.source_mp_size and output.root.resolve() == root.resolve():
+        raise UserError(f"source and target are both of size {size}: give an --output_path to change only the format")
     model = SourceModel(root, request.source_mp_size, family)
     checks.check_names(model, config)
     checks.check_geometry(model, config, size)
     checks.check_shards(model)
     names = checks.output_names(model, config, size)
-    target.check(request.overwrite)
-    side = target.side_files(root, request.overwrite)
-    plan = _plan(model, names, request, max_file_bytes)
-    total = sum(nbytes(spec) for specs, _ in plan.values() for spec in specs.values())
-    target.check_space(total)
-    with target:
-        _write(model, names, plan, target, total)
-        target.copy_side_files(side, None if request.dtype == "keep" else str(TYPES[request.dtype])[6:])
-        target.commit()
-    place = f"{target.final}: {len(plan)} file{'s' * (len(plan) > 1)}, {in_words(total)}, checksums verified"
+    output.check(request.overwrite)
+    side = output.side_files(root, request.overwrite)
+    files = _plan_files(_layout(model, names, request), request, max_file_bytes)
+    sizes = [sum(tensor.nbytes for tensor in layout.values()) for layout, _ in files.values()]
+    output.check_space(sum(sizes) + (max(sizes) if request.format == "bin" else 0))
+    with output:
+        _write(model, names, files, output)
+        output.copy_side_files(side, None if request.dtype == "keep" else str(DTYPES[request.dtype])[6:])
+        output.commit()
     note = "" if config or size > 1 else "; there is no config.json, which transformers needs to load it"
-    return f"{model.shards[0].where.parent} (size {request.source_mp_size}) -> {place}{note}"
+    return (
+        f"{model.shards[0].path.parent} (size {request.source_mp_size}) -> {output.final}: "
+        f"{len(files)} file{'s' * (len(files) > 1)}, {format_bytes(sum(sizes))}, checksums verified{note}"
+    )
 
 
-def _model_type(request: Request, config: dict | None) -> str:
-    said = (config or {}).get("model_type")
-    if request.model_type and said and request.model_type != said:
-        raise UserError(f"--model_type {request.model_type}, but {request.input_path}/config.json says {said}")
-    chosen = request.model_type or said
+def _model_type(request: Request, config: Mapping[str, Any] | None) -> str:
+    configured = (config or {}).get("model_type")
+    if request.model_type and configured and request.model_type != configured:
+        raise UserError(f"--model_type {request.model_type}, but {request.input_path}/config.json says {configured}")
+    chosen = request.model_type or configured
     if not isinstance(chosen, str | None):
-        raise UserError(f"{request.input_path}/config.json: model_type is {chosen!r}, not a text")
+        raise UserError(f"{request.input_path}/config.json: model_type is {chosen!r}, not a string")
     if chosen is None:
         raise UserError(f"{request.input_path} has no config.json: give --model_type")
     if chosen not in FAMILIES:
-        raise UserError(f"model type {chosen} cannot be resharded; there are {', '.join(FAMILIES)}")
+        raise UserError(f"model type {chosen} cannot be resharded; supported are {', '.join(FAMILIES)}")
     return chosen
 
 
-def _plan(
-    model: SourceModel, names: dict[str, str], request: Request, limit: int
-) -> dict[str, tuple[dict[str, Spec], int]]:
-    """The output's files: by name, each tensor's dtype and shape, and the rank whose part of the model it is."""
-    size, (single, shard) = request.target_mp_size, FORMATS[request.format]
-    specs = {}
+def _layout(model: SourceModel, names: Mapping[str, str], request: Request) -> Layout:
+    """Return the tensors of one output shard on the meta device, the widest dtypes first so that all are aligned."""
+    layout = {}
     for name, origin in names.items():
-        kept = model.dtypes[origin]
-        dtype = TYPES.get(request.dtype, kept) if kept.is_floating_point else kept
-        specs[name] = dtype, model.shape(origin, size)
-    if size > 1:
-        return {shard.format(rank): (specs, rank) for rank in range(size)}
-    groups: list[dict[str, Spec]] = [{}]
-    room = limit
-    for name, spec in specs.items():
-        if nbytes(spec) > room and groups[-1]:
-            groups.append({})
-            room = limit
-        groups[-1][name] = spec
-        room -= nbytes(spec)
-    stem, dot, ending = single.rpartition(".")
-    several = [f"{stem}-{at:05d}-of-{len(groups):05d}{dot}{ending}" for at in range(1, len(groups) + 1)]
-    return {name: (group, 0) for name, group in zip(several if len(groups) > 1 else [single], groups)}
+        dtype = model.layout[origin].dtype
+        if dtype.is_floating_point:
+            dtype = DTYPES.get(request.dtype, dtype)
+        layout[name] = torch.empty(model.shape(origin, request.target_mp_size), dtype=dtype, device="meta")
+    return dict(sorted(layout.items(), key=lambda item: -item[1].element_size()))
 
 
-def _write(model: SourceModel, names: dict[str, str], plan: dict, target: Target, total: int) -> None:
-    """Each tensor of the source is read once and goes into all files that take a part of it; then all is verified."""
-    writers: list[tuple[TensorWriter, int]] = []
+def _plan_files(layout: Layout, request: Request, max_file_bytes: int) -> dict[str, tuple[Layout, int]]:
+    """Return the output's files: name -> (its tensors, its tensor-parallel rank)."""
+    single, shard = FORMATS[request.format]
+    if request.target_mp_size > 1:
+        return {shard.format(rank): (layout, rank) for rank in range(request.target_mp_size)}
+    pattern = single.replace(".", "{suffix}.")
+    split = split_torch_state_dict_into_shards(layout, filename_pattern=pattern, max_shard_size=max_file_bytes)
+    return {file: ({name: layout[name] for name in names}, 0) for file, names in split.filename_to_tensors.items()}
+
+
+def _write(
+    model: SourceModel, names: Mapping[str, str], files: Mapping[str, tuple[Layout, int]], output: Output
+) -> None:
+    """Read each tensor of the source once and write its parts into their files. Then verify all files."""
+    writers: dict[str, SafetensorsWriter] = {}
+    with ExitStack() as stack:
+        for file, (layout, rank) in files.items():
+            metadata = {"format": "pt"}
+            if output.size > 1:
+                metadata |= {"mp_rank": str(rank), "mp_size": str(output.size)}
+            path = (output.folder / file).with_suffix(".safetensors")
+            writers[file] = stack.enter_context(closing(SafetensorsWriter(path, layout, metadata)))
+        order = {name: None for layout, _ in files.values() for name in layout}
+        for name in tqdm(order, desc="writing", unit="tensor", disable=None):  # no bar in a log file
+            for file, (layout, rank) in files.items():
+                if name in layout:
+                    piece = model.piece(names[name], output.size, rank)
+                    writers[file].write(name, _cast(piece, layout[name].dtype, name))
+        for file, writer in tqdm(writers.items(), desc="verifying", unit="file", disable=None):
+            if writer.finish() != digest_of(writer.path):
+                raise UserError(f"{writer.path} reads back with another checksum: is the disk sound?")
+            if file.endswith(".bin"):
+                _to_bin(writer.path)
+    if output.size == 1 and len(files) > 1:
+        total = sum(tensor.nbytes for layout, _ in files.values() for tensor in layout.values())
+        weight_map = {name: file for file, (layout, _) in files.items() for name in layout}
+        single = FORMATS["bin" if next(iter(files)).endswith(".bin") else "safetensors"][0]
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        write_json(output.folder / f"{single}.index.json", index)
+
+
+def _to_bin(path: Path) -> None:
+    """Replace a safetensors file by a `.bin` file, which `torch.save` writes from the memory-mapped tensors."""
+    tensors = TensorFile(path)
+    target = path.with_suffix(".bin")
     try:
-        for name, (specs, rank) in plan.items():
-            about = {"format": "pt"} | ({} if target.size == 1 else {"mp_rank": str(rank), "mp_size": str(target.size)})
-            writers.append((open_writer(target.folder / name, specs, about), rank))
-        with _bar("writing", total) as bar:
-            for name, origin in names.items():
-                for writer, rank in writers:
-                    if name in writer.specs:
-                        for part in model.parts(origin, target.size, rank):
-                            part = _cast(part, writer.specs[name][0], name)
-                            writer.write(name, part)
-                            bar.update(part.nbytes)
-                        part = None  # the last reference into the source's mapping, which then can go
-                model.release()
-        for writer, _ in writers:
-            writer.finish()
-    finally:
-        for writer, _ in writers:
-            writer.close()
-    with _bar("verifying", total) as bar:
-        for writer, _ in writers:
-            writer.verify(bar.update)
-    if target.size == 1 and len(plan) > 1:
-        _write_index(target, plan, total)
+        torch.save(dict(tensors), target)
+    except RuntimeError as error:  # torch's writer has no OSError for a full disk
+        raise UserError(f"{target} cannot be written ({' '.join(str(error).split())[:120]}): make room") from None
+    written = read_tensors(target)
+    if list(written) != list(tensors) or not all(have_same_bytes(written[name], tensors[name]) for name in tensors):
+        raise UserError(f"{target} reads back with other tensors than were written: is the disk sound?")
+    path.unlink()
 
 
-def _write_index(target: Target, plan: dict, total: int) -> None:
-    places = {tensor: file for file, (specs, _) in plan.items() for tensor in specs}
-    content = {"metadata": {"total_size": total}, "weight_map": places}
-    index = target.folder / f"{FORMATS[target.kind][0]}.index.json"
-    index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _cast(part: torch.Tensor, dtype: torch.dtype, name: str) -> torch.Tensor:
-    """In another type; UserError if it has no number of that size."""
-    if part.dtype == dtype:
-        return part
-    result = part.to(dtype)
-    if not torch.equal(result.isinf(), part.isinf()):
+def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Convert to another dtype, and check that no number overflows."""
+    if tensor.dtype == dtype:
+        return tensor
+    result = tensor.to(dtype)
+    if not torch.equal(result.isinf(), tensor.isinf()):
         raise UserError(f"{name} holds numbers too large for {str(dtype)[6:]}: use --dtype bf16, fp32 or keep")
     return result
-
-
-def _bar(what: str, total: int) -> tqdm:
-    """A bar on a terminal, nothing in a log file."""
-    return tqdm(total=total, desc=what, unit="B", unit_scale=True, disable=None)

@@ -1,147 +1,169 @@
-"""A model on disk, whole or in tensor-parallel shards: found, opened, and read as if it were any other size."""
+"""Open a model on disk, complete or in tensor-parallel shards, and read it at any tensor-parallel size."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from promptkd.errors import UserError
+from promptkd.strict_json import read_object
 from promptkd.weights.layout import HEAD, Family, pieces
-from promptkd.weights.tensor_files import CHUNK_BYTES, RELEASE_BYTES, TensorFile, chunks, inside, open_file, read_json
+from promptkd.weights.safetensors_io import TensorFile
+from promptkd.weights.torch_files import open_tensors
 
-FORMATS = {  # (a whole model's file, a shard's file)
+FORMATS = {  # format: (file of a complete model, file of a shard)
     "safetensors": ("model.safetensors", "model_{}.safetensors"),
     "bin": ("pytorch_model.bin", "pytorch_model_{}.bin"),
 }
 SHARD_NAME = re.compile(r"(?:model_(\d+)\.safetensors|pytorch_model_(\d+)\.bin)")
-WHOLE_NAME = re.compile(
+MODEL_NAME = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|pytorch_model(-\d+-of-\d+)?\.bin"
     r"|(model\.safetensors|pytorch_model\.bin)\.index\.json"
 )
 
 
-def shard_folder(root: Path, size: int) -> Path:
-    return root / f"mp{size}"
+def inside(folder: Path, name: object) -> Path:
+    """Return the path of a file in `folder` after checking its name.
+
+    A snapshot in the Hugging Face cache consists of links into its repository's folder. Those are followed.
+
+    Raises:
+        UserError: If the file is missing, not a plain file name, or a link that leads out of the folder.
+    """
+    if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
+        raise UserError(f"{folder}: {name!r} is not the name of a file in that folder: refused")
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parent.parent
+    if not path.resolve().is_relative_to(root):
+        raise UserError(f"{path} is a link that leads out of its folder: copy the file itself there")
+    return path
 
 
-class Shard:
-    """The tensors of one rank, by their full names, whichever files they are in."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object."""
+    return read_object(path, "use the model's own file")
 
-    def __init__(self, files: dict[str, TensorFile], family: Family, where: Path) -> None:
-        """`files`: the file of each tensor, by the name it has there. `where`: for messages."""
-        self.where = where
+
+class Shard(Mapping[str, Tensor]):
+    """The tensors of one tensor-parallel rank under their full names, from one or several files.
+
+    Args:
+        files: The file of each tensor, by the tensor's name in that file.
+        family: The model's family.
+        path: The shard's file or index, for messages.
+
+    Attributes:
+        layout: Every tensor on the meta device, for its shape and dtype.
+    """
+
+    def __init__(self, files: Mapping[str, TensorFile], family: Family, path: Path) -> None:
+        self.path = path
         bare = not any(name.startswith(family.base) for name in files)
-        self._at = {family.base + name if bare and name != HEAD else name: (file, name) for name, file in files.items()}
-        self.shapes = {name: file.shapes[there] for name, (file, there) in self._at.items()}
-        self.dtypes = {name: file.dtypes[there] for name, (file, there) in self._at.items()}
+        self._places = {
+            family.base + name if bare and name != HEAD else name: (file, name) for name, file in files.items()
+        }
+        self.layout = {name: file.layout[stored] for name, (file, stored) in self._places.items()}
 
-    def tensor(self, name: str) -> torch.Tensor:
-        file, there = self._at[name]
-        return file.tensor(there)
+    def __getitem__(self, name: str) -> Tensor:
+        file, stored = self._places[name]
+        return file[stored]
 
-    def release(self) -> None:
-        for file in {id(file): file for file, _ in self._at.values()}.values():
-            file.release()
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class SourceModel:
-    """All shards of a model, read at any other size: `parts(name, size, rank)`.
+    """All shards of a model, read at any other tensor-parallel size.
 
-    Opening checks that the set of files is complete and is one set; `promptkd.weights.checks` checks the rest.
+    The constructor checks that no file is missing or foreign. `promptkd.weights.checks` checks their content.
+
+    Args:
+        root: The model's folder, which holds the weights or, for `size` above 1, the folder `mp<size>`.
+        size: The tensor-parallel size of the files.
+        family: The model's family.
     """
 
     def __init__(self, root: Path, size: int, family: Family) -> None:
         self.root, self.size, self.family = root, size, family
-        self.shards = [_open_whole(root, family)] if size == 1 else _open_shards(root, size, family)
-        self._read = 0
-        self.names = list(self.shards[0].shapes)
-        self.dtypes = self.shards[0].dtypes
+        self.shards = [_open_complete(root, family)] if size == 1 else _open_shards(root, size, family)
+        self.layout = self.shards[0].layout
+        self.names = list(self.layout)
 
     def shape(self, name: str, size: int) -> tuple[int, ...]:
-        """The tensor's shape in each shard of `size`; 1 for the whole tensor."""
-        shape, cut = list(self.shards[0].shapes[name]), self.family.cut(name)
+        """Return a tensor's shape in each shard of a model of tensor-parallel size `size`."""
+        shape, cut = list(self.layout[name].shape), self.family.cut(name)
         if cut is not None:
             shape[cut.axis] = shape[cut.axis] * self.size // size
         return tuple(shape)
 
-    def parts(self, name: str, size: int, rank: int) -> Iterator[torch.Tensor]:
-        """Shard `rank` of `size` of the tensor, as consecutive contiguous parts of some megabytes."""
+    def piece(self, name: str, size: int, rank: int) -> Tensor:
+        """Read the part of a tensor that shard `rank` of `size` holds, as a contiguous copy in memory."""
         cut = self.family.cut(name)
         if cut is None:
-            yield from self._counted(chunks(self.shards[0].tensor(name)))
-            return
+            return self.shards[0][name].clone(memory_format=torch.contiguous_format)
         length = self.shape(name, 1)[cut.axis]
-        taken = [
-            self.shards[shard].tensor(name).narrow(cut.axis, start, stop - start)
+        parts = [
+            self.shards[shard][name].narrow(cut.axis, start, stop - start)
             for shard, start, stop in pieces(length, cut.blocks, self.size, size, rank)
         ]
-        if cut.axis == 0:
-            for piece in taken:
-                yield from self._counted(chunks(piece))
-            return
-        row = sum(piece.shape[1] for piece in taken) * taken[0].element_size()
-        step = max(1, CHUNK_BYTES // max(1, row))
-        for start in range(0, len(taken[0]), step):
-            yield from self._counted([torch.cat([piece[start : start + step] for piece in taken], dim=1)])
-
-    def piece(self, name: str, size: int, rank: int) -> torch.Tensor:
-        """The same in one tensor."""
-        return torch.cat([part.reshape(-1) for part in self.parts(name, size, rank)]).view(self.shape(name, size))
-
-    def release(self) -> None:
-        """Give back the memory of pages read, once there are many; call it when no part is in use."""
-        if self._read > RELEASE_BYTES:
-            self._read = 0
-            for shard in self.shards:
-                shard.release()
-
-    def _counted(self, parts: Iterator[torch.Tensor] | list[torch.Tensor]) -> Iterator[torch.Tensor]:
-        for part in parts:
-            self._read += part.nbytes
-            yield part
+        return torch.cat(parts, dim=cut.axis).contiguous()
 
 
-def whole_files(root: Path) -> list[str]:
-    """The names of all files in `root` that belong to a whole model's weights, in whichever format."""
-    return sorted(path.name for path in root.iterdir() if WHOLE_NAME.fullmatch(path.name))
+def shard_folder(root: Path, size: int) -> Path:
+    """Return the folder of the shards of tensor-parallel size `size`."""
+    return root / f"mp{size}"
 
 
-def _open_whole(root: Path, family: Family) -> Shard:
-    """A Hugging Face folder's weights; of several formats the one that transformers would load."""
+def model_files(root: Path) -> list[str]:
+    """List the files in `root` that belong to a complete model's weights, in any format."""
+    return sorted(path.name for path in root.iterdir() if MODEL_NAME.fullmatch(path.name))
+
+
+def _open_complete(root: Path, family: Family) -> Shard:
+    """Open a Hugging Face folder. Of several formats, take the one that transformers would load."""
     for single, _ in FORMATS.values():
         if (root / single).is_file():
-            file = open_file(inside(root, single))
-            return Shard(dict.fromkeys(file.shapes, file), family, file.path)
+            file = open_tensors(inside(root, single))
+            return Shard(dict.fromkeys(file, file), family, file.path)
         index = root / f"{single}.index.json"
         if index.is_file():
-            return Shard(_indexed(root, inside(root, index.name)), family, index)
-    sizes = _sizes_there(root)
+            return Shard(_open_indexed(root, inside(root, index.name)), family, index)
+    sizes = _existing_sizes(root)
     raise UserError(
         f"{root} holds no model.safetensors or pytorch_model.bin, nor an index of several files"
         + (f"; it holds shards of size {sizes}: give --source_mp_size" if sizes else "")
     )
 
 
-def _indexed(root: Path, index: Path) -> dict[str, TensorFile]:
+def _open_indexed(root: Path, index: Path) -> dict[str, TensorFile]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index} lacks its weight_map")
-    files = {}
+    files: dict[str, TensorFile] = {}
     for name in weight_map.values():
         if not isinstance(name, str) or not name.endswith((".safetensors", ".bin")):
-            raise UserError(f"{index} names {name!r}, which is no file of weights")
+            raise UserError(f"{index} names {name!r}, which is not a weight file")
         if name not in files:
-            files[name] = open_file(inside(root, name))
+            files[name] = open_tensors(inside(root, name))
     for tensor, name in weight_map.items():
-        if tensor not in files[name].shapes:
+        if tensor not in files[name]:
             raise UserError(f"{root / name} lacks {tensor}, which {index.name} says it holds")
     return {tensor: files[name] for tensor, name in weight_map.items()}
 
 
-def _sizes_there(root: Path) -> str:
+def _existing_sizes(root: Path) -> str:
     sizes = sorted(int(path.name[2:]) for path in root.glob("mp*") if path.name[2:].isdecimal())
     return ", ".join(map(str, sizes))
 
@@ -149,33 +171,29 @@ def _sizes_there(root: Path) -> str:
 def _open_shards(root: Path, size: int, family: Family) -> list[Shard]:
     folder = shard_folder(root, size)
     if not folder.is_dir():
-        sizes = _sizes_there(root)
-        there = f"shards of size {sizes} are there" if sizes else f"--input_path is the folder that holds {folder.name}"
-        raise UserError(f"{folder} does not exist: {there}")
+        sizes = _existing_sizes(root)
+        hint = f"the folder has shards of size {sizes}" if sizes else f"--input_path must hold {folder.name}"
+        raise UserError(f"{folder} does not exist: {hint}")
     if not folder.resolve().is_relative_to(root.resolve()):
         raise UserError(f"{folder} is a link that leads out of its folder: copy the shards themselves there")
-    found = [path.name for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name)]
-    kinds = {name: [pattern.format(rank) for rank in range(size)] for name, (_, pattern) in FORMATS.items()}
-    present = [kind for kind, names in kinds.items() if any(_kind(name) == kind for name in found)]
-    if len(present) > 1:
-        raise UserError(f"{folder} holds shards in two formats (.safetensors and .bin): keep one of them there")
-    names = kinds[present[0]] if present else kinds["safetensors"]
-    if extra := sorted(set(found) - set(names)):
-        raise UserError(f"{folder} holds {extra[0]}, which is no shard of size {size}: shards of two sizes are mixed")
-    if not found:
+    present = [path.name for path in folder.iterdir() if SHARD_NAME.fullmatch(path.name)]
+    expected = {ending: [pattern.format(rank) for rank in range(size)] for ending, (_, pattern) in FORMATS.items()}
+    formats = [ending for ending in expected if any(name.endswith(f".{ending}") for name in present)]
+    if not formats:
         raise UserError(f"{folder} holds no shards: model_<i>.safetensors or pytorch_model_<i>.bin")
-    if missing := [name for name in names if name not in found]:
+    if len(formats) > 1:
+        raise UserError(f"{folder} holds shards in two formats (.safetensors and .bin): keep one of them there")
+    names = expected[formats[0]]
+    if extra := sorted(set(present) - set(names)):
+        raise UserError(f"{folder} holds {extra[0]}, which is not a shard of size {size}: two sizes are mixed")
+    if missing := [name for name in names if name not in present]:
         raise UserError(f"{folder / missing[0]} is missing: size {size} takes {size} shards")
     return [_open_shard(inside(folder, name), rank, size, family) for rank, name in enumerate(names)]
 
 
-def _kind(name: str) -> str:
-    return "bin" if name.endswith(".bin") else "safetensors"
-
-
 def _open_shard(path: Path, rank: int, size: int, family: Family) -> Shard:
-    file = open_file(path)
-    said = file.metadata.get("mp_rank"), file.metadata.get("mp_size")
-    if said not in ((None, None), (str(rank), str(size))):
-        raise UserError(f"{path} was written as shard {said[0]} of {said[1]}, not as {rank} of {size}")
-    return Shard(dict.fromkeys(file.shapes, file), family, path)
+    file = open_tensors(path)
+    written = file.metadata.get("mp_rank"), file.metadata.get("mp_size")
+    if written not in ((None, None), (str(rank), str(size))):
+        raise UserError(f"{path} was written as shard {written[0]} of {written[1]}, not as {rank} of {size}")
+    return Shard(dict.fromkeys(file, file), family, path)
