@@ -213,7 +213,7 @@ def test_options() -> None:
     for bad, said in (("--targt_mp_size=2", "--target_mp_size"), ("--model_type=gptj", "gptj"), ("--format=x", "bin")):
         with pytest.raises(UserError, match=said):
             parser.parse([*base, bad])
-    with pytest.raises(UserError, match="whole number"):
+    with pytest.raises(UserError, match="integer"):
         parser.parse(["--input_path", "x", "--target_mp_size", "0"])
 
 
