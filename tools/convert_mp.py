@@ -60,19 +60,15 @@ def model_type(text: str) -> str:
 def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.option("input_path", type=Path, required=True, metavar="DIR", help="folder with the weights or with mp<N>/")
-    parser.option(
-        "source_mp_size", type=size, default=1, metavar="N", help="tensor-parallel size of the input (default: 1)"
-    )
-    parser.option("target_mp_size", type=size, required=True, metavar="N", help="tensor-parallel size of the output")
-    parser.option(
-        "model_type", type=model_type, choices=MODEL_TYPES, help="model family (default: that of config.json)"
-    )
+    parser.option("source_mp_size", type=size, default=1, metavar="N", help="size of the input (default: 1)")
+    parser.option("target_mp_size", type=size, required=True, metavar="N", help="size of the output")
+    parser.option("model_type", type=model_type, choices=MODEL_TYPES, help="family (default: config.json's)")
     parser.option("output_path", type=Path, metavar="DIR", help="folder of the output (default: --input_path)")
     parser.option(
         "format",
         choices=("safetensors", "bin"),
         default="safetensors",
-        help="file format of the output (default: safetensors)",
+        help="default: safetensors",
     )
     parser.option(
         "dtype", choices=("keep", "fp16", "bf16", "fp32"), default="keep", help="dtype of the output (default: keep)"

@@ -54,7 +54,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
         type=Path,
         default=ROOT,
         metavar="DIR",
-        help="folder to download into (default: this project's folder)",
+        help="default: this project's folder",
     )
     return parser.parse(argv)
 
