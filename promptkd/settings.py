@@ -15,6 +15,8 @@ from typing import Any, ClassVar, Literal, NoReturn
 from promptkd.errors import UserError
 from promptkd.option_values import TYPES, check_arguments
 
+RougeTokenizer = Literal["unicode", "published"]  # see evaluation/rouge_tokenizers.py
+
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
 
@@ -22,6 +24,11 @@ TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
 def option(default: Any, help: str, **argparse_extras: Any) -> Any:
     """A dataclass field that is also a command-line option `--field-name`."""
     return dataclasses.field(default=default, metadata={"help": help, "extras": argparse_extras})
+
+
+def rouge_tokenizer_option() -> Any:
+    """The option that training and evaluation share."""
+    return option("unicode", "tokens of ROUGE-L: words or characters of any script, or the published a-z and 0-9 only")
 
 
 @dataclass
@@ -42,6 +49,7 @@ class RunSettings:
     profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save")
     eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
     exposure_bias_every: int = option(0, "record the student's exposure bias every N steps, first and last; 0: never")
     exposure_bias_rows: int = option(32, "dev prompts it is measured on, the first ones; an answer from each model")

@@ -50,6 +50,7 @@ def run(settings: SimpleNamespace) -> None:
     claim(folder, ranks)
 
     results = header(settings, missing, ranks, dtype)
+    results["protocol"]["rouge_tokenizer"] = what.rouge_tokenizer
     evaluate_sets(settings, sets, model, tokenizer, ranks, results)
     if ranks.first:
         results["run"]["peak_memory_gb"] = round(peak_memory_gb(ranks.device), 3)
@@ -98,7 +99,8 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
     )
     for batch in batches:
         texts = [text_of(tokenizer, ids) for _, _, ids in batch]
-        scores = pool.submit([(text, test_set.references[index]) for text, (_, index, _) in zip(texts, batch)])
+        pairs = [(text, test_set.references[index]) for text, (_, index, _) in zip(texts, batch)]
+        scores = pool.submit(pairs, settings.evaluation.rouge_tokenizer)
         pending.append((batch, texts, scores))
     mine = [
         Row(seed, index, text, len(ids), *score)
