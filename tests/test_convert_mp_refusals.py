@@ -122,6 +122,7 @@ def test_a_tied_head_that_differs(tmp_path: Path) -> None:
         tensors = load_file(path)
         save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, path)
     refused(tmp_path, 2, 1, "lm_head.weight differs from the embedding", output_path=tmp_path / "out")
+    refused(tmp_path, 2, 4, "lm_head.weight differs from the embedding")
 
 
 def test_targets_in_use(llama: Path, tmp_path: Path) -> None:

@@ -190,13 +190,15 @@ def output_names(model: SourceModel, config: Mapping[str, Any] | None, target: i
                 + (f"{model.root} has no config.json to tie it" if config is None else "config.json does not tie it")
                 + " to the embedding: the weights are incomplete"
             )
-    elif target > 1 and family.head_cut:
+        return names
+    for shard in model.shards if HEAD in names else ():
+        if not have_same_bytes(shard[HEAD], shard[family.embedding]):
+            raise UserError(
+                f"{HEAD} differs from the embedding in {shard.path}, though the two are tied: "
+                'set "tie_word_embeddings": false in config.json if the model was trained so'
+            )
+    if target > 1 and family.head_cut:
         names.setdefault(HEAD, family.embedding)
-    elif names.pop(HEAD, None):
-        for shard in model.shards:
-            if not have_same_bytes(shard[HEAD], shard[family.embedding]):
-                raise UserError(
-                    f"{HEAD} differs from the embedding in {shard.path}, though the two are tied: "
-                    'set "tie_word_embeddings": false in config.json if the model was trained so'
-                )
+    else:
+        names.pop(HEAD, None)
     return names
