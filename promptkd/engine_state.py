@@ -16,7 +16,7 @@ from promptkd.engine import Learner
 from promptkd.errors import UserError
 from promptkd.model_checks import is_finite
 from promptkd.reshard_state import Resharded, pieces_of
-from promptkd.tensor_file import TensorFile
+from promptkd.weights.safetensors_io import TensorFile
 from promptkd.whole_checkpoint import LOSS_SCALE
 
 SCHEDULE = ("last_epoch", "_step_count", "_last_lr")

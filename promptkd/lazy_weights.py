@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from promptkd.allocator import give_back_freed_memory
-from promptkd.resharding.layout import FAMILIES, HEAD
 from promptkd.tensor_parallel import open_model
+from promptkd.weights.layout import FAMILIES, HEAD
 
 
 def load_lazily(
@@ -33,7 +33,6 @@ def load_lazily(
     def read(name: str) -> Tensor:
         value = source.piece(name, 1, 0).to(dtype)
         check(name, value)
-        source.release()
         return value
 
     for name, parameter in list(model.named_parameters()):

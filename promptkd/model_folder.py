@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from promptkd.downloads.table import load_table
+from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import UserError
 from promptkd.strict_json import read_object
 
@@ -37,7 +37,7 @@ def hub_advice(name: str) -> str:
     if looks_local(name) or os.path.isdir(name):
         return ""
     way = "name a folder that holds its files"
-    for item in load_table(DOWNLOADS):
+    for item in load_catalog(DOWNLOADS):
         if item.repo == name:
             way = f"run bash download_requirements.sh --only {item.key} and name {item.target}"
     return f"; for the hub set HF_ENDPOINT to a mirror or HTTPS_PROXY to your proxy; or {way}"

@@ -23,10 +23,10 @@ from promptkd.errors import UserError, is_out_of_memory
 from promptkd.lazy_weights import load_lazily
 from promptkd.model_checks import check_family, check_number, check_numbers, check_unexpected
 from promptkd.model_folder import check_files, check_model_folder, hub_advice, looks_local
-from promptkd.resharding.layout import FAMILIES
 from promptkd.soft_prompt import SoftPrompt
 from promptkd.tensor_parallel import TensorGroup, load_shard
 from promptkd.vocabulary import SharedVocabulary, shared_vocabulary
+from promptkd.weights.layout import FAMILIES
 
 transformers_logging.disable_progress_bar()  # its bars for loading and saving are noise beside ours
 

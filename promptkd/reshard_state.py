@@ -13,7 +13,7 @@ from torch import Tensor
 
 from promptkd.engine import Learner
 from promptkd.errors import UserError
-from promptkd.tensor_file import TensorFile
+from promptkd.weights.safetensors_io import TensorFile
 
 
 def pieces_of(learner: Learner, i: int) -> Tensor:

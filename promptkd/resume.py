@@ -26,7 +26,8 @@ from promptkd.engine_state import is_sharded, restore, saved_state, state_number
 from promptkd.errors import RunError, UserError
 from promptkd.methods.base import Method
 from promptkd.metrics import read_metrics
-from promptkd.tensor_file import TensorFile, digest_of, write_tensors
+from promptkd.utils.files import digest_of
+from promptkd.weights.safetensors_io import TensorFile, write_tensors
 from promptkd.whole_checkpoint import find_damage, read_state
 
 BATCH = ("batch_size", "gradient_accumulation_steps")

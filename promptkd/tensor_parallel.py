@@ -1,6 +1,6 @@
 """Tensor parallelism: several ranks hold a model together, each some heads and feed-forward units of every layer.
 
-Which tensor is cut where is `resharding.layout`'s table, so a model can be read from shards of any size or from whole
+Which tensor is cut where is `weights.layout`'s table, so a model can be read from shards of any size or from whole
 files; each rank reads its own part alone. A layer's first products are cut by outputs, its last one by inputs: the
 forward pass adds up what the ranks have at the end of a block, the backward pass at its beginning (Shoeybi et al.,
 Megatron-LM, 2019). All ranks get the same sums, hence the same states. Embeddings and head stand whole on every rank,
@@ -28,10 +28,9 @@ from transformers.pytorch_utils import Conv1D
 from promptkd.distributed import Ranks, neighbours
 from promptkd.errors import UserError
 from promptkd.model_checks import check_unexpected
-from promptkd.resharding import checks
-from promptkd.resharding.files import inside, read_json
-from promptkd.resharding.layout import FAMILIES, HEAD, Cut, Family
-from promptkd.resharding.source import SourceModel, shard_folder, whole_files
+from promptkd.weights import checks
+from promptkd.weights.layout import FAMILIES, HEAD, Cut, Family
+from promptkd.weights.reader import SourceModel, inside, model_files, read_json, shard_folder
 
 # Modules whose input goes to sharded layers alone: there the backward pass adds up the ranks' gradients.
 BLOCKS = {"gpt2": ("attn", "mlp"), "opt": ("self_attn", "fc1")}
@@ -153,7 +152,7 @@ def open_model(
     source = open_source(root, size, FAMILIES[config.model_type])
     described = read_json(inside(root, "config.json"))
     checks.check_names(source, described)
-    checks.check_geometry(source, described, size, size_option, whole=("vocab",))
+    checks.check_geometry(source, described, size, size_option, replicated=("vocab",))
     checks.check_shards(source)
     names = checks.output_names(source, described, 1)
     try:
@@ -180,7 +179,7 @@ def _check_shapes(model: PreTrainedModel, source: SourceModel, names: Container[
 def open_source(root: Path, size: int, family: Family) -> SourceModel:
     """The whole model or, where there is none, the shards of `size` or else of the smallest other size."""
     sizes = sorted(int(match[1]) for path in root.iterdir() if (match := re.fullmatch(r"mp(\d+)", path.name)))
-    if whole_files(root) or not sizes:
+    if model_files(root) or not sizes:
         return SourceModel(root, 1, family)
     return SourceModel(root, size if shard_folder(root, size).is_dir() else sizes[0], family)
 
@@ -222,7 +221,6 @@ def fill(model: PreTrainedModel, source: SourceModel, names: Container[str], dty
         made = nn.Parameter(source.piece(name, size, rank).to(dtype), parameter.requires_grad)
         made.model_parallel = cut is not None  # DeepSpeed counts the others once in a gradient's norm
         setattr(model.get_submodule(owner), leaf, made)
-        source.release()
     model.tie_weights()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from promptkd.errors import UserError
 from promptkd.strict_json import check_kind, read_object
-from promptkd.tensor_file import digest_of
+from promptkd.utils.files import digest_of
 
 INPUT = {"path": str, "files": int, "bytes": int, "sha256_of_ends": str}
 OPTIONS = {"batch_size": int, "gradient_accumulation_steps": int}

@@ -23,10 +23,10 @@ import pytest
 from huggingface_hub import constants
 
 from promptkd.downloads import run
-from promptkd.downloads.table import Item, load_table, select
+from promptkd.downloads.catalog import Item, load_catalog, select
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = load_table(ROOT / "configs/downloads.json")
+TABLE = load_catalog(ROOT / "configs/downloads.json")
 DOLLY = "datasets/MiniLLM/dolly"
 RAW = b"".join(b'{"instruction": "Say %d"}\n' % i for i in range(2000))  # large: redirect and sha256
 FILES = {"raw.jsonl": RAW, "valid.jsonl": b'{"instruction": "x"}\n', "README.md": b"# Dolly\n"}

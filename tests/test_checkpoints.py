@@ -14,7 +14,7 @@ from test_engine import zero_file
 
 from promptkd.build import build_trainer
 from promptkd.errors import RunError, UserError
-from promptkd.tensor_file import TensorFile, write_tensors
+from promptkd.weights.safetensors_io import TensorFile, write_tensors
 from train import read_settings
 
 
@@ -142,7 +142,7 @@ def test_a_checkpoint_when_the_last_one_is_old(options, tmp_path):
 def test_tensor_files_are_safetensors(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
-    monkeypatch.setattr("promptkd.tensor_file.BLOCK", 3)
+    monkeypatch.setattr("promptkd.weights.safetensors_io.BLOCK_BYTES", 12)
     tensors = {"a": torch.randn(4, 5).bfloat16(), "b": torch.tensor(7.0), "c": torch.arange(7), "d": torch.empty(0)}
     write_tensors(tmp_path / "x.safetensors", tensors)
     loaded = load_file(tmp_path / "x.safetensors")

@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from tiny_models import assert_same, logits, make_model, run, shards, whole
 
 from promptkd.errors import UserError
-from promptkd.resharding import writers
-from promptkd.resharding.convert import Request, convert
-from promptkd.resharding.layout import FAMILIES, pieces, spans
-from promptkd.resharding.source import SourceModel
+from promptkd.weights import convert as convert_module
+from promptkd.weights import safetensors_io
+from promptkd.weights.convert import Request, convert
+from promptkd.weights.layout import FAMILIES, pieces, spans
+from promptkd.weights.reader import SourceModel
 
 sys.path.insert(0, str(ROOT / "tools"))
 import convert_mp
@@ -122,21 +123,31 @@ def test_several_files_with_an_index(tmp_path: Path, form: str) -> None:
     assert_same(loaded.state_dict(), model.state_dict())
 
 
-def test_parts_are_those_of_the_whole(llama2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small chunks, mappings given back all the time, or a whole piece at once: the same numbers."""
-    from promptkd.resharding import files, source
-
+def test_source_model_piece_same_numbers_when_mappings_are_released(llama2: Path, monkeypatch) -> None:
+    """Mappings released after every tensor, or never: the same numbers, in memory of their own."""
     model = SourceModel(llama2, 2, FAMILIES["llama"])
-    names = [name for name in model.names if "layers.0" in name]
-    expected = {(name, rank): model.piece(name, 4, rank) for name in names for rank in range(4)}
-    monkeypatch.setattr(source, "CHUNK_BYTES", 100)
-    monkeypatch.setattr(source, "RELEASE_BYTES", 1)
-    monkeypatch.setattr(files.chunks, "__defaults__", (100,))
-    for (name, rank), piece in expected.items():
-        parts = [part.clone() for part in model.parts(name, 4, rank)]
-        model.release()
-        assert max(part.nbytes for part in parts) <= 100 or len(parts) == 1
-        assert torch.equal(torch.cat([part.flatten() for part in parts]), piece.flatten())
+    expected = {(name, rank): model.piece(name, 4, rank) for name in model.names for rank in range(4)}
+    monkeypatch.setattr(safetensors_io, "RELEASE_BYTES", 1)
+    for (name, rank), tensor in expected.items():
+        piece = model.piece(name, 4, rank)
+        assert torch.equal(piece, tensor) and piece.shape == model.shape(name, 4)
+        assert piece.is_contiguous() and piece.untyped_storage().nbytes() == piece.nbytes
+        assert all(piece.data_ptr() != shard[name].data_ptr() for shard in model.shards)
+
+
+@torch.no_grad()
+def test_safetensors_writer_refuses_another_tensor_than_the_layout_names(tmp_path: Path) -> None:
+    layout = {"a": torch.empty(2, 3, device="meta"), "b": torch.empty(2, device="meta")}
+    for name, tensor in (("b", torch.zeros(2)), ("a", torch.zeros(3, 2)), ("a", torch.zeros(2, 3).half())):
+        writer = safetensors_io.SafetensorsWriter(tmp_path / "x.safetensors", layout)
+        with pytest.raises(ValueError, match="not the layout's next tensor"):
+            writer.write(name, tensor)
+        writer.close()
+    writer = safetensors_io.SafetensorsWriter(tmp_path / "x.safetensors", layout)
+    writer.write("a", torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="b has not been written"):
+        writer.finish()
+    writer.close()
 
 
 def test_names_without_the_base_prefix(tmp_path: Path) -> None:
@@ -166,6 +177,8 @@ def test_bin_is_a_sound_archive(published: Path, tmp_path: Path) -> None:
     assert zipfile.ZipFile(tmp_path / "pytorch_model.bin").testzip() is None
     tensors = torch.load(tmp_path / "pytorch_model.bin", weights_only=True, mmap=True)
     assert all(tensor.data_ptr() % 16 == 0 and tensor.is_contiguous() for tensor in tensors.values())
+    assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in tensors.values())
+    assert sorted(path.name for path in tmp_path.iterdir() if "model" in path.name) == ["pytorch_model.bin"]
 
 
 def test_dtype(llama: Path, tmp_path: Path) -> None:
@@ -200,14 +213,14 @@ def test_options() -> None:
     for bad, said in (("--targt_mp_size=2", "--target_mp_size"), ("--model_type=gptj", "gptj"), ("--format=x", "bin")):
         with pytest.raises(UserError, match=said):
             parser.parse([*base, bad])
-    with pytest.raises(UserError, match="whole number"):
+    with pytest.raises(UserError, match="integer"):
         parser.parse(["--input_path", "x", "--target_mp_size", "0"])
 
 
 def test_overwrite_replaces_at_the_end(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(llama, 1, 2)
     before = {path.name: path.read_bytes() for path in (llama / "mp2").iterdir()}
-    monkeypatch.setattr(writers.TensorWriter, "verify", fail)
+    monkeypatch.setattr(convert_module, "digest_of", fail)
     with pytest.raises(UserError, match="no space"):
         run(llama, 1, 2, format="bin", overwrite=True)
     assert {path.name: path.read_bytes() for path in (llama / "mp2").iterdir()} == before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_model, run
 
 from promptkd.errors import UserError
-from promptkd.resharding import writers
+from promptkd.weights import safetensors_io
 
 
 @pytest.fixture
@@ -51,7 +52,7 @@ def test_sizes_that_do_not_divide(llama: Path) -> None:
     (llama / "config.json").write_text(json.dumps({**config, "num_attention_heads": None}))
     refused(llama, 1, 2, "lacks num_attention_heads")
     (llama / "config.json").write_text(json.dumps({**config, "num_attention_heads": "8"}))
-    refused(llama, 1, 2, "num_attention_heads is '8', not a whole number")
+    refused(llama, 1, 2, "num_attention_heads is '8', not a positive integer")
     (llama / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
     refused(llama, 1, 2, "48 wide in all, but config.json says 64")
     (llama / "config.json").unlink()
@@ -67,11 +68,11 @@ def test_shards_that_are_no_set(llama2: Path) -> None:
     first, second = (llama2 / f"mp2/pytorch_model_{rank}.bin" for rank in range(2))
     kept = torch.load(second, weights_only=True)
     shutil.copyfile(second, llama2 / "mp2/pytorch_model_2.bin")
-    refused(llama2, 2, 1, "pytorch_model_2.bin, which is no shard of size 2")
+    refused(llama2, 2, 1, "pytorch_model_2.bin, which is not a shard of size 2")
     (llama2 / "mp2/pytorch_model_2.bin").unlink()
     other = {**kept, "model.layers.1.input_layernorm.weight": kept["model.norm.weight"]}
     torch.save(other, second)
-    refused(llama2, 2, 1, "model.layers.1.input_layernorm.weight stands whole in every shard but differs")
+    refused(llama2, 2, 1, "model.layers.1.input_layernorm.weight must be the same in every shard but differs")
     torch.save({name: t for name, t in kept.items() if name != "model.norm.weight"}, second)
     refused(llama2, 2, 1, "pytorch_model_1.bin lacks model.norm.weight")
     torch.save({**kept, "model.norm.weight": torch.ones(40)}, second)
@@ -83,7 +84,7 @@ def test_shards_that_are_no_set(llama2: Path) -> None:
     refused(llama2, 2, 1, "pytorch_model_1.bin is missing")
     first.unlink()
     refused(llama2, 2, 1, "holds no shards")
-    refused(llama2, 4, 1, "shards of size 2 are there")
+    refused(llama2, 4, 1, "the folder has shards of size 2")
     refused(llama2, 1, 2, "it holds shards of size 2: give --source_mp_size")
 
 
@@ -102,7 +103,7 @@ def test_weights_that_are_no_model(llama: Path, change: str) -> None:
         said = "lacks mlp.up_proj.weight of layer 1"
     elif change == "unknown":
         tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(2, 2)
-        said = "is not one of this model type's"
+        said = "the model type has no tensor model.layers.0.self_attn.q_proj.lora_A.weight"
     elif change == "layer":
         tensors = {name: tensor for name, tensor in tensors.items() if "layers.1" not in name}
         said = "of layer 1: the weights are incomplete"
@@ -121,6 +122,7 @@ def test_a_tied_head_that_differs(tmp_path: Path) -> None:
         tensors = load_file(path)
         save_file({**tensors, "lm_head.weight": tensors["lm_head.weight"] + 1}, path)
     refused(tmp_path, 2, 1, "lm_head.weight differs from the embedding", output_path=tmp_path / "out")
+    refused(tmp_path, 2, 4, "lm_head.weight differs from the embedding")
 
 
 def test_targets_in_use(llama: Path, tmp_path: Path) -> None:
@@ -129,7 +131,7 @@ def test_targets_in_use(llama: Path, tmp_path: Path) -> None:
     refused(llama, 1, 2, "is in use: it holds model_0.safetensors")
     refused(llama, 2, 1, "is in use: it holds model.safetensors")
     (llama / "mp2/notes.txt").write_text("mine")
-    refused(llama, 1, 2, "it holds notes.txt, which is no shard", overwrite=True)
+    refused(llama, 1, 2, "it holds notes.txt, which is not a shard", overwrite=True)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/config.json").write_text("{}")
     refused(llama, 1, 2, "config.json is another model's", output_path=tmp_path / "out")
@@ -142,7 +144,7 @@ def test_targets_in_use(llama: Path, tmp_path: Path) -> None:
 
 def test_a_disk_too_small(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
-    refused(llama, 1, 2, "but only 1000 bytes are free there")
+    refused(llama, 1, 2, "but only 1 kB are free there")
 
 
 def test_numbers_too_large_for_the_type(llama: Path) -> None:
@@ -153,17 +155,18 @@ def test_numbers_too_large_for_the_type(llama: Path) -> None:
 
 
 def test_a_bad_disk_is_noticed(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = writers.TensorWriter.finish
+    finish = safetensors_io.SafetensorsWriter.finish
 
-    def spoil(writer: writers.TensorWriter) -> None:
-        finish(writer)
+    def spoil(writer: safetensors_io.SafetensorsWriter) -> dict[str, int | str]:
+        digest = finish(writer)
         with open(writer.path, "r+b") as file:
             file.seek(-1, os.SEEK_END)
             last = file.read(1)[0]
             file.seek(-1, os.SEEK_END)
             file.write(bytes([last ^ 1]))
+        return digest
 
-    monkeypatch.setattr(writers.TensorWriter, "finish", spoil)
+    monkeypatch.setattr(safetensors_io.SafetensorsWriter, "finish", spoil)
     refused(llama, 1, 2, "reads back with another checksum")
 
 
@@ -203,3 +206,27 @@ def test_untrusted_files(llama: Path, tmp_path: Path) -> None:
     refused(llama, 1, 2, "not tensors by name")
     pickled.write_bytes(b"\x80\x02}q\x00.")
     refused(llama, 1, 2, "older than PyTorch 1.6")
+
+
+def test_convert_bin_damaged_on_disk_is_noticed(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = torch.save
+
+    def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        real({**tensors, "model.norm.weight": tensors["model.norm.weight"] + 1}, path)
+
+    monkeypatch.setattr(torch, "save", save)
+    refused(llama, 1, 2, "reads back with other tensors", format="bin")
+
+
+@pytest.mark.parametrize("form", ["bin", "safetensors"])
+def test_convert_full_disk_is_one_line(llama: Path, form: str) -> None:
+    """The safetensors files just fit, the zip archives of `torch.save` are larger."""
+    run(llama, 1, 2, output_path=llama / "out")
+    limit = (llama / "out/mp2/model_0.safetensors").stat().st_size - (form == "safetensors")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        said = "File too large" if form == "safetensors" else "pytorch_model_0.bin cannot be written"
+        refused(llama, 1, 2, said, format=form)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

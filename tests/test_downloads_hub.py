@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import fake_hub
 import pytest
 from fake_hub import DOLLY, FILES, RAW, get, item, tree
-from huggingface_hub import hf_hub_download
+from huggingface_hub import file_download, hf_hub_download
 
 from promptkd.downloads import hub as hub_module
-from promptkd.downloads import run
-from promptkd.downloads.table import MANIFEST, read_manifest, state
+from promptkd.downloads import plan, run
+from promptkd.downloads.catalog import MANIFEST, read_manifest, state
 from promptkd.errors import UserError
 
 
@@ -68,28 +68,38 @@ def test_a_cut_connection_is_taken_up_where_it_broke(hub, tmp_path):
     assert (tmp_path / "data/dolly/raw.jsonl").read_bytes() == RAW
 
 
-def test_a_hub_that_goes_away_leaves_a_part_for_the_next_run(hub, tmp_path, capfd):
-    hub.faults["raw.jsonl"] = [fake_hub.cut(20_000)] + [fake_hub.cut(0)] * 5
+def test_a_hub_that_goes_away_leaves_complete_files_for_the_next_run(hub, tmp_path, capfd):
+    hub.faults["valid.jsonl"] = [fake_hub.refused(503)] * 9
     assert get(tmp_path, "data/dolly") == 1
-    assert "what came is kept" in capfd.readouterr().err
+    assert "503" in capfd.readouterr().err
     assert state(item("data/dolly"), tmp_path) == "partial" and not (tmp_path / "data/dolly").exists()
+    hub.faults.clear()
     hub.log.clear()
     assert get(tmp_path, "data/dolly") == 0
-    assert [r.range for r in hub.asked("raw.jsonl")] == ["bytes=20000-"]
-    assert not hub.asked("README.md"), "what was whole is not asked for again"
+    assert len(hub.asked("valid.jsonl")) == 1
+    assert not hub.asked("raw.jsonl") and not hub.asked("README.md"), "complete files are not downloaded again"
+
+
+def test_a_connection_that_breaks_again_and_again(hub, tmp_path, capfd):
+    hub.faults["raw.jsonl"] = [fake_hub.cut(20_000)] + [fake_hub.cut(0)] * 5
+    assert get(tmp_path, "data/dolly") == 1
+    assert "complete files are kept" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("*.incomplete")) and state(item("data/dolly"), tmp_path) == "partial"
+    assert get(tmp_path, "data/dolly") == 0
+    assert (tmp_path / "data/dolly/raw.jsonl").read_bytes() == RAW
 
 
 def test_a_hub_that_is_gone_is_not_asked_for_the_rest(hub, tmp_path, monkeypatch, capfd):
     """Each question would wait for its own timeout."""
-    asked, real = [], hub_module.Hub.listing
+    asked, real = [], plan.list_files
 
-    def listing(self, repo, kind):
+    def listing(repo, kind):
         asked.append(repo)
         if len(asked) > 1:
             raise hub_module.Unreachable("timed out")
-        return real(self, repo, kind)
+        return real(repo, kind)
 
-    monkeypatch.setattr(hub_module.Hub, "listing", listing)
+    monkeypatch.setattr(plan, "list_files", listing)
     assert get(tmp_path, "data/*") == 4
     assert asked == ["MiniLLM/dolly", "MiniLLM/self-inst"] and state(item("data/dolly"), tmp_path) == "present"
     assert capfd.readouterr().err.count("the hub does not answer (timed out)") == 4
@@ -171,9 +181,9 @@ def test_a_set_without_the_file_that_is_read(hub, tmp_path, capfd):
 
 
 def test_two_runs_at_once(hub, tmp_path, capfd):
-    with run._locked(item("data/dolly"), item("data/dolly").staging(tmp_path)):
+    with run.locked(item("data/dolly"), item("data/dolly").staging(tmp_path)):
         assert get(tmp_path, "data/dolly") == 1
-    assert "another run" in capfd.readouterr().err
+    assert "another process" in capfd.readouterr().err
 
 
 def test_too_little_room_is_said_before_anything_is_written(hub, tmp_path, monkeypatch):
@@ -192,19 +202,18 @@ def test_the_table_counts_where_the_hub_gives_no_sizes(hub, tmp_path, monkeypatc
 
 def test_a_disk_that_fills_up(hub, tmp_path, monkeypatch, capfd):
     hub.repos["datasets/MiniLLM/self-inst"] = {"valid.jsonl": b"{}\n"}
-    real = hub_module.http_get
+    real = file_download.http_get
 
     def http_get(url, stream, **options):
-        if url.endswith("raw.jsonl"):
+        if "/cdn/" in url:  # the large file
             stream.write(RAW[:7000])
             raise OSError(errno.ENOSPC, "No space left on device")
         real(url, stream, **options)
 
-    monkeypatch.setattr(hub_module, "http_get", http_get)
+    monkeypatch.setattr(file_download, "http_get", http_get)
     assert get(tmp_path, "data/dolly", "data/self-inst") == 1
     assert "failed: data/dolly: the disk is full" in capfd.readouterr().err
     assert state(item("data/self-inst"), tmp_path) == "present"
-    monkeypatch.setattr(hub_module, "http_get", real)
+    monkeypatch.setattr(file_download, "http_get", real)
     assert get(tmp_path, "data/dolly") == 0
-    assert hub.asked("raw.jsonl")[-1].range == "bytes=7000-"
     assert (tmp_path / "data/dolly/raw.jsonl").read_bytes() == RAW

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pickle
 from types import SimpleNamespace
 
@@ -10,8 +11,9 @@ import pytest
 from fake_hub import get, item, tree
 
 from promptkd.downloads import run
-from promptkd.downloads.table import MANIFEST, state
+from promptkd.downloads.catalog import MANIFEST, state
 from promptkd.errors import UserError
+from promptkd.weights import safetensors_io
 
 BASE = "gpt2/promptkd/base"
 REPO = "models/gmkim/GPT-2-120M-distilled-PromptKD-Dolly-v1.0"
@@ -112,7 +114,7 @@ def test_safetensors_are_preferred(hub, tmp_path, tiny):
 def test_shared_tensors_without_a_tied_head_are_kept_both(tmp_path, tiny):
     from safetensors.torch import load_file
 
-    from promptkd.downloads.safe_weights import convert
+    from promptkd.downloads.conversion import convert
 
     table = tiny.torch.arange(12.0).reshape(4, 3)
     weights = {"lm_head.weight": table, "embed.weight": table, "rows": table[1:3], "turned": table.t()}
@@ -171,17 +173,13 @@ def test_a_pickle_of_something_else_is_refused(hub, tmp_path, tiny, capfd, make)
 
 
 def test_a_disk_that_fills_up_while_converting_keeps_the_download(hub, tmp_path, tiny, monkeypatch, capfd):
-    from safetensors import SafetensorError
-
-    from promptkd.downloads import safe_weights
-
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, tiny.weights)}
     with monkeypatch.context() as patch:
 
-        def save_file(*_, **__):
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        def write(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(safe_weights, "save_file", save_file)
+        patch.setattr(safetensors_io.SafetensorsWriter, "write", write)
         assert get(tmp_path, BASE) == 1
     assert "the disk is full" in capfd.readouterr().err
     hub.log.clear()
@@ -190,12 +188,11 @@ def test_a_disk_that_fills_up_while_converting_keeps_the_download(hub, tmp_path,
 
 
 def test_a_copy_that_differs_is_not_trusted(hub, tmp_path, tiny, monkeypatch, capfd):
-    from promptkd.downloads import safe_weights
 
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, tiny.weights)}
-    real = safe_weights.save_file
+    real = safetensors_io.SafetensorsWriter.write
     with monkeypatch.context() as patch:
-        patch.setattr(safe_weights, "save_file", lambda t, *a, **k: real({n: x + 1 for n, x in t.items()}, *a, **k))
+        patch.setattr(safetensors_io.SafetensorsWriter, "write", lambda w, name, t: real(w, name, t + 1))
         assert get(tmp_path, BASE) == 1
     assert "differs from its source" in capfd.readouterr().err
     assert not (tmp_path / FOLDER).exists() and list(tmp_path.rglob("pytorch_model.bin"))

@@ -21,7 +21,7 @@ from transformers import AutoTokenizer
 from promptkd.data.examples import ExampleSet
 from promptkd.data.format import HEADER, MAGIC
 from promptkd.data.jsonl import read_jsonl
-from promptkd.downloads.table import load_table
+from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import UserError
 from promptkd.evaluation.answer_store import _rows
 from promptkd.metrics import read_metrics
@@ -194,4 +194,4 @@ def test_results_of_anything(place, value, name, tmp_path):
 def test_download_tables_of_anything(place, value, tmp_path):
     row = {"key": "a", "repo": "b/c", "type": "model", "target": "d/e", "bytes": 1, "licence": None, "needs": ["x"]}
     (tmp_path / "table.json").write_text(json.dumps(spoilt({"items": [row]}, place, value)))
-    read(load_table, tmp_path / "table.json")
+    read(load_catalog, tmp_path / "table.json")

@@ -21,7 +21,7 @@ from test_report import make_result
 
 import evaluate
 import train
-from promptkd.downloads.table import load_table
+from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import exit_with
 from promptkd.soft_prompt import load_prompt
 from tools import convert_mp, generate, make_demo, process_data, report
@@ -87,7 +87,7 @@ MAINS = {
     "report": report.main,
     "demo": make_demo.main,
     "prompt": lambda: load_prompt(Path(sys.argv[1]), width=64, prompt_len=7),
-    "downloads": lambda: load_table(Path(sys.argv[1])),
+    "downloads": lambda: load_catalog(Path(sys.argv[1])),
 }
 
 

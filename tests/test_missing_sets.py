@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from promptkd.downloads.table import load_table, select
+from promptkd.downloads.catalog import load_catalog, select
 from promptkd.errors import UserError
 from promptkd.evaluation.sets import FOLDERS, find_sets
 from tools.download import parse
 
-TABLE = load_table(ROOT / "configs/downloads.json")
+TABLE = load_catalog(ROOT / "configs/downloads.json")
 
 
 def fetched(text: str) -> dict[str, Path]:

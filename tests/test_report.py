@@ -16,7 +16,7 @@ from promptkd.reporting.bootstrap import paired_bootstrap
 from promptkd.reporting.costs import cost
 from promptkd.reporting.report import Contents, find_baseline, write_report
 from promptkd.reporting.results import check_comparable, read_result
-from promptkd.tensor_file import digest_of
+from promptkd.utils.files import digest_of
 
 SCORES = {"sft": [60.0, 62.0], "kd": [61.5, 61.7], "promptkd": [70.0, 71.0], "teacher": [80.0, 82.0]}
 HOSTILE = "</td><script>alert(1)</script> a|b & <img src=http://x/y>"

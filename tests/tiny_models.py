@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from promptkd.resharding.convert import Request, convert
+from promptkd.weights.convert import Request, convert
 
 GROUPED = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
 SHAPES = {

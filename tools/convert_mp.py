@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Change the tensor-parallel size of a model: any size to any other, without loading the model.
+"""Convert a model from one tensor-parallel size to another, one tensor in memory at a time.
 
     python tools/convert_mp.py --input_path results/llama/13B --source_mp_size 4 --target_mp_size 1 --model_type llama
 
-Size 1 is an ordinary Hugging Face folder, DIR/model.safetensors or DIR/pytorch_model.bin (several files have an index).
-Size N > 1 is DIR/mpN/model_0.safetensors ... or, as the published checkpoints have it, DIR/mpN/pytorch_model_0.bin ...
-The output goes beside the input, or into --output_path together with config.json and the tokenizer. It appears when it
-is complete and has been read back; nothing is left of a run that fails. Memory: some hundred MB, whatever the model.
-Exit status: 0 done, 2 bad input and nothing written.
+Size 1 is a Hugging Face folder with DIR/model.safetensors or DIR/pytorch_model.bin, or several files and an index.
+Size N > 1 is DIR/mpN/model_0.safetensors ... or, like the published checkpoints, DIR/mpN/pytorch_model_0.bin ...
+The output is written into the input folder, or into --output_path together with config.json and the tokenizer. It
+appears when it is complete and its checksums are verified. A run that fails leaves nothing behind.
+Exit status: 0 for success, 2 for bad input, with nothing written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -27,11 +27,12 @@ MODEL_TYPES = ("opt", "llama", "mistral", "qwen2", "gpt2")
 
 
 class Parser(argparse.ArgumentParser):
-    """Options with underscores as published, or with hyphens; a bad one is one line."""
+    """A parser that accepts options with underscores, as published, or hyphens, and reports errors in one line."""
 
-    def option(self, name: str, *others: str, **how: object) -> None:
-        names = dict.fromkeys(spelt for each in (name, *others) for spelt in (each, each.replace("_", "-")))
-        self.add_argument(*(f"--{each}" for each in names), **how)
+    def option(self, *names: str, **settings: Any) -> None:
+        """Add an option in both spellings."""
+        spellings = dict.fromkeys(spelling for name in names for spelling in (name, name.replace("_", "-")))
+        self.add_argument(*(f"--{spelling}" for spelling in spellings), **settings)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(message)
@@ -41,39 +42,45 @@ class Parser(argparse.ArgumentParser):
         args, unknown = self.parse_known_args(argv)
         if unknown:
             near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0)[0]
-            raise UserError(f"{unknown[0]} is no option here; the nearest is {near}, --help shows all")
+            raise UserError(f"{unknown[0]} is not an option; the nearest is {near}, --help shows all")
         return args
 
 
 def size(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 to 1024")
+        raise argparse.ArgumentTypeError(f"{text} is not an integer from 1 to 1024")
     return int(text)
 
 
 def model_type(text: str) -> str:
-    return {"llama2": "llama"}.get(text, text)  # published scripts use both names
+    """Map the published scripts' second name of llama to the first."""
+    return {"llama2": "llama"}.get(text, text)
 
 
 def build_parser() -> Parser:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.option("input_path", type=Path, required=True, metavar="DIR", help="holds the weights, or mp<source>/")
-    parser.option("source_mp_size", type=size, default=1, metavar="N", help="default: 1, a whole model")
-    parser.option("target_mp_size", type=size, required=True, metavar="N", help="any size that cuts no head in two")
-    parser.option("model_type", type=model_type, choices=MODEL_TYPES, help="default: what config.json says")
-    parser.option("output_path", type=Path, metavar="DIR", help="default: beside the input")
-    parser.option("format", choices=("safetensors", "bin"), default="safetensors", help="default: safetensors")
+    parser.option("input_path", type=Path, required=True, metavar="DIR", help="folder with the weights or with mp<N>/")
+    parser.option("source_mp_size", type=size, default=1, metavar="N", help="size of the input (default: 1)")
+    parser.option("target_mp_size", type=size, required=True, metavar="N", help="size of the output")
+    parser.option("model_type", type=model_type, choices=MODEL_TYPES, help="family (default: config.json's)")
+    parser.option("output_path", type=Path, metavar="DIR", help="folder of the output (default: --input_path)")
     parser.option(
-        "dtype", choices=("keep", "fp16", "bf16", "fp32"), default="keep", help="of the output; default: keep"
+        "format",
+        choices=("safetensors", "bin"),
+        default="safetensors",
+        help="default: safetensors",
     )
-    parser.option("half", dest="dtype", action="store_const", const="fp16", help="the same as --dtype fp16")
-    parser.option("overwrite", "exist_ok", action="store_true", help="replace an output that is there")
+    parser.option(
+        "dtype", choices=("keep", "fp16", "bf16", "fp32"), default="keep", help="dtype of the output (default: keep)"
+    )
+    parser.option("half", dest="dtype", action="store_const", const="fp16", help="same as --dtype fp16")
+    parser.option("overwrite", "exist_ok", action="store_true", help="replace an existing output")
     return parser
 
 
 def main() -> None:
     args = build_parser().parse(sys.argv[1:])
-    from promptkd.resharding.convert import Request, convert  # here, so that --help does not wait for torch
+    from promptkd.weights.convert import Request, convert  # not at the top, so that --help does not wait for torch
 
     print(convert(Request(**vars(args))))
 

@@ -1,8 +1,7 @@
-"""What the Hugging Face hub, or its cache on this machine, holds; and one file of it on disk, checked.
+"""List and fetch the files of a repository, from the Hugging Face hub or from its cache on this machine.
 
-huggingface_hub does the talking, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the proxy variables mean what
-they mean everywhere. Its own download of a file drops what it has when it is interrupted, which for 18 GB is
-too much: here the part stays and the next run asks for the rest.
+`huggingface_hub` does the transfers, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the proxy variables apply. It retries
+a broken connection where it broke. A file that an ended run left incomplete starts again, complete files are kept.
 """
 
 from __future__ import annotations
@@ -18,43 +17,39 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 import httpx2
-from huggingface_hub import HfApi, constants, errors, hf_hub_url, snapshot_download
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
+from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+
+from promptkd.utils.files import hash_file
 
 LISTING_TIMEOUT = 30.0  # seconds
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
 class HubError(Exception):
-    """Why one item cannot be had, in one line. The others go on."""
+    """Why one item cannot be downloaded, in one line. Other items are not affected."""
 
 
 class Unreachable(HubError):
-    """Nothing at all came back."""
+    """The hub does not answer."""
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository; what is None the hub did not say."""
+    """A file of a repository. Fields that the hub did not give are None."""
 
     path: str  # in the repository, parts divided by "/"
     size: int | None = None  # bytes
-    sha256: str | None = None  # of the content: large files
-    git_sha1: str | None = None  # git's blob id: small files
+    sha256: str | None = None  # of the content, for large files
+    git_sha1: str | None = None  # git's blob id, for small files
 
     def is_at(self, path: Path) -> bool:
-        """Whether the file on disk is this one, by size and by content where the hub gives a hash of it."""
+        """Whether the file on disk is this one: its size and, where the hub gives one, its hash are equal."""
         if not path.is_file() or self.size is None or path.stat().st_size != self.size:
             return False
-        return (self.sha256 or self.git_sha1) in (None, self.digest(path))
-
-    def digest(self, path: Path) -> str:
-        """Of the file on disk, the hash that the hub gives for this one."""
-        sha = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                sha.update(block)
-        return sha.hexdigest()
+        if self.sha256:
+            return hash_file(path, hashlib.sha256()) == self.sha256
+        return self.git_sha1 in (None, hash_file(path, hashlib.sha1(b"blob %d\0" % self.size)))
 
 
 @dataclass(frozen=True)
@@ -65,10 +60,15 @@ class Listing:
     kind: str  # "model" or "dataset"
     revision: str
     files: tuple[RemoteFile, ...]
+    cache: Path | None = None  # the folder that holds them, in the hub's cache
 
 
 def check_name(path: str) -> str:
-    """Return the name of a file in a repository if it stays in its folder. Raises HubError if it does not."""
+    """Return a file name of a repository if it stays in its folder.
+
+    Raises:
+        HubError: If it does not.
+    """
     parts = path.split("/")
     if (
         any(part in ("", ".", "..") for part in parts)
@@ -80,86 +80,74 @@ def check_name(path: str) -> str:
     return path
 
 
-def part_path(destination: Path, file: RemoteFile) -> Path:
-    """Where a file grows. The name holds its content's hash: parts of two versions are never joined."""
-    identity = file.sha256 or file.git_sha1 or "unknown"
-    return destination.with_name(f".{destination.name}.{identity[:16]}.part")
+def list_files(repo: str, kind: str) -> Listing:
+    """List the newest revision of a repository or, with HF_HUB_OFFLINE, the cached one.
 
+    Args:
+        repo: The repository's name.
+        kind: "model" or "dataset".
 
-def open_source() -> Hub | LocalCache:
-    """The hub, or with HF_HUB_OFFLINE its cache on this machine."""
-    return LocalCache() if constants.is_offline_mode() else Hub()
-
-
-class Hub:
-    """The hub at HF_ENDPOINT."""
-
-    def listing(self, repo: str, kind: str) -> Listing:
-        """The newest revision. Raises HubError, Unreachable."""
-        with _in_one_line(repo):
-            info = HfApi().repo_info(repo, repo_type=kind, files_metadata=True, timeout=LISTING_TIMEOUT)
-            files = [
-                RemoteFile(
-                    check_name(sibling.rfilename),
-                    sibling.size,
-                    _hexadecimal(sibling.lfs.sha256 if sibling.lfs else None, 64),
-                    None if sibling.lfs else _hexadecimal(sibling.blob_id, 40),
-                )
-                for sibling in info.siblings or ()
-            ]
-            return Listing(repo, kind, _hexadecimal(info.sha, 40) or constants.DEFAULT_REVISION, tuple(files))
-
-    def fetch(self, listing: Listing, file: RemoteFile, destination: Path) -> None:
-        """Bring one file to `destination`, where it appears only when it is whole and its hash is right.
-
-        What a run before this one got is kept and continued. Raises HubError, OSError (full disk)."""
-        if file.is_at(destination):  # by its hash: an older revision's file may have the same size
-            return
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        part = part_path(destination, file)
-        if part.is_file() and (file.size is None or part.stat().st_size > file.size):
-            part.unlink()  # it cannot be told how it goes on
-        url = hf_hub_url(listing.repo, file.path, repo_type=listing.kind, revision=listing.revision)
-        headers = build_hf_headers(headers={"Accept-Encoding": "identity"})  # a packed answer cannot be continued
-        with _in_one_line(listing.repo), part.open("ab") as stream:
-            http_get(
-                url,
-                stream,
-                resume_size=stream.tell(),
-                headers=headers,
-                expected_size=file.size,
-                displayed_filename=file.path,
+    Raises:
+        HubError: If there is no such repository.
+        Unreachable: If the hub does not answer.
+    """
+    if constants.is_offline_mode():
+        return _list_cache(repo, kind)
+    with _one_line_errors(repo):
+        info = HfApi().repo_info(repo, repo_type=kind, files_metadata=True, timeout=LISTING_TIMEOUT)
+        assert isinstance(info, ModelInfo | DatasetInfo)
+        files = tuple(
+            RemoteFile(
+                check_name(sibling.rfilename),
+                sibling.size,
+                _hexadecimal(sibling.lfs.sha256 if sibling.lfs else None, 64),
+                None if sibling.lfs else _hexadecimal(sibling.blob_id, 40),
             )
-        if file.size is not None and not file.is_at(part):
-            part.unlink()
-            raise HubError(f"{file.path} arrived damaged (its hash is not the hub's); nothing of it was kept")
-        os.replace(part, destination)
+            for sibling in info.siblings or ()
+        )
+        return Listing(repo, kind, _hexadecimal(info.sha, 40) or constants.DEFAULT_REVISION, files)
 
 
-class LocalCache:
-    """What earlier downloads of other programs left in the hub's cache (HF_HOME)."""
+def fetch(listing: Listing, file: RemoteFile, path: Path, scratch: Path) -> None:
+    """Bring one file to `path`, where it appears only when it is complete and its hash is the hub's.
 
-    def __init__(self) -> None:
-        self._folders: dict[Listing, Path] = {}
+    Args:
+        listing: The repository's listing.
+        file: One of its files.
+        path: The destination.
+        scratch: A folder on the same disk for incomplete files.
 
-    def listing(self, repo: str, kind: str) -> Listing:
-        """The cached revision. Raises HubError."""
-        try:
-            folder = Path(snapshot_download(repo, repo_type=kind, local_files_only=True))
-        except (errors.LocalEntryNotFoundError, OSError, ValueError):
-            raise HubError(f"HF_HUB_OFFLINE is set and this machine's hub cache has no whole copy of {repo}") from None
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
-        files = [RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths]
-        listing = Listing(repo, kind, folder.name, tuple(files))
-        self._folders[listing] = folder
-        return listing
+    Raises:
+        HubError: If the hub refuses or sends another content.
+        OSError: If the disk is full or gone.
+    """
+    if file.is_at(path):  # compared by hash, because another revision's file may have the same size
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(exist_ok=True)
+    if listing.cache is not None:
+        copy = Path(shutil.copyfile(listing.cache / file.path, scratch / "copy"))
+    else:
+        with _one_line_errors(listing.repo):
+            copy = Path(
+                hf_hub_download(
+                    listing.repo, file.path, repo_type=listing.kind, revision=listing.revision, local_dir=scratch
+                )
+            )
+        if file.size is not None and not file.is_at(copy):
+            copy.unlink()
+            raise HubError(f"{file.path} arrived damaged (its hash is not the hub's); it was removed")
+    os.replace(copy, path)
 
-    def fetch(self, listing: Listing, file: RemoteFile, destination: Path) -> None:
-        """Copy one file. Raises OSError."""
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        part = part_path(destination, file)
-        shutil.copyfile(self._folders[listing] / file.path, part)
-        os.replace(part, destination)
+
+def _list_cache(repo: str, kind: str) -> Listing:
+    try:
+        folder = Path(snapshot_download(repo, repo_type=kind, local_files_only=True))
+    except (errors.LocalEntryNotFoundError, OSError, ValueError):
+        raise HubError(f"HF_HUB_OFFLINE is set and this machine's hub cache has no complete copy of {repo}") from None
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = tuple(RemoteFile(path.relative_to(folder).as_posix(), path.stat().st_size) for path in paths)
+    return Listing(repo, kind, folder.name, files, cache=folder)
 
 
 def _hexadecimal(value: str | None, length: int) -> str | None:
@@ -167,12 +155,15 @@ def _hexadecimal(value: str | None, length: int) -> str | None:
 
 
 @contextmanager
-def _in_one_line(repo: str) -> Iterator[None]:
-    """Turn what the library raises into one line that says what to do. A full disk passes through."""
+def _one_line_errors(repo: str) -> Iterator[None]:
+    """Turn the library's exceptions into one line that says what to do. A full disk stays an OSError."""
     try:
-        yield
+        try:
+            yield
+        except errors.LocalEntryNotFoundError as error:  # wraps the error of the request for a file's headers
+            raise error.__cause__ or Unreachable(str(error)) from None
     except errors.GatedRepoError:
-        raise HubError(f"{repo} wants its terms accepted on the hub, and then a token in HF_TOKEN") from None
+        raise HubError(f"{repo}: accept its terms on the hub and set HF_TOKEN to a token") from None
     except errors.RepositoryNotFoundError:
         raise HubError(f"the hub has no repository {repo}, or shows it only with a token in HF_TOKEN") from None
     except errors.HfHubHTTPError as error:
@@ -181,10 +172,10 @@ def _in_one_line(repo: str) -> Iterator[None]:
         raise HubError(f"the hub answered {status} for {repo}: {advice}") from None
     except httpx2.TransportError as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from None
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError, AttributeError) as error:
-        why = f"{type(error).__name__}: {error}"
-        raise HubError(f"what {constants.ENDPOINT} says is not a hub's answer (HF_ENDPOINT?): {why}") from None
+    except (httpx2.HTTPError, errors.FileMetadataError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise HubError(f"{constants.ENDPOINT} does not answer like a hub (check HF_ENDPOINT): {reason}") from None
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT) or "Consistency check" not in str(error):
+        if error.errno in FULL_DISK or "Consistency check" not in str(error):
             raise
-        raise HubError("a file was cut short; what came is kept and the next run continues it") from None
+        raise HubError("a file was cut short; run the same command again") from None

@@ -29,7 +29,7 @@ from promptkd.reporting.table import (
     settings,
 )
 from promptkd.strict_json import is_kind
-from promptkd.tensor_file import digest_of
+from promptkd.utils.files import digest_of
 
 PICTURE, MARKDOWN, PAGE, NUMBERS = "curves.png", "report.md", "report.html", "report.json"
 LONGEST_TEXT = 160  # characters of a prompt or an answer in a Markdown table

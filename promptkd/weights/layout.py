@@ -1,9 +1,10 @@
-"""How the tensors of each model family are cut into tensor-parallel shards: the one table everything else reads.
+"""How the tensors of each model family are cut into tensor-parallel shards.
 
-The layout of opt, llama, mistral and qwen2 is that of the published shards (checked bit by bit against
-`tests/golden/mp`). The published code knows no gpt2; its layout here follows the same idea for the fused `Conv1D`:
-query, key and value are three blocks of columns, each cut by itself. Token embeddings and `lm_head` are cut along the
-vocabulary, except gpt2's, which stand whole in every shard: its 50,257 entries divide by no useful size.
+The layout of opt, llama, mistral and qwen2 is that of the published shards (compared bit by bit with
+`tests/golden/mp`). The published code does not shard gpt2. Its layout here follows the same idea for the fused
+`Conv1D`: query, key and value are three blocks of columns, and each block is cut separately. Token embeddings and
+`lm_head` are cut along the vocabulary. Those of gpt2 are replicated in every shard, because no useful size divides
+50,257.
 """
 
 from __future__ import annotations
@@ -18,44 +19,48 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Cut:
-    """A tensor is cut along `axis`; `unit` names what a cut must not go through; each of `blocks` is cut by itself."""
+    """How a tensor is cut into shards."""
 
     axis: int
-    unit: str
-    blocks: int = 1
+    unit: str  # a key of `checks.UNITS`: no cut may fall inside of one
+    blocks: int = 1  # equal blocks along the axis, each of which is cut separately
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names (regular expressions) and cuts of one family's tensors; None stands for whole in every shard."""
+    """The tensors of one model family. Names are regular expressions. A cut of None means replicated in every shard."""
 
-    base: str  # prefix of all names but the head's; files of the bare model leave it out
-    layer: str  # prefix of a layer's tensors, the layer's number as its group
-    in_layer: dict[str, Cut | None]
-    outside: dict[str, Cut | None]
-    embedding: str
-    tied: bool  # the family's default of tie_word_embeddings
-    fields: dict[str, str]  # this family's config.json fields
+    base: str  # prefix of all names except lm_head's; files of the bare model omit it
+    layer: str  # prefix of a layer's tensors, with the layer's number as its group
+    in_layer: dict[str, Cut | None]  # names after the layer's prefix
+    outside: dict[str, Cut | None]  # names outside of the layers
+    embedding: str  # name of the token embedding
+    tied: bool  # default of tie_word_embeddings
+    fields: dict[str, str]  # names of the fields in config.json
 
     def split(self, name: str) -> tuple[int | None, str]:
-        """The layer's number and the rest of the name; (None, name) outside the layers."""
+        """Split a name into the layer's number and the rest, or into (None, name) outside of the layers."""
         match = re.match(self.layer, name)
         return (int(match[1]), name[match.end() :]) if match else (None, name)
 
     def cut(self, name: str) -> Cut | None:
-        """How `name` is cut, None for whole; UserError for a tensor that this family does not have."""
+        """Look up how a tensor is cut. None means replicated.
+
+        Raises:
+            UserError: If the family has no such tensor.
+        """
         layer, rest = self.split(name)
         for pattern, cut in (self.outside if layer is None else self.in_layer).items():
             if re.fullmatch(pattern, rest):
                 return cut
         raise UserError(
-            f"tensor {name} is not one of this model type's: check --model_type (adapters and quantised weights "
-            "cannot be resharded: merge or dequantise them first)"
+            f"the model type has no tensor {name}: check --model_type (adapters and quantized weights "
+            "cannot be resharded: merge or dequantize them first)"
         )
 
     @property
     def head_cut(self) -> bool:
-        """Whether lm_head is cut: then shards hold it even where it is tied, as the published ones do."""
+        """Whether lm_head is cut. Then shards hold it even if it is tied, like the published ones."""
         return self.outside[re.escape(HEAD)] is not None
 
 
@@ -103,7 +108,7 @@ _LLAMA = Family(
         r"mlp\.down_proj\.weight": Cut(1, "ffn"),
         r"(self_attn\.o_proj|mlp\.down_proj)\.bias": None,
         r"(input|post_attention)_layernorm\.weight": None,
-        r"self_attn\.rotary_emb\.inv_freq": None,  # a buffer that older files hold
+        r"self_attn\.rotary_emb\.inv_freq": None,  # a buffer in older files
     },
     outside={
         r"model\.embed_tokens\.weight": Cut(0, "vocab"),
@@ -118,7 +123,7 @@ _LLAMA = Family(
 _GPT2 = Family(
     base="transformer.",
     layer=r"transformer\.h\.(\d+)\.",
-    in_layer={  # a Conv1D's weight is [inputs, outputs]
+    in_layer={  # a Conv1D weight has the shape (inputs, outputs)
         r"attn\.c_attn\.weight": Cut(1, "heads", blocks=3),
         r"attn\.c_attn\.bias": Cut(0, "heads", blocks=3),
         r"attn\.c_proj\.weight": Cut(0, "heads"),
@@ -127,7 +132,7 @@ _GPT2 = Family(
         r"mlp\.c_proj\.weight": Cut(0, "ffn"),
         r"(attn|mlp)\.c_proj\.bias": None,
         r"ln_[12]\.(weight|bias)": None,
-        r"attn\.(bias|masked_bias)": None,  # buffers that older files hold: the causal mask
+        r"attn\.(bias|masked_bias)": None,  # buffers in older files: the causal mask
     },
     outside={
         r"transformer\.(wte|wpe)\.weight": None,
@@ -143,26 +148,36 @@ FAMILIES = {"opt": _OPT, "llama": _LLAMA, "mistral": _LLAMA, "qwen2": _LLAMA, "g
 
 
 def spans(length: int, blocks: int, size: int, rank: int) -> list[tuple[int, int]]:
-    """The [start, stop) ranges of a whole axis of `length` that shard `rank` of `size` holds, in their order."""
+    """List the ranges [start, stop) of a complete axis that shard `rank` of `size` holds, in order."""
     block = length // blocks
     part = block // size
-    return [(at * block + rank * part, at * block + (rank + 1) * part) for at in range(blocks)]
+    return [(index * block + rank * part, index * block + (rank + 1) * part) for index in range(blocks)]
 
 
 def pieces(length: int, blocks: int, source: int, target: int, rank: int) -> list[tuple[int, int, int]]:
-    """What shard `rank` of `target` takes from `source` shards, in order: (source rank, start, stop) within that shard.
+    """List which ranges of the source shards make up a target shard.
 
-    `length` is the whole axis. Sizes need not divide one another: a part may begin in one shard and end in the next.
+    The sizes need not divide each other: a range may begin in one source shard and end in the next.
+
+    Args:
+        length: Length of the complete axis.
+        blocks: Number of blocks along the axis.
+        source: Tensor-parallel size of the source.
+        target: Tensor-parallel size of the target.
+        rank: Rank of the target shard.
+
+    Returns:
+        (source rank, start, stop) within that shard, in the order of the target.
     """
-    taken = []
+    result = []
     for start, stop in spans(length, blocks, target, rank):
-        found = []
+        overlaps = []
         for shard in range(source):
-            before = 0  # how much of this shard's axis comes before the span looked at
+            offset = 0  # where the current span begins within the source shard
             for low, high in spans(length, blocks, source, shard):
                 left, right = max(start, low), min(stop, high)
                 if left < right:
-                    found.append((left, (shard, before + left - low, before + right - low)))
-                before += high - low
-        taken += [piece for _, piece in sorted(found)]
-    return taken
+                    overlaps.append((left, (shard, offset + left - low, offset + right - low)))
+                offset += high - low
+        result += [piece for _, piece in sorted(overlaps)]
+    return result

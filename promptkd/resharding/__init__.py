@@ -1,1 +1,0 @@
-"""Tensor-parallel sizes of whole models: which tensor is cut where, reading shards, writing them at another size."""

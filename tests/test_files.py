@@ -1,0 +1,162 @@
+"""promptkd/utils/files.py: atomic writes, locks and checksums."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import filelock
+import pytest
+from conftest import ROOT
+
+from promptkd.utils import files
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(("mode", "content"), [("w", "naïve"), ("wb", b"\x00\xff")])
+def test_atomic_file_replaces_at_the_end(tmp_path, mode, content):
+    path = tmp_path / "state"
+    path.write_text("old")
+    with files.atomic_file(path, mode) as file:
+        file.write(content)
+        assert path.read_text() == "old"
+    assert path.read_bytes() == (content.encode() if mode == "w" else content) and names(tmp_path) == {"state"}
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt()])
+def test_atomic_file_error_keeps_the_old_file(tmp_path, error):
+    path = tmp_path / "state.json"
+    files.write_json(path, {"a": 1})
+    with pytest.raises(type(error)), files.atomic_file(path) as file:
+        file.write("half")
+        raise error
+    assert json.loads(path.read_text()) == {"a": 1} and names(tmp_path) == {"state.json"}
+
+
+def test_atomic_file_does_not_write_through_a_planted_link(tmp_path):
+    (tmp_path / "other").write_text("mine")
+    (tmp_path / ".state.new").symlink_to(tmp_path / "other")
+    with files.atomic_file(tmp_path / "state") as file:
+        file.write("new")
+    assert (tmp_path / "other").read_text() == "mine" and (tmp_path / "state").read_text() == "new"
+
+
+def test_write_json_unserializable_content_leaves_nothing(tmp_path):
+    with pytest.raises(TypeError):
+        files.write_json(tmp_path / "x.json", {"a": object()})
+    assert names(tmp_path) == set()
+
+
+def test_atomic_folder_replaces_at_the_end(tmp_path):
+    folder = tmp_path / "last"
+    for text in ("one", "two"):
+        with files.atomic_folder(folder) as temporary:
+            (temporary / "inner").mkdir()
+            (temporary / "inner/file").write_text(text)
+            assert text == "one" or (folder / "inner/file").read_text() == "one"
+        assert (folder / "inner/file").read_text() == text and names(tmp_path) == {"last"}
+
+
+def test_atomic_folder_error_keeps_the_old_folder(tmp_path):
+    (tmp_path / "last").mkdir()
+    (tmp_path / "last/file").write_text("old")
+    with pytest.raises(OSError, match="full"), files.atomic_folder(tmp_path / "last") as temporary:
+        (temporary / "file").write_text("half")
+        raise OSError(28, "full")
+    assert (tmp_path / "last/file").read_text() == "old" and names(tmp_path) == {"last"}
+
+
+def test_replace_folder_failed_move_restores_the_old_folder(tmp_path, monkeypatch):
+    real = Path.rename
+
+    def rename(path, target):
+        if path.name == "source":
+            raise OSError(errno.EIO, "Input/output error")
+        return real(path, target)
+
+    for name in ("source", "last"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(name)
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="Input/output"):
+        files.replace_folder(tmp_path / "source", tmp_path / "last")
+    assert (tmp_path / "last/file").read_text() == "last" and names(tmp_path) == {"source", "last"}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_restore_folder_after_a_kill_between_the_moves(tmp_path, moved):
+    """Killed before the new folder was in place: the old one returns. Killed after that: it is removed."""
+    (tmp_path / ".last.old").mkdir()
+    (tmp_path / ".last.old/file").write_text("old")
+    if moved:
+        (tmp_path / "last").mkdir()
+        (tmp_path / "last/file").write_text("new")
+    files.restore_folder(tmp_path / "last")
+    assert (tmp_path / "last/file").read_text() == ("new" if moved else "old") and names(tmp_path) == {"last"}
+
+
+def test_atomic_folder_keeps_what_a_kill_left_when_it_fails(tmp_path):
+    """The copy that a kill between the moves left is the only one: an error in the next write must not remove it."""
+    (tmp_path / ".last.old").mkdir()
+    (tmp_path / ".last.old/file").write_text("old")
+    with pytest.raises(OSError, match="full"), files.atomic_folder(tmp_path / "last"):
+        raise OSError(28, "full")
+    files.restore_folder(tmp_path / "last")
+    assert (tmp_path / "last/file").read_text() == "old"
+
+
+def test_digest_of_is_size_and_sha256(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "BLOCK_BYTES", 7)
+    content = os.urandom(100)
+    (tmp_path / "x").write_bytes(content)
+    assert files.digest_of(tmp_path / "x") == {"bytes": 100, "sha256": hashlib.sha256(content).hexdigest()}
+    assert files.hash_file(tmp_path / "x", hashlib.sha1(b"blob")) == hashlib.sha1(b"blob" + content).hexdigest()
+
+
+def test_try_lock_excludes_others_until_it_is_released(tmp_path):
+    first = files.try_lock(tmp_path / ".lock")
+    assert first is not None and files.try_lock(tmp_path / ".lock") is None
+    first.release()
+    again = files.try_lock(tmp_path / ".lock")
+    assert again is not None
+    again.release()
+
+
+def test_try_lock_is_free_after_its_process_was_killed(tmp_path):
+    code = (
+        "import os, sys, signal, pathlib; from promptkd.utils.files import try_lock\n"
+        "lock = try_lock(pathlib.Path(sys.argv[1])); print(lock is not None, flush=True); signal.pause()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / ".lock")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout.readline() == "True\n"
+    assert files.try_lock(tmp_path / ".lock") is None
+    process.kill()
+    process.communicate()
+    lock = files.try_lock(tmp_path / ".lock")
+    assert lock is not None
+    lock.release()
+
+
+def test_try_lock_without_locks_keeps_nobody_away(tmp_path, monkeypatch):
+    def acquire(lock, **_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", acquire)
+    assert files.try_lock(tmp_path / ".lock") is not None
+
+
+def test_try_lock_does_not_follow_a_planted_link(tmp_path):
+    (tmp_path / "target").write_text("mine")
+    (tmp_path / ".lock").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError):
+        files.try_lock(tmp_path / ".lock")
+    assert (tmp_path / "target").read_text() == "mine"

@@ -1,0 +1,32 @@
+"""promptkd/utils/format.py: quantities as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from promptkd.utils.format import format_bytes, format_count, format_duration
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (999.6, "1 kB"), (54_900, "54.9 kB"), (10**6 - 1, "1 MB"), (253_400_000, "253 MB"),
+     (2.63e9, "2.63 GB"), (7.2e12, "7.2 TB"), (1.5e15, "1.5 PB"), (12_345e15, "12345 PB")],
+)  # fmt: skip
+def test_format_bytes_three_digits(size, text):
+    assert format_bytes(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.0031, "0.0031 s"), (3.14159, "3.14 s"), (119, "119 s"), (120, "2 min"), (7199, "120 min"), (18_720, "5.2 h"),
+     (293_760, "3.4 days")],
+)  # fmt: skip
+def test_format_duration_largest_unit_that_fits_twice(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(12, "12"), (1500, "1.5k"), (124_439_808, "124M"), (1.3e9, "1.3B"), (2e12, "2T")]
+)
+def test_format_count_three_digits(count, text):
+    assert format_count(count) == text
