@@ -14,6 +14,7 @@ import numpy as np
 
 from promptkd.data.format import TokenFile, split_row
 from promptkd.data.jsonl import read_jsonl
+from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, read_rows, say_reading
 from promptkd.data.templates import prompt_and_references, reference_texts, response_ends, template_of
 from promptkd.errors import UserError
 
@@ -66,9 +67,9 @@ class ExampleSet:
         option: str = "--data-dir",
         make: str = MAKE,
     ) -> ExampleSet:
-        """Open `<split>_0.bin/.idx` in `folder`, or else `<split>.jsonl`; the first `limit` examples (-1: all).
+        """Open `<split>_0.bin/.idx` in `folder`, or else its rows (row_files.py); the first `limit` examples (-1: all).
 
-        `as_text` reads the jsonl even beside token files: with a folder of prompts it has the responses.
+        `as_text` reads the rows even beside token files: with a folder of prompts it has the responses.
         `template` (promptkd.data.templates) makes the prompts of jsonl; token files have theirs already.
 
         Prompt and response together are cut to `max_length` tokens, as the published loader does. A prompt
@@ -77,8 +78,8 @@ class ExampleSet:
         `option` named the folder and `make` says what makes one, for errors.
         Raises UserError naming file and row or line for whatever is missing or broken.
         """
-        folder = Path(folder)
-        if not os.path.isdir(folder):
+        source, folder = folder, Path(folder)
+        if not is_folder(source):
             raise UserError(f"{option} {folder}: no such folder: correct the path, or {make} --save {folder}")
         prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
         parts = [os.path.isfile(f"{prefix}{end}") for end in (".bin", ".idx")]
@@ -92,11 +93,12 @@ class ExampleSet:
                     f"instructions --template {template} makes such files)"
                 )
             return cls._from_tokens(prefix, text, tokenizer, max_prompt_length, max_length, limit, prompts_only)
-        if os.path.isfile(text):
-            return cls._from_jsonl(text, tokenizer, max_prompt_length, max_length, limit, template)
+        if (rows := find_rows(source, split)) is not None:
+            return cls._from_rows(rows, tokenizer, max_prompt_length, max_length, limit, template)
+        others = f", only {names}" if (names := named_files(folder)) else ""
         raise UserError(
-            f"{option} {folder}: neither {prefix.name}.bin/.idx nor {text.name} is there: put {text.name} there, or "
-            f"{make} --save {folder}"
+            f"{option} {source}: neither {prefix.name}.bin/.idx nor {text.name} ({', '.join(KINDS[1:])}) is there"
+            f"{others}: put {text.name} there, or {make} --save {folder}"
         )
 
     @classmethod
@@ -115,11 +117,13 @@ class ExampleSet:
         return cls(rows, references, files)
 
     @classmethod
-    def _from_jsonl(
-        cls, path: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int, template: str
+    def _from_rows(
+        cls, source: str, tokenizer, max_prompt_length: int, max_length: int, limit: int, template: str
     ) -> ExampleSet:
-        render = template_of(template, tokenizer)
-        texts = [prompt_and_references(row, f"{path}, line {n}", render) for n, row in enumerate(read_jsonl(path), 1)]
+        path, render = Path(source), template_of(template, tokenizer)
+        raw = read_rows(source)
+        texts = [prompt_and_references(row, where, render) for where, row in raw]
+        say_reading(source, raw)
         rows: list[Pair] = []
         references: list[list[str]] = []
         dropped = 0
