@@ -45,6 +45,27 @@ def bind_arguments(tokenizer, values: dict[str, Any] | None, time: str | None) -
     tokenizer.chat_arguments = ChatArguments(dict(values or {}), time)
 
 
+def bind_settings(tokenizer, settings, start: str) -> None:
+    """Bind the options about the chat template, and write into them the time that it writes.
+
+    Args:
+        tokenizer: The tokenizer.
+        settings: promptkd.settings.TemplateSettings.
+        start: The time where the options name none.
+
+    Raises:
+        UserError: An option is for what the chat template does not read.
+    """
+    if settings.template == "chat":
+        if reads_time(tokenizer):
+            settings.template_time = settings.template_time or start
+        elif settings.template_time is not None:
+            raise UserError(
+                f"--template-time: the chat template of {tokenizer.name_or_path} does not write the time: leave it out"
+            )
+    bind_arguments(tokenizer, settings.chat_template_kwargs, settings.template_time)
+
+
 def arguments_of(tokenizer) -> ChatArguments:
     """What `bind_arguments` gave to a tokenizer."""
     return getattr(tokenizer, "chat_arguments", None) or ChatArguments()

@@ -14,7 +14,8 @@ import numpy as np
 
 from promptkd.data.format import TokenFile, split_row
 from promptkd.data.jsonl import read_jsonl
-from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, read_rows, say_reading
+from promptkd.data.reading import say_reading
+from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, read_rows
 from promptkd.data.templates import prompt_and_references, reference_texts, response_ends, template_of
 from promptkd.errors import UserError
 

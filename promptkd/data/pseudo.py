@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from promptkd.data.examples import encode_pairs, vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.processing import written_together
+from promptkd.data.row_files import find_rows, read_rows
 from promptkd.data.templates import render_prompt
 from promptkd.errors import UserError
 from promptkd.settings import at_least, option
@@ -39,7 +39,7 @@ class PseudoSettings:
 def pseudo(settings: PseudoSettings) -> dict[str, str]:
     """Write token files and train.jsonl whose responses are the teacher's answers; says how many of each split."""
     save, source = Path(settings.save), Path(settings.data_dir)
-    answers = read_generated(Path(settings.generated), source / "train.jsonl")
+    answers = read_generated(Path(settings.generated), source)
     valid = [source / name for name in VALID if (source / name).is_file()]
     if not valid:
         raise UserError(f"--data-dir {source} has no valid split: name the processed folder the prompts came from")
@@ -71,11 +71,11 @@ def pseudo(settings: PseudoSettings) -> dict[str, str]:
     return {"valid": f"copied from {source}", "train": f"{len(kept)} rows, {dropped} dropped"}
 
 
-def read_generated(path: Path, train: Path) -> list[tuple[str, str]]:
-    """(prompt, the teacher's answer) of each row; UserError where a prompt is not one of `train`'s."""
-    if not os.path.isfile(train):
-        raise UserError(f"{train} is missing: --data-dir is the processed folder the prompts came from")
-    known = {render_prompt(row, f"{train}, line {n}") for n, row in enumerate(read_jsonl(train), 1)}
+def read_generated(path: Path, folder: Path) -> list[tuple[str, str]]:
+    """(prompt, the teacher's answer) of each row; UserError where a prompt is not one of the folder's train split."""
+    if (train := find_rows(folder, "train")) is None:
+        raise UserError(f"{folder}/train.jsonl is missing: --data-dir is the processed folder the prompts came from")
+    known = {render_prompt(row, where) for where, row in read_rows(train)}
     answers = []
     for number, row in enumerate(read_jsonl(path), 1):
         where = f"{path}, line {number}"

@@ -7,16 +7,17 @@ A split is looked for under the names of `SPLITS`, the first one first, with eac
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import json
 import os
 import re
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from promptkd.data.jsonl import decode, json_lines, numbered_lines, parse_line
-from promptkd.data.rows import Reading, read_row
+from promptkd.data.reading import say
 from promptkd.data.saved_rows import HUB, SPLIT, is_saved, is_source, open_saved, read_saved
 from promptkd.errors import UserError
 from promptkd.strict_json import parse_json
@@ -56,9 +57,17 @@ def iterate_rows(path: str | Path) -> Rows:
     elif _begins_array(path):
         yield from _array_rows(path)
     else:
-        for number, line in json_lines(path):
-            where = f"{path}, line {number}"
-            yield where, parse_line(line, where)
+        yield from ((where, parse_line(line, where)) for where, line in lines_of(path))
+
+
+def is_lines(path: str | Path) -> bool:
+    """Whether a source is a file of JSON Lines."""
+    return not (is_source(path) or Path(path).suffix in (".csv", ".parquet") or _begins_array(path))
+
+
+def lines_of(path: str | Path) -> Iterator[tuple[str, bytes]]:
+    """The lines of a file of JSON Lines, each with the file and place that errors name."""
+    return ((f"{path}, line {number}", line) for number, line in json_lines(path))
 
 
 def find_rows(folder: str | Path, split: str) -> str | None:
@@ -67,7 +76,7 @@ def find_rows(folder: str | Path, split: str) -> str | None:
     A line on stderr says which it is where another name or kind of it is there, too, or where the test split is all
     there is. Files of other kinds are no sources; `named_files` names them.
     """
-    if str(folder).startswith(HUB) or is_saved(folder):
+    if is_hub(folder) or is_saved(folder):
         there = open_saved(str(folder))
         sources = {f"{folder}{SPLIT}{name}": name for name in SPLITS[split] if name in there}
     else:
@@ -85,9 +94,24 @@ def find_rows(folder: str | Path, split: str) -> str | None:
     return source
 
 
+def digest_of_rows(source: str | Path) -> str:
+    """The sha256 of a source: of a file's bytes, of the rows of a saved data set."""
+    if not is_source(source):
+        return hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    for _, row in read_saved(source):
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def is_hub(folder: str | Path) -> bool:
+    """Whether a name is one of the hub."""
+    return str(folder).startswith(HUB)
+
+
 def is_folder(folder: str | Path) -> bool:
     """Whether splits can be looked for there."""
-    return str(folder).startswith(HUB) or os.path.isdir(folder)
+    return is_hub(folder) or os.path.isdir(folder)
 
 
 def named_files(folder: str | Path) -> str:
@@ -99,18 +123,6 @@ def named_files(folder: str | Path) -> str:
     stems = {name for split in SPLITS.values() for name in split}
     meant = [name for name in names if re.split(r"[._-]", name)[0] in stems or Path(name).suffix in KINDS]
     return ", ".join(meant[:5])
-
-
-def say_reading(source: str | Path, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
-    """Say once what was read of the rows of a source and what was not, unless there is nothing to say."""
-    if line := Reading(read_row(raw, where) for where, raw in rows).line(str(source)):
-        say(line)
-
-
-def say(text: str) -> None:
-    """A line on stderr, from the first rank."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, file=sys.stderr, flush=True)
 
 
 def _begins_array(path: str | Path) -> bool:

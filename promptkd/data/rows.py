@@ -14,8 +14,6 @@ response may be a list of texts: the first is trained, all are references.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -92,30 +90,6 @@ class Row:
         row |= {"system": self.system} if self.system and last is not None else {}
         row |= {"tools": self.tools} if self.tools else {}
         return row | {"output": self.references if len(self.references) > 1 else self.references[0]}
-
-
-class Reading:
-    """What was read of the rows of a source, and what was not, for one line that says so."""
-
-    def __init__(self, rows: Iterable[Row] = ()) -> None:
-        self.rows = 0
-        self.read: dict[str, None] = {}
-        self.unread: Counter[str] = Counter()
-        for row in rows:
-            self.add(row.read, row.unread)
-
-    def add(self, read: Iterable[str], unread: Iterable[str]) -> None:
-        """Count a row."""
-        self.rows += 1
-        self.read.update(dict.fromkeys(read))
-        self.unread.update(unread)
-
-    def line(self, source: str) -> str | None:
-        """The line, or None where all was read and the rows have the shapes that this project writes itself."""
-        if not self.unread and set(self.read) <= NATIVE:
-            return None
-        unread = ", ".join(f'"{name}" of {count} rows' for name, count in self.unread.most_common()) or "none"
-        return f"{source}: read as {key_names(self.read)}; fields not read: {unread}"
 
 
 def read_row(raw: dict[str, Any], where: str = "row") -> Row:
