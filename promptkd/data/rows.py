@@ -126,7 +126,7 @@ def read_row(raw: dict[str, Any], where: str = "row") -> Row:
         if not turns:  # the prompt is the last question of a conversation, and no ready prompt
             turns, ready = [{"role": "user", "content": ready}], None
         turns = [*history, *turns]
-    if turns and all(turn["role"] == "system" for turn in turns):
+    if talk is not None and all(turn["role"] == "system" for turn in turns):
         raise UserError(f"{where}: nothing is asked before its response: give it a user's turn")
     source, below = _input(fields, turns, where)
     tools = _tools(fields, where)

@@ -78,12 +78,13 @@ class ChatTemplate:
                 "take an instruct model's, or leave --template out"
             )
         self.answers_plainly = False
-        self.head, said, self.tail = self._render([{"role": "user", "content": ASKED}]).partition(ASKED)
+        head, said, self.tail = self._render([{"role": "user", "content": ASKED}]).partition(ASKED)
         if not said:
             raise UserError(
                 f"--template chat: the chat template of {tokenizer.name_or_path} leaves out what the user says: "
                 "take another model's, or leave --template out"
             )
+        self.heads = {text.partition("\n")[0] for text in (head, self._head_of_system_messages() or head)}
         self.tails = [self.tail]
         plain = self._tail_of_plain_answers()
         if plain not in (None, self.tail) and has_marker(self.tail + plain, thought_markers(tokenizer)):
@@ -108,8 +109,8 @@ class ChatTemplate:
     def made(self, prompt: str) -> bool:
         """Whether this template made a prompt, perhaps with another system prompt or on another day (Llama 3.2 writes
         the date): its first line and its end tell. Of a template that puts nothing around, none is made."""
-        first = self.head.partition("\n")[0]
-        return any((first or tail) and prompt.startswith(first) and prompt.endswith(tail) for tail in self.tails)
+        around = ((head, tail) for head in self.heads for tail in self.tails if head or tail)
+        return any(prompt.startswith(head) and prompt.endswith(tail) for head, tail in around)
 
     def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None = None, where: str = "") -> str:
         how = {"tools": tools} if tools else {}
@@ -124,6 +125,15 @@ class ChatTemplate:
                 f"{place}--template chat: the chat template of {self.tokenizer.name_or_path} cannot be used ({error}): "
                 "take another model's, or leave --template out"
             ) from None
+
+    def _head_of_system_messages(self) -> str | None:
+        """What the template writes before a system message; None where it has no place for one."""
+        messages = [{"role": "system", "content": ASKED}, {"role": "user", "content": SAID}]
+        try:
+            head, said, _ = render(self.tokenizer, messages, add_generation_prompt=True).partition(ASKED)
+        except Exception:  # a template may refuse them, as Gemma's does
+            return None
+        return head if said else None
 
     def _tail_of_plain_answers(self) -> str | None:
         """What the template writes between a user's text and a plain answer; None where it cannot be told."""

@@ -20,12 +20,12 @@ def thought_markers(tokenizer) -> list[Pair]:
     template = getattr(tokenizer, "chat_template", None)
     declared = template if isinstance(template, str) else " ".join((template or {}).values())
     added = " ".join(map(str, getattr(tokenizer, "added_tokens_encoder", {})))
-    openers: dict[str, str] = {}
-    closers: dict[str, str] = {}
+    openers: dict[tuple[str, str], str] = {}
+    closers: dict[tuple[str, str], str] = {}
     for match in MARKER.finditer(f"{declared} {added}"):
         slash, word, name = match.groups()
         closes = bool(slash) or (word or "").lower() == "end"
-        (closers if closes else openers)[name.lower()] = match[0]
+        (closers if closes else openers)[match[0][0], name.lower()] = match[0]
     pairs = [(openers[name], closers[name]) for name in openers if name in closers]
     channels = [CHANNELS] if "<|channel|>" in declared or "<|channel|>" in added else []
     return [*dict.fromkeys([*ALWAYS, *pairs, *channels])]
