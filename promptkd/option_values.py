@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import math
+from typing import Literal
 
 from promptkd.errors import UserError
 
 LONGEST_ARGUMENT = 4096  # as long as a path may be
+SpecialTokensRule = Literal["auto", "own", "none", "published"]  # of every command that makes prompts
+SPECIAL_TOKENS_HELP = (
+    "special tokens in front of prompts. own: once those that the tokenizer begins texts with; none: no tokens; "
+    "published: none in training, all in evaluation; auto: as the token files or the model's training have it, else own"
+)
 
 
 def is_text(value: str) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
 from promptkd.errors import UserError
-from promptkd.option_values import TYPES, check_arguments
+from promptkd.option_values import SPECIAL_TOKENS_HELP, TYPES, SpecialTokensRule, check_arguments
 
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
@@ -138,6 +138,7 @@ class DataSettings:
     template: Literal["published", "chat"] = option(
         "published", "what makes prompts of instructions in jsonl; chat: the tokenizer's own template"
     )
+    special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
 
     def __post_init__(self) -> None:
         at_least(-1, dev_num=self.dev_num)

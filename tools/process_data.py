@@ -33,19 +33,20 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from tqdm import tqdm
 
-from promptkd.data.examples import encode_pairs, vocabulary_size
+from promptkd.data.encoding import Encoded, TextEncoder
+from promptkd.data.examples import vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import decode, json_lines, numbered_lines, parse_line
 from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, written_together
 from promptkd.data.pseudo import PseudoSettings, pseudo
-from promptkd.data.templates import Template, prompt_and_references, template_of
+from promptkd.data.row_counts import RowCounts
+from promptkd.data.templates import Template, template_of
 from promptkd.errors import UserError, exit_with
 from promptkd.settings import at_least, option, parse
 
 NEWLINE_MARK = "<@x(x!>"
 KEYS = ("instruction", "prompt", "input", "output")  # of a published row, in this order
 SPLITS = ("valid", "train")
-Encoded = tuple[str, np.ndarray, np.ndarray]  # jsonl text, prompt ids, response ids
 
 
 @dataclass
@@ -72,6 +73,9 @@ class InstructionSettings(Common):
     template: Literal["published", "chat"] = option(
         "published", "what makes prompts of instructions; chat: the tokenizer's own template"
     )
+    special_tokens: Literal["own", "none", "published"] = option(
+        "own", "special tokens in front of prompts: once those that the tokenizer begins texts with; published: none"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -96,29 +100,21 @@ class CorpusSettings(Common):
 
 @dataclass(frozen=True)
 class EncodeInstructions:
-    """Numbered lines of jsonl -> what is written of each, None where the prompt is too long."""
+    """Numbered lines of jsonl -> the jsonl text and the ids of each."""
 
-    tokenizer: Any
+    encoder: TextEncoder
     settings: InstructionSettings
     template: Template
 
-    def __call__(self, lines: Lines) -> list[Encoded | None]:
+    def __call__(self, lines: Lines) -> list[tuple[str, Encoded]]:
         texts, pairs = [], []
         for number, line in lines:
             where = f"{self.settings.raw}, line {number}"
             row = parse_line(line, where)
-            prompt, references = prompt_and_references(row, where, self.template)
-            texts.append(published_row(row, prompt))
+            prompt, references = self.encoder.read(row, where, self.template)
+            texts.append(published_row(row, self.encoder.text(prompt)))
             pairs.append((prompt, references[0]))
-        encoded = zip(texts, encode_pairs(self.tokenizer, pairs))
-        return [self.fitted(text, prompt, response) for text, (prompt, response) in encoded]
-
-    def fitted(self, text: str, prompt: np.ndarray, response: np.ndarray) -> Encoded | None:
-        if len(prompt) > self.settings.max_prompt_length:
-            return None
-        if self.settings.max_length is not None:
-            response = response[: self.settings.max_length - len(prompt)]
-        return text, prompt, response
+        return list(zip(texts, self.encoder.pairs(pairs)))
 
 
 @dataclass(frozen=True)
@@ -140,6 +136,7 @@ class EncodeDocuments:
 
 def published_row(row: dict[str, Any], prompt: str) -> str:
     """The jsonl text beside the token files."""
+    row = {key: value for key, value in row.items() if value is not None}
     values = {**row, "prompt": prompt, "output": row["output"] if "output" in row else row["response"]}
     if "instruction" in row:
         values.setdefault("input", "")
@@ -151,7 +148,7 @@ class Lengths:
 
     def __init__(self) -> None:
         self.rows = 0
-        self.dropped = 0
+        self.counts = RowCounts()
         self.parts: dict[str, tuple[int, int]] = {}  # name -> (sum, largest)
 
     def add(self, **parts: np.ndarray) -> None:
@@ -162,7 +159,7 @@ class Lengths:
 
     def __str__(self) -> str:
         shown = [f"{name} {n / self.rows:.1f} tokens (at most {most})" for name, (n, most) in self.parts.items()]
-        return ", ".join([f"{self.rows} rows", f"{self.dropped} dropped", *shown])
+        return ", ".join([f"{self.rows} rows", f"{self.counts.dropped} dropped", *shown, *self.counts.others()])
 
 
 def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
@@ -174,13 +171,13 @@ def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
     with written_together(Path(settings.save)) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
         texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
-        job = EncodeInstructions(tokenizer, settings, template)
-        for seen, row in enumerate(chain.from_iterable(encoded(job, json_lines(settings.raw), settings, stack)), 1):
+        job = EncodeInstructions(TextEncoder(tokenizer, settings.special_tokens), settings, template)
+        rows = chain.from_iterable(encoded(job, json_lines(settings.raw), settings, stack))
+        for seen, (text, made) in enumerate(rows, 1):
             split = "valid" if seen <= settings.dev_num else "train"
-            if row is None:
-                lengths[split].dropped += 1
+            if not lengths[split].counts.take(made, settings.max_prompt_length, settings.max_length):
                 continue
-            text, prompt, response = row
+            prompt, response = made.within(settings.max_length)
             texts[split].write(text + "\n")
             tokens[split].add(prompt if settings.only_prompt else join_row(prompt, response, dtype))
             lengths[split].add(prompt=prompt, response=response)
@@ -191,7 +188,7 @@ def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
         for split in SPLITS:
             if not lengths[split].rows:
                 raise UserError(
-                    f"{settings.raw}: all {lengths[split].dropped} prompts of the {split} split are over "
+                    f"{settings.raw}: all {lengths[split].counts.dropped} prompts of the {split} split are over "
                     f"--max-prompt-length {settings.max_prompt_length}: raise it"
                 )
     return lengths

@@ -13,13 +13,14 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.data.prompt_format import choose_rule
 from promptkd.deepspeed_file import DTYPES, precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
 from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share, text_of
 from promptkd.evaluation.progress import AnswerBar
 from promptkd.evaluation.rouge import ScoringPool, default_workers
-from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
+from promptkd.evaluation.sets import Missing, TestSet, find_sets, notes_on_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
 from promptkd.models import check_positions, end_ids, load_causal_lm, load_config, load_own_tokenizer
@@ -40,7 +41,8 @@ def run(settings: SimpleNamespace) -> None:
     config = load_config(what.model_path, "--model-path")
     check_positions(config, data.max_length, "--model-path")
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
-    how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
+    data.special_tokens = choose_rule(data.special_tokens, what.model_path)
+    how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
@@ -48,7 +50,7 @@ def run(settings: SimpleNamespace) -> None:
     group = tensor_group(ranks, settings.parallel.size)
     model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
     claim(folder, ranks)
-
+    say_notes(notes_on_sets(sets, {"--model-path": what.model_path}), ranks)
     results = header(settings, missing, ranks, dtype)
     evaluate_sets(settings, sets, model, tokenizer, ranks, results)
     if ranks.first:
@@ -63,6 +65,12 @@ def warn_of_missing(missing: list[Missing], ranks: Ranks) -> None:
     """Name the sets that are not there on stderr, with what gets them."""
     for lost in missing if ranks.first else []:
         print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
+
+
+def say_notes(notes: list[str], ranks: Ranks) -> None:
+    """Print notes on the prompts to stderr, once."""
+    for note in notes if ranks.first else []:
+        print(f"evaluate.py: {note}", file=sys.stderr, flush=True)
 
 
 def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokenizer, ranks: Ranks, results) -> None:
@@ -123,6 +131,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "prompt_cut": data.prompt_cut,
             "dev_num": data.dev_num,
             "template": data.template,
+            "special_tokens": data.special_tokens,
         },
         "seeds": what.seeds,
         "run": {
