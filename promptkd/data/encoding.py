@@ -206,9 +206,9 @@ class TextEncoder:
         special = {token for name, token in self.specials.ids.items() if name in text}
         if special.isdisjoint(ids):
             return ids
-        # The vocabulary has the name as a word: break it after its first character.
-        pieces = self.specials.broken(text)
-        return [token for piece in pieces for token in self._ids([piece], split_special_tokens=True)[0]]
+        # The vocabulary has the name as a word, too: break it after its first character.
+        first, *others = self.specials.broken(text)
+        return self._spelled_ids(first) + [token for piece in others for token in next(self._continuations(piece))]
 
     def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
         if not texts:
