@@ -12,7 +12,7 @@ from promptkd.data.encoding import Encoded, TextEncoder
 from promptkd.data.format import LARGEST_UINT16_VOCABULARY, TokenFile, split_row
 from promptkd.data.templates import prompt_and_references, render_prompt
 
-_SAMPLE = 512  # rows that are compared where the text is no newer than the tokens
+_SAMPLE, _MOST = 512, 20_000  # rows that are compared where the text is no newer than the tokens, and where it is
 
 
 def format_of_file(file: TokenFile, encoder: TextEncoder, prompts_only: bool) -> tuple[str, str]:
@@ -51,10 +51,10 @@ def rule_of_folder(folder: Path, tokenizer, special_tokens: str) -> str | None:
 def doubt_about_text(file: TokenFile, path: Path, rows: Sequence[dict[str, Any]], tokenizer) -> str:
     """Return one line about the first row whose tokens are not those of the text beside it, "" where all are.
 
-    All rows are compared where the text is newer than the tokens, else a sample.
+    All rows (of a large file many) are compared where the text is newer than the tokens, else a sample.
     """
     newer = path.stat().st_mtime > file.bin_path.stat().st_mtime + 1
-    places = list(range(len(file))) if newer else _sample(len(file), _SAMPLE)
+    places = _sample(len(file), _MOST if newer else _SAMPLE)
     left = [place for place in places if "prompt" in rows[place] or "instruction" in rows[place]]
     for rule in ("published", "own", "none"):
         encoder = TextEncoder(tokenizer, rule)
