@@ -111,8 +111,9 @@ class MiniLLM(Method):
                 "and --top-p 1"
             )
         sizes = (tokenizer, data.max_prompt_length, data.max_length)
-        how = {"template": data.template, "option": "--prompt-data-dir"}
+        how = {"template": data.template, "option": "--prompt-data-dir", "special_tokens": data.special_tokens}
         train = ExampleSet.open(mine.prompt_data_dir, "train", *sizes, prompts_only=True, **how)
+        how["special_tokens"] = train.format.special_tokens
         dev, folders = None, {"data": mine.prompt_data_dir}
         if data.dev_num:
             answers = Path(mine.prompt_data_dir) / "valid.jsonl"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
 from promptkd.data.chat_arguments import bind_settings, now
+from promptkd.data.prompt_format import mismatch
 from promptkd.data.windows import Windows
 from promptkd.deepspeed_file import (
     DTYPES,
@@ -75,16 +77,33 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         method = build_method(settings, (config, teacher_config), student, teacher, tokenizer, data, windows, ranks)
         if checkpoints.start is not None:
             checkpoints.read(method)
-        begin_files(checkpoints, {**described, "parameters": parameters_of(settings, method.prompt())})
+        described |= {
+            "parameters": parameters_of(settings, method.prompt()),
+            "rows": {name: each.record() for name, each in data.sets().items()},
+        }
+        begin_files(checkpoints, described)
     except BaseException:
         checkpoints.unlock()
         raise
+    if ranks.first:
+        for line in notes_on_data(settings, data):
+            print(f"train.py: {line}", file=sys.stderr, flush=True)
     context, published = method.context, method.context.published_mean
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
         settings.optimizer.eval_batch_size, settings.run.seed, ranks, published,
     )  # fmt: skip
     return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
+
+
+def notes_on_data(settings: SimpleNamespace, data: Data) -> list[str]:
+    """What has to be said of the data: rows that are not used as they are, prompts unlike those of the models."""
+    notes = [f"{name}: {each.counts}" for name, each in data.sets().items() if str(each.counts)]
+    notes += [f"warning: {each.warning}" for each in data.sets().values() if each.warning]
+    models = settings.models
+    paths = {"--model-path": models.model_path, "--teacher-model-path": models.teacher_model_path}
+    unlike = (mismatch(data.train.format, path, option) for option, path in paths.items())
+    return [*notes, *(f"warning: {line}" for line in unlike if line)]
 
 
 def check_exposure_bias(settings: SimpleNamespace, data: Data) -> None:

@@ -6,12 +6,17 @@ import argparse
 import dataclasses
 import datetime
 import math
-from typing import Any
+from typing import Any, Literal
 
 from promptkd.errors import UserError
 from promptkd.strict_json import parse_json
 
 LONGEST_ARGUMENT = 4096  # as long as a path may be
+SpecialTokensRule = Literal["auto", "own", "none", "published"]  # of every command that makes prompts
+SPECIAL_TOKENS_HELP = (
+    "special tokens in front of prompts. own: once those that the tokenizer begins texts with; none: no tokens; "
+    "published: none in training, all in evaluation; auto: as the token files or the model's training have it, else own"
+)
 
 
 def is_text(value: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NoReturn
 
 from promptkd.data.template_settings import TemplateSettings
 from promptkd.errors import UserError
-from promptkd.option_values import TYPES, at_least, check_arguments, option
+from promptkd.option_values import SPECIAL_TOKENS_HELP, TYPES, SpecialTokensRule, at_least, check_arguments, option
 
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
@@ -133,6 +133,7 @@ class DataSettings(TemplateSettings):
     max_length: int = option(512, "most tokens of prompt and response together")
     max_prompt_length: int = option(256, "most tokens of a prompt")
     dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all")
+    special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from promptkd.data.examples import ExampleSet, encode_pair, encode_pairs
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.examples import ExampleSet
 from promptkd.data.format import TokenFileWriter
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.templates import reference_texts, render_prompt
@@ -130,11 +131,10 @@ def test_templates_are_the_published_ones():
 
 def test_a_pair_is_tokenised_together(tokenizer):
     pairs = [("Say", " it"), ("a\n", "\nb"), ("Q", "")]
-    for (prompt, response), many in zip(pairs, encode_pairs(tokenizer, pairs)):
+    for (prompt, response), pair in zip(pairs, TextEncoder(tokenizer).pairs(pairs)):
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         whole = [*tokenizer.encode(prompt + response, add_special_tokens=False), tokenizer.eos_token_id]
-        for pair in (many, encode_pair(tokenizer, prompt, response)):
-            assert [part.tolist() for part in pair] == [ids, whole[len(ids) :]]
+        assert [part.tolist() for part in pair.within(None)] == [ids, whole[len(ids) :]]
 
 
 @pytest.mark.parametrize(
@@ -227,5 +227,6 @@ def test_references_beside_token_files_may_be_lists(tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"valid.jsonl, line 8: \"output\" has to be a text"):
         ExampleSet.open(tmp_path, "valid", tokenizer, 96, 128)
     put(tmp_path, *[{"output": ["a", "b"]}] * 7, {"output": "c"}, split="valid")
-    assert ExampleSet.open(tmp_path, "valid", tokenizer, 96, 128).references[6:] == [["a", "b"], ["c"]]
+    examples = ExampleSet.open(tmp_path, "valid", tokenizer, 96, 128)
+    assert examples.references[6:] == [["a", "b"], ["c"]] and not examples.stale
     assert reference_texts({"output": "c"}) == ["c"]

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from promptkd.data.template_settings import TemplateSettings
 from promptkd.errors import UserError, exit_with
+from promptkd.option_values import SPECIAL_TOKENS_HELP, SpecialTokensRule
 from promptkd.settings import DecodingSettings, ParallelSettings, at_least, option, parse
 
 
@@ -54,6 +55,7 @@ class PromptSettings(TemplateSettings):
     data_names: str = option("", "name of the folder below --data-dir, where --data-dir has no train.jsonl itself")
     max_length: int = option(512, "most tokens of prompt and answer together")
     max_prompt_length: int = option(256, "most tokens of a prompt; longer ones are left out")
+    special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
     eval_batch_size: int = option(32, "answers of --max-length tokens that are decoded together")
     token_budget: int | None = option(
         None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length"
@@ -110,32 +112,53 @@ def identity(settings, prompts: list[str], dtype: str) -> dict:
         "seed": what.seed,
         "max_length": data.max_length,
         "max_prompt_length": data.max_prompt_length,
+        "special_tokens": data.special_tokens,
         **({"template_time": data.template_time} if data.template_time else {}),
         **dataclasses.asdict(settings.decoding),
     }
 
 
-def read_prompts(settings, tokenizer) -> tuple[list[str], list, list[list[str]]]:
-    """(texts, token ids, gold texts) of the prompts to answer."""
+@dataclass
+class Prompts:
+    """The prompts to answer: texts, token ids and gold texts row by row, and what has to be said of them."""
+
+    texts: list[str]
+    ids: list
+    gold: list[list[str]]
+    notes: list[str]
+
+
+def read_prompts(settings, tokenizer) -> Prompts:
+    """Read the prompts of train.jsonl, as training makes them (promptkd.data.encoding)."""
     import numpy as np
 
-    from promptkd.data.examples import encode_pairs
+    from promptkd.data.encoding import TextEncoder
+    from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, template_of_prompts
     from promptkd.data.reading import say_reading
+    from promptkd.data.row_counts import RowCounts
     from promptkd.data.row_files import read_rows
-    from promptkd.data.templates import prompt_and_references, template_of
+    from promptkd.data.templates import template_of
+    from promptkd.data.token_check import rule_of_folder
 
-    what, file = settings.generation, settings.data.file
-    raw, render = read_rows(file), template_of(settings.data.template, tokenizer)
-    rows = [prompt_and_references(row, where, render) for where, row in raw]
+    what, data, file = settings.generation, settings.data, settings.data.file
+    rule = rule_of_folder(Path(file).parent, tokenizer, data.special_tokens)
+    data.special_tokens = rule or choose_rule("auto", what.model_path)
+    encoder, counts = TextEncoder(tokenizer, data.special_tokens), RowCounts()
+    raw, render = read_rows(file), template_of(data.template, tokenizer)
+    rows = [encoder.read(row, where, render) for where, row in raw]
     say_reading(file, raw)
-    ids = [prompt for prompt, _ in encode_pairs(tokenizer, [(text, "") for text, _ in rows])]
-    kept = [i for i, prompt in enumerate(ids) if len(prompt) <= settings.data.max_prompt_length]
+    made = encoder.pairs([(prompt, "") for prompt, _ in rows])
+    kept = [i for i, each in enumerate(made) if counts.take(each, data.max_prompt_length, None)]
     if not kept:
-        raise UserError(f"{file}: all prompts are over --max-prompt-length {settings.data.max_prompt_length}: raise it")
+        raise UserError(f"{file}: all prompts are over --max-prompt-length {data.max_prompt_length}: raise it")
+    template = template_of_prompts(data.template, encoder, [prompt for prompt, _ in rows])
+    unlike = mismatch(PromptFormat(template, data.special_tokens), what.model_path, "--model-path")
     if what.gen_num != -1:
         picked = np.random.default_rng(what.seed_ppo).permutation(len(kept))[: what.gen_num]
         kept = [kept[i] for i in sorted(picked)]
-    return [rows[i][0] for i in kept], [ids[i] for i in kept], [rows[i][1] for i in kept]
+    notes = [str(counts)] * bool(str(counts)) + [f"warning: {unlike}"] * bool(unlike)
+    texts, gold = [encoder.text(rows[i][0]) for i in kept], [rows[i][1] for i in kept]
+    return Prompts(texts, [made[i].prompt for i in kept], gold, notes)
 
 
 def run(settings) -> None:
@@ -156,9 +179,12 @@ def run(settings) -> None:
     ranks = setup(settings.parallel.size)
     start = None if what.overwrite else recorded_time(Path(what.save))
     bind_settings(tokenizer, data, ranks.world.gather([start or now()])[0])
-    texts, prompts, gold = read_prompts(settings, tokenizer)
+    asked = read_prompts(settings, tokenizer)
+    texts, prompts = asked.texts, asked.ids
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     store = AnswerStore(Path(what.save), identity(settings, texts, dtype), what.overwrite, ranks)
+    for note in asked.notes if ranks.first else []:
+        print(f"generate.py: {note}", file=sys.stderr, flush=True)
     todo = [i for i in range(len(prompts)) if i not in store.answers]
     todo = sorted(todo, key=lambda i: -len(prompts[i]))[ranks.rank :: ranks.size]
     thoughts = 0
@@ -173,7 +199,7 @@ def run(settings) -> None:
     if ranks.first:
         store.finish(
             {"prompt": text, "gen_answer": said, "output": references if len(references) > 1 else references[0]}
-            for text, references, said in zip(texts, gold, store.in_order(len(texts)))
+            for text, references, said in zip(texts, asked.gold, store.in_order(len(texts)))
         )
         print(f"{len(texts)} answers in {store.file}")
         if thoughts:

@@ -27,7 +27,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -35,23 +35,24 @@ import numpy as np
 from tqdm import tqdm
 
 from promptkd.data.chat_arguments import bind_settings, now
-from promptkd.data.examples import encode_pairs, vocabulary_size
+from promptkd.data.encoding import Encoded, TextEncoder
+from promptkd.data.examples import vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import decode, numbered_lines, parse_line
 from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, written_together
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.data.reading import Reading, say
+from promptkd.data.row_counts import RowCounts
 from promptkd.data.row_files import is_lines, iterate_rows, lines_of
 from promptkd.data.rows import Row, read_row
 from promptkd.data.saved_rows import is_source
 from promptkd.data.template_settings import TemplateSettings
-from promptkd.data.templates import Template, prompt_and_references, template_of
+from promptkd.data.templates import Template, template_of
 from promptkd.errors import UserError, exit_with
 from promptkd.settings import at_least, option, parse
 
 NEWLINE_MARK = "<@x(x!>"
 SPLITS = ("valid", "train")
-Encoded = tuple[str, np.ndarray, np.ndarray]  # jsonl text, prompt ids, response ids
 
 
 @dataclass
@@ -75,6 +76,9 @@ class InstructionSettings(TemplateSettings, Common):
     max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
     max_length: int | None = option(None, "cut rows to this many tokens (train.py cuts anyway); default: whole")
     only_prompt: bool = option(False, "write prompts without marker and response to the token files")
+    special_tokens: Literal["own", "none", "published"] = option(
+        "own", "special tokens in front of prompts: once those that the tokenizer begins texts with; published: none"
+    )
 
     def __post_init__(self) -> None:
         TemplateSettings.__post_init__(self)
@@ -100,29 +104,21 @@ class CorpusSettings(Common):
 
 @dataclass(frozen=True)
 class EncodeInstructions:
-    """Rows and their places -> what is written of each, None where the prompt is too long."""
+    """Rows and their places -> of each the row, the jsonl text and the ids."""
 
-    tokenizer: Any
+    encoder: TextEncoder
     settings: InstructionSettings
     template: Template
 
-    def __call__(self, items: list[tuple[str, bytes | dict[str, Any]]]) -> list[tuple[Row, Encoded | None]]:
+    def __call__(self, items: list[tuple[str, bytes | dict[str, Any]]]) -> list[tuple[Row, str, Encoded]]:
         texts, pairs, rows = [], [], []
         for where, item in items:
-            row = read_row(parse_line(item, where) if isinstance(item, bytes) else item, where)
-            prompt, references = prompt_and_references(row, where, self.template)
-            texts.append(json.dumps(row.fields(prompt)))
+            raw = parse_line(item, where) if isinstance(item, bytes) else item
+            prompt, references = self.encoder.read(raw, where, self.template)
+            rows.append(read_row(raw, where))
+            texts.append(json.dumps(rows[-1].fields(self.encoder.text(prompt))))
             pairs.append((prompt, references[0]))
-            rows.append(row)
-        encoded = zip(texts, encode_pairs(self.tokenizer, pairs))
-        return [(row, self.fitted(text, *pair)) for row, (text, pair) in zip(rows, encoded)]
-
-    def fitted(self, text: str, prompt: np.ndarray, response: np.ndarray) -> Encoded | None:
-        if len(prompt) > self.settings.max_prompt_length:
-            return None
-        if self.settings.max_length is not None:
-            response = response[: self.settings.max_length - len(prompt)]
-        return text, prompt, response
+        return list(zip(rows, texts, self.encoder.pairs(pairs)))
 
 
 @dataclass(frozen=True)
@@ -147,7 +143,7 @@ class Lengths:
 
     def __init__(self) -> None:
         self.rows = 0
-        self.dropped = 0
+        self.counts = RowCounts()
         self.parts: dict[str, tuple[int, int]] = {}  # name -> (sum, largest)
 
     def add(self, **parts: np.ndarray) -> None:
@@ -158,7 +154,7 @@ class Lengths:
 
     def __str__(self) -> str:
         shown = [f"{name} {n / self.rows:.1f} tokens (at most {most})" for name, (n, most) in self.parts.items()]
-        return ", ".join([f"{self.rows} rows", f"{self.dropped} dropped", *shown])
+        return ", ".join([f"{self.rows} rows", f"{self.counts.dropped} dropped", *shown, *self.counts.others()])
 
 
 def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
@@ -171,15 +167,15 @@ def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
     with written_together(Path(settings.save)) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
         texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
-        job = EncodeInstructions(tokenizer, settings, template)
+        job = EncodeInstructions(TextEncoder(tokenizer, settings.special_tokens), settings, template)
         lines = lines_of(settings.raw) if is_lines(settings.raw) else iterate_rows(settings.raw)
-        for seen, (row, made) in enumerate(chain.from_iterable(encoded(job, lines, settings, stack)), 1):
+        rows = chain.from_iterable(encoded(job, lines, settings, stack))
+        for seen, (row, text, made) in enumerate(rows, 1):
             split = "valid" if seen <= settings.dev_num else "train"
             reading.add(row.read, row.unread)
-            if made is None:
-                lengths[split].dropped += 1
+            if not lengths[split].counts.take(made, settings.max_prompt_length, settings.max_length):
                 continue
-            text, prompt, response = made
+            prompt, response = made.within(settings.max_length)
             texts[split].write(text + "\n")
             tokens[split].add(prompt if settings.only_prompt else join_row(prompt, response, dtype))
             lengths[split].add(prompt=prompt, response=response)
@@ -190,7 +186,7 @@ def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
         for split in SPLITS:
             if not lengths[split].rows:
                 raise UserError(
-                    f"{settings.raw}: all {lengths[split].dropped} prompts of the {split} split are over "
+                    f"{settings.raw}: all {lengths[split].counts.dropped} prompts of the {split} split are over "
                     f"--max-prompt-length {settings.max_prompt_length}: raise it"
                 )
     if line := reading.line(settings.raw):

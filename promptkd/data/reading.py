@@ -36,10 +36,16 @@ class Reading:
         return f"{source}: read as {key_names(self.read)}; fields not read: {unread}"
 
 
-def say_reading(source: str | Path, rows: Iterable[tuple[str, dict[str, Any]]]) -> None:
-    """Say once what was read of the rows of a source and what was not, unless there is nothing to say."""
-    if line := Reading(read_row(raw, where) for where, raw in rows).line(str(source)):
+def say_reading(source: str | Path, rows: Iterable[tuple[str, dict[str, Any]]]) -> dict[str, int]:
+    """Say once what was read of the rows of a source and what was not, unless there is nothing to say.
+
+    Returns:
+        Fields that were not read -> in how many rows.
+    """
+    reading = Reading(read_row(raw, where) for where, raw in rows)
+    if line := reading.line(str(source)):
         say(line)
+    return dict(reading.unread)
 
 
 def say(text: str) -> None:

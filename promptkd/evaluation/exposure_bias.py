@@ -21,6 +21,7 @@ from torch import Tensor
 
 from promptkd.checkpoint import fingerprint, write_json
 from promptkd.data.chat_arguments import bind_settings, now
+from promptkd.data.prompt_format import choose_rule
 from promptkd.data.windows import group_by_length, pack
 from promptkd.deepspeed_file import DTYPES
 from promptkd.distributed import Ranks, setup
@@ -28,8 +29,8 @@ from promptkd.errors import UserError
 from promptkd.evaluation.exposure_files import draw, markdown
 from promptkd.evaluation.generate import share
 from promptkd.evaluation.progress import AnswerBar
-from promptkd.evaluation.run import RESULTS, check_save, choose_dtype, claim, header, warn_of_missing
-from promptkd.evaluation.sets import TestSet, find_sets, read_set
+from promptkd.evaluation.run import RESULTS, check_save, choose_dtype, claim, header, say_notes, warn_of_missing
+from promptkd.evaluation.sets import TestSet, find_sets, notes_on_sets, read_set
 from promptkd.evaluation.tables import write_text
 from promptkd.losses import Fixed, kl_divergences
 from promptkd.metrics import peak_memory_gb
@@ -182,7 +183,8 @@ def run(settings: SimpleNamespace) -> None:
     tokenizer = load_own_tokenizer(what.model_path, load_config(what.model_path, "--model-path"), "--model-path")
     ranks = setup(settings.parallel.size)
     bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
-    reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
+    data.special_tokens = choose_rule(data.special_tokens, what.model_path, how.teacher_model_path)
+    reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
     sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)
@@ -198,6 +200,8 @@ def run(settings: SimpleNamespace) -> None:
     )
     warn_of_missing(missing, ranks)
     claim(folder, ranks)
+    models = {"--model-path": what.model_path, "--teacher-model-path": how.teacher_model_path}
+    say_notes(notes_on_sets(sets, models), ranks)
     results = header(settings, missing, ranks, dtype)
     results["protocol"] |= {"sample_times": protocol.samples, "published": how.published}
     results["teacher"] = _described(how.teacher_model_path) | {"prompt": how.teacher_prompt}
@@ -250,6 +254,7 @@ def measure_sets(
         found = curves(accumulated_errors(student, teacher, each.prompts, protocol, ranks, bar), protocol.seed)
         about = {
             "file": str(each.path), "sha256": each.sha256(), "rows": len(each), "rows_cut": each.cut,
+            "rows_spelling_special_tokens": each.spelled,
             "partial": each.partial, "published_rows": each.published_rows,
         }  # fmt: skip
         last = {name: values[-1] for name, values in found.items()}

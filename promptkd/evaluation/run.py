@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
 from promptkd.data.chat_arguments import bind_settings, now
+from promptkd.data.prompt_format import choose_rule
 from promptkd.data.thoughts import answer_text
 from promptkd.deepspeed_file import DTYPES, precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
@@ -21,7 +22,7 @@ from promptkd.errors import UserError
 from promptkd.evaluation.generate import decode_share, share
 from promptkd.evaluation.progress import AnswerBar
 from promptkd.evaluation.rouge import ScoringPool, default_workers
-from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
+from promptkd.evaluation.sets import Missing, TestSet, find_sets, notes_on_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
 from promptkd.models import check_positions, end_ids, load_causal_lm, load_config, load_own_tokenizer
@@ -44,14 +45,15 @@ def run(settings: SimpleNamespace) -> None:
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
     ranks = setup(settings.parallel.size)
     bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
-    how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
+    data.special_tokens = choose_rule(data.special_tokens, what.model_path)
+    how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     warn_of_missing(missing, ranks)
     group = tensor_group(ranks, settings.parallel.size)
     model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
     claim(folder, ranks)
-
+    say_notes(notes_on_sets(sets, {"--model-path": what.model_path}), ranks)
     results = header(settings, missing, ranks, dtype)
     evaluate_sets(settings, sets, model, tokenizer, ranks, results)
     if ranks.first:
@@ -66,6 +68,12 @@ def warn_of_missing(missing: list[Missing], ranks: Ranks) -> None:
     """Name the sets that are not there on stderr, with what gets them."""
     for lost in missing if ranks.first else []:
         print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
+
+
+def say_notes(notes: list[str], ranks: Ranks) -> None:
+    """Print notes on the prompts to stderr, once."""
+    for note in notes if ranks.first else []:
+        print(f"evaluate.py: {note}", file=sys.stderr, flush=True)
 
 
 def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokenizer, ranks: Ranks, results) -> None:
@@ -127,6 +135,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "dev_num": data.dev_num,
             "template": data.template,
             **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
+            "special_tokens": data.special_tokens,
         },
         "seeds": what.seeds,
         "run": {

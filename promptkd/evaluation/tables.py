@@ -36,6 +36,7 @@ def summary(test_set: TestSet, answers: list[list[Row]], seconds: float) -> dict
         "sha256": test_set.sha256(),
         "rows": len(test_set),
         "rows_cut": test_set.cut,
+        "rows_spelling_special_tokens": test_set.spelled,
         "published_rows": test_set.published_rows,
         "partial": test_set.partial,
         "rougeL": over_seeds([mean([row.rouge_l for row in rows]) for rows in answers]),
