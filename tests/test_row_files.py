@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -153,6 +154,9 @@ def test_hub_name_config_and_revision_reach_the_library(tokenizer, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     assert len(ExampleSet.open("hub:a/b:main@v1", "valid", tokenizer, 96, 128)) == 2
     assert calls == [("a/b", "main", "v1")]
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: {"train_sft": ROWS})
+    with pytest.raises(UserError, match=r"neither .* is there, only the splits train_sft"):
+        ExampleSet.open("hub:a/c", "train", tokenizer, 96, 128)
     with pytest.raises(UserError, match="has no split 'dev': name one of train, test"):
         read_rows("hub:a/b:main@v1#dev")
 
@@ -165,3 +169,11 @@ def test_process_data_makes_the_same_files_from_every_kind(run, tmp_path, name):
         assert run(*instructions(tmp_path / f"out{kind}", raw=raw, dev=2))[0] == 0
         made.append(contents(tmp_path / f"out{kind}"))
     assert made[0] == made[1]
+
+
+def test_files_beside_token_files_are_named(tokenizer, tmp_path, capsys):
+    for end in ("bin", "idx"):
+        shutil.copy(GOLDEN / f"processed/dolly/full/gpt2/train_0.{end}", tmp_path)
+    (tmp_path / "train.csv").write_text("instruction,output\na,b\n")
+    ExampleSet.open(tmp_path, "train", tokenizer, 96, 128)
+    assert capsys.readouterr().err == f"{tmp_path}/train_0.bin is read; train.csv beside it is not\n"

@@ -77,12 +77,15 @@ class PromptSettings(TemplateSettings):
     @property
     def file(self) -> str:
         """The training rows in --data-dir or, if they are not there, in the folder of its name."""
-        from promptkd.data.row_files import find_rows, is_hub
+        from promptkd.data.row_files import find_rows, is_hub, named_files
 
         below = [] if is_hub(self.data_dir) else [str(Path(self.data_dir) / self.data_names)]
         found = next((rows for f in [self.data_dir, *below] if (rows := find_rows(f, "train")) is not None), None)
         if found is None:
-            raise UserError(f"--data-dir {self.data_dir}: there is no train.jsonl: tools/process_data.py makes it")
+            others = f", only {names}" if (names := named_files(self.data_dir)) else ""
+            raise UserError(
+                f"--data-dir {self.data_dir}: there is no train.jsonl{others}: tools/process_data.py makes it"
+            )
         return found
 
 

@@ -17,7 +17,7 @@ from promptkd.data.encoding import TextEncoder
 from promptkd.data.format import TokenFile, split_row
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.prompt_format import PromptFormat, template_of_prompts
-from promptkd.data.reading import say_reading
+from promptkd.data.reading import say, say_reading
 from promptkd.data.row_counts import RowCounts
 from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, read_rows
 from promptkd.data.templates import reference_texts, template_of
@@ -118,6 +118,9 @@ class ExampleSet:
                     f"{prefix}.bin: the prompts of a token file are ready: leave --template out (tools/process_data.py "
                     f"instructions --template {template} makes such files)"
                 )
+            unused = [f"{split}{kind}" for kind in KINDS[1:] if os.path.isfile(folder / f"{split}{kind}")]
+            if unused:
+                say(f"{prefix}.bin is read; {', '.join(unused)} beside it is not")
             return _from_tokens(prefix, text, tokenizer, limits, special_tokens)
         if (rows := find_rows(source, split)) is not None:
             return _from_rows(rows, tokenizer, limits, template, special_tokens)

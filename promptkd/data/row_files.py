@@ -116,6 +116,8 @@ def is_folder(folder: str | Path) -> bool:
 
 def named_files(folder: str | Path) -> str:
     """What a folder holds that might be meant as data, for an error about what it lacks."""
+    if is_hub(folder) or is_saved(folder):
+        return f"the splits {', '.join(open_saved(str(folder)))}"
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError:
