@@ -13,7 +13,9 @@ from torch import Tensor
 
 from promptkd.adapters import base_of, is_adapter
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
+from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.examples import vocabulary_size
+from promptkd.data.prompt_format import mismatch
 from promptkd.data.windows import Windows
 from promptkd.deepspeed_file import (
     DTYPES,
@@ -41,7 +43,7 @@ from promptkd.models import (
     load_tokenizer,
 )
 from promptkd.quantization import check_quantization, loading_options
-from promptkd.resume import Checkpoints, Identity, choose_start
+from promptkd.resume import Checkpoints, Identity, choose_start, recorded_time
 from promptkd.rollout import Sampling
 from promptkd.schedules import Optimization
 from promptkd.settings import TOKEN_BUDGET, declared_options, flat
@@ -63,6 +65,8 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     path = settings.models.model_path
     tokenizer = load_own_tokenizer(path, load_config(path, "--model-path"), "--model-path")
+    recorded = recorded_time(Path(settings.run.save)) if settings.run.resume != "never" else None
+    bind_settings(tokenizer, settings.data, ranks.world.gather([recorded or now()])[0])
     data = kind.open_data(settings, tokenizer)
     if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
@@ -79,10 +83,17 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         say_shared(method.context, described)
         if checkpoints.start is not None:
             checkpoints.read(method)
-        begin_files(checkpoints, {**described, "parameters": parameters_of(settings, method.prompt())})
+        described |= {
+            "parameters": parameters_of(settings, method.prompt()),
+            "rows": {name: each.record() for name, each in data.sets().items()},
+        }
+        begin_files(checkpoints, described)
     except BaseException:
         checkpoints.unlock()
         raise
+    if ranks.first:
+        for line in notes_on_data(settings, data):
+            print(f"train.py: {line}", file=sys.stderr, flush=True)
     context, published = method.context, method.context.published_mean
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
@@ -90,6 +101,16 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         settings.run.rouge_tokenizer,
     )  # fmt: skip
     return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
+
+
+def notes_on_data(settings: SimpleNamespace, data: Data) -> list[str]:
+    """What has to be said of the data: rows that are not used as they are, prompts unlike those of the models."""
+    notes = [f"{name}: {each.counts}" for name, each in data.sets().items() if str(each.counts)]
+    notes += [f"warning: {each.warning}" for each in data.sets().values() if each.warning]
+    models = settings.models
+    paths = {"--model-path": models.model_path, "--teacher-model-path": models.teacher_model_path}
+    unlike = (mismatch(data.train.format, path, option) for option, path in paths.items())
+    return [*notes, *(f"warning: {line}" for line in unlike if line)]
 
 
 def check_exposure_bias(settings: SimpleNamespace, data: Data) -> None:

@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
+from promptkd.data.prompt_format import RECORD, PromptFormat
 from promptkd.engine import Learner
 from promptkd.errors import RunError, UserError
 
@@ -121,8 +122,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def save_model(learner: Learner, tokenizer, folder: Path) -> None:
-    """Write the model as a Hugging Face folder with its tokenizer. All ranks call it; the first one writes."""
+def save_model(learner: Learner, tokenizer, folder: Path, prompts: PromptFormat) -> None:
+    """Write the model as a Hugging Face folder with its tokenizer and a record of how training's prompts were made.
+
+    All ranks call it; the first one writes.
+    """
     model = learner.module.model
     state = learner.model_state()
     if learner.ranks.first:
@@ -130,6 +134,7 @@ def save_model(learner: Learner, tokenizer, folder: Path) -> None:
         def fill(beside: Path) -> None:
             model.save_pretrained(beside, state_dict=state)
             tokenizer.save_pretrained(beside)
+            write_json(beside / RECORD, prompts.as_dict())
 
         write_folder(folder, fill)
     learner.ranks.barrier()
@@ -160,7 +165,9 @@ def commit_of(root: Path) -> str | None:
 def fingerprint(path: str) -> dict[str, Any]:
     """Names, sizes and the ends' bytes of a folder's files in one digest: cheap, and changes when they do."""
     digest, total = hashlib.sha256(), 0
-    files = sorted(file for pattern in ("*", "mp*/*") for file in Path(path).glob(pattern) if file.is_file())
+    files = sorted(
+        file for pattern in ("*", "mp*/*", "*/*.arrow") for file in Path(path).glob(pattern) if file.is_file()
+    )
     for file in files:
         size = file.stat().st_size
         with open(file, "rb") as stream:

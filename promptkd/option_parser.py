@@ -84,7 +84,7 @@ def _add_group(target: Any, group: type) -> None:
             kind = typing.get_args(hint)[0]
             extras.update(type=TYPES.get(kind, kind), nargs="+")
         else:
-            extras["type"] = TYPES.get(hint, hint)
+            extras.setdefault("type", TYPES.get(hint, hint))
         target.add_argument(flag, **extras)
 
 

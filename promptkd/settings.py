@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from promptkd.data.template_settings import TemplateSettings
 from promptkd.errors import UserError
 from promptkd.option_parser import declared_options as declared_options  # callers have them from here
 from promptkd.option_parser import flat as flat
 from promptkd.option_parser import parse as parse
+from promptkd.option_values import SPECIAL_TOKENS_HELP, SpecialTokensRule, at_least, option
 
 RougeTokenizer = Literal["unicode", "published"]  # see evaluation/rouge_tokenizers.py
 
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
-
-
-def option(default: Any, help: str, *, numbers: bool = True, **argparse_extras: Any) -> Any:
-    """Return a dataclass field that is also a command-line option `--field-name`.
-
-    Args:
-        default: The option's value unless it is given.
-        help: The help text.
-        numbers: Whether a change of the option can change the numbers that training computes. A run is resumed
-            only with the same values of such options. A path counts as False: what it names is compared instead.
-        **argparse_extras: Passed to `argparse.ArgumentParser.add_argument`.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, "numbers": numbers, "extras": argparse_extras})
 
 
 def rouge_tokenizer_option() -> Any:
@@ -166,16 +154,19 @@ class TrainingParallelSettings(ParallelSettings):
 
 
 @dataclass
-class DataSettings:
-    data_dir: str = option("", "folder with train_0.bin/.idx or train.jsonl, and valid likewise", numbers=False)
+class DataSettings(TemplateSettings):
+    data_dir: str = option(
+        "",
+        "folder with train_0.bin/.idx or train.jsonl (.json, .csv, .parquet), and valid likewise; or hub:NAME",
+        numbers=False,
+    )
     max_length: int = option(512, "most tokens of prompt and response together")
     max_prompt_length: int = option(256, "most tokens of a prompt")
     dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all", numbers=False)
-    template: Literal["published", "chat"] = option(
-        "published", "what makes prompts of instructions in jsonl; chat: the tokenizer's own template"
-    )
+    special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(-1, dev_num=self.dev_num)
         if not 0 < self.max_prompt_length < self.max_length:
             raise UserError(
@@ -243,10 +234,3 @@ class DecodingSettings:
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p} is not a probability above 0 and up to 1")
         at_least(0, top_k=self.top_k)
-
-
-def at_least(least: float, **values: float) -> None:
-    """Raise `UserError` naming the first option whose value is under `least` (or not a number)."""
-    for name, value in values.items():
-        if not value >= least:
-            raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")

@@ -186,7 +186,7 @@ class Trainer:
     def save(self, name: str) -> None:
         """Write the student, and the prompt if there is one, below the run's folder."""
         method = self.method
-        save_model(method.student, method.context.tokenizer, self.folder / name)
+        save_model(method.student, method.context.tokenizer, self.folder / name, self.examples.format)
         prompt = method.prompt()
         if prompt is not None and self.ranks.first:
             config, path = method.context.teacher.config, self.settings.models.teacher_model_path

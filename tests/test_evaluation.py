@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN, ROOT, start
+from tokenizer_kinds import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluate import read_settings
@@ -116,19 +117,10 @@ def test_a_long_prompt_loses_its_end_as_published_or_its_start(tmp_path, tokeniz
 def test_begin_of_text_stays_in_front_whichever_side_is_cut(tmp_path, tokenizer):
     write_set(tmp_path / "own", prompt="one two three four five six seven eight")
     path, plain = tmp_path / "own" / "valid.jsonl", tokenizer.encode("one two three four five six seven eight")
-    begin = tokenizer.bos_token_id
-
-    class WithBegin:
-        """Puts begin-of-text first, as the tokenizers of OPT and Llama do."""
-
-        bos_token_id = begin
-
-        def __call__(self, texts, **options):
-            return {"input_ids": [[begin, *ids] for ids in tokenizer(texts, **options)["input_ids"]]}
-
-    end, start_cut = (read_set("own", path, WithBegin(), 4, -1, cut).prompts[0].tolist() for cut in (False, True))
-    assert end == [begin, *plain[:3]]
-    assert start_cut == [begin, *plain[-3:]]
+    own = byte_level(begins=True)
+    end, start_cut = (read_set("own", path, own, 4, -1, cut).prompts[0].tolist() for cut in (False, True))
+    assert end == [own.bos_token_id, *plain[:3]]
+    assert start_cut == [own.bos_token_id, *plain[-3:]]
 
 
 def test_a_ready_prompt_wins_and_dev_num_takes_the_first_rows(tmp_path, tokenizer):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from promptkd.data.examples import ExampleSet, encode_pair, encode_pairs
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.examples import ExampleSet
 from promptkd.data.format import TokenFileWriter
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.templates import reference_texts, render_prompt
@@ -130,11 +131,10 @@ def test_templates_are_the_published_ones():
 
 def test_a_pair_is_tokenised_together(tokenizer):
     pairs = [("Say", " it"), ("a\n", "\nb"), ("Q", "")]
-    for (prompt, response), many in zip(pairs, encode_pairs(tokenizer, pairs)):
+    for (prompt, response), pair in zip(pairs, TextEncoder(tokenizer).pairs(pairs)):
         ids = tokenizer.encode(prompt, add_special_tokens=False)
         whole = [*tokenizer.encode(prompt + response, add_special_tokens=False), tokenizer.eos_token_id]
-        for pair in (many, encode_pair(tokenizer, prompt, response)):
-            assert [part.tolist() for part in pair] == [ids, whole[len(ids) :]]
+        assert [part.tolist() for part in pair.within(None)] == [ids, whole[len(ids) :]]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_a_pair_is_tokenised_together(tokenizer):
         (b"", "line 2: it is empty"),
         ({}, '"instruction" nor "prompt", only no key'),
         ({"question": "x", "output": "y"}, '"instruction" nor "prompt", only "question", "output"'),
-        ({"instruction": "x", "response": "y"}, 'no "output"'),
+        ({"instruction": "x", "answer": "y"}, 'no "output"'),
         ({"prompt": "x"}, 'no "output"'),
         ({"prompt": "", "output": "y"}, '"prompt" is empty'),
         ({"prompt": ["x"], "output": "y"}, '"prompt" has to be a text, not list'),
         ({"instruction": 3, "output": "y"}, '"instruction" has to be a text, not int'),
-        ({"instruction": "x", "input": None, "output": "y"}, '"input" has to be a text, not NoneType'),
+        ({"instruction": "x", "input": ["a"], "output": "y"}, '"input" has to be a text, not list'),
         ({"instruction": "x", "output": float("nan")}, "NaN is no JSON"),
         ({"instruction": "x", "output": 1.5}, '"output" has to be a text, not float'),
         ({"instruction": "x", "output": []}, 'list "output" is empty'),
@@ -227,5 +227,6 @@ def test_references_beside_token_files_may_be_lists(tokenizer, tmp_path):
     with pytest.raises(UserError, match=r"valid.jsonl, line 8: \"output\" has to be a text"):
         ExampleSet.open(tmp_path, "valid", tokenizer, 96, 128)
     put(tmp_path, *[{"output": ["a", "b"]}] * 7, {"output": "c"}, split="valid")
-    assert ExampleSet.open(tmp_path, "valid", tokenizer, 96, 128).references[6:] == [["a", "b"], ["c"]]
+    examples = ExampleSet.open(tmp_path, "valid", tokenizer, 96, 128)
+    assert examples.references[6:] == [["a", "b"], ["c"]] and not examples.stale
     assert reference_texts({"output": "c"}) == ["c"]

@@ -9,7 +9,8 @@ from conftest import GOLDEN, metrics_of, start, train_here
 
 import promptkd.rollout
 from minillm_baselines import kd
-from promptkd.data.examples import ExampleSet, encode_pairs
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.examples import ExampleSet
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.errors import UserError
@@ -138,8 +139,8 @@ def test_the_student_learns_the_teachers_words(answers, data, save, monkeypatch)
     trainer = train_here(seqkd_argv(data, save, "--kd-ratio", "0"))
     tokenizer = trainer.method.context.tokenizer
     rows = read_jsonl(answers / "generated.jsonl")
-    pairs = encode_pairs(tokenizer, [(row["prompt"], row["gen_answer"]) for row in rows])
-    said = [token for prompt, answer in pairs for token in answer[: 128 - len(prompt)].tolist()]
+    pairs = TextEncoder(tokenizer).pairs([(row["prompt"], row["gen_answer"]) for row in rows])
+    said = [token for pair in pairs for token in pair.within(128)[1].tolist()]
     assert sorted(torch.cat(targets).tolist()) == sorted(said)
     losses = [row["loss"] for row in metrics_of(save)]
     assert len(losses) == 17 and losses[-1] < losses[0]

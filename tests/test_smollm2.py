@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import GOLDEN, ROOT, metrics_of, train_here
+from tokenizer_kinds import byte_level
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import evaluate
@@ -86,17 +87,11 @@ def test_processing_training_and_evaluation_ask_alike(teacher, data):
 
 
 def test_special_tokens_come_from_the_chat_template_alone(data):
-    class Counting:
-        chat_template, name_or_path, special = CHAT, "x", []
-        apply_chat_template = staticmethod(lambda messages, **_: f"<{messages[0]['content']}>")
-
-        def __call__(self, texts, add_special_tokens=True, **_):
-            self.special.append(add_special_tokens)
-            return {"input_ids": [[1] for _ in texts]}
-
-    for template in ("chat", "published"):
-        read_set("own", data / "raw/valid.jsonl", Counting(), 72, 4, False, template)
-    assert Counting.special == [False, True]
+    tokenizer = byte_level(begins=True)
+    tokenizer.chat_template = CHAT
+    for template, begins in (("chat", False), ("published", True)):
+        prompts = read_set("own", data / "raw/valid.jsonl", tokenizer, 72, 4, False, template).prompts
+        assert [prompt[0] == tokenizer.bos_token_id for prompt in prompts] == [begins] * 4
 
 
 def test_what_a_row_says_to_a_chat_model(teacher):

@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from promptkd.data.encoding import TextEncoder
 from promptkd.data.format import TokenFile, split_row
 from promptkd.data.jsonl import read_jsonl
-from promptkd.data.templates import prompt_and_references, reference_texts, response_ends, template_of
+from promptkd.data.prompt_format import PromptFormat, template_of_prompts
+from promptkd.data.reading import say, say_reading
+from promptkd.data.row_counts import RowCounts
+from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, read_rows
+from promptkd.data.templates import reference_texts, template_of
+from promptkd.data.token_check import doubt_about_text, doubt_about_tokens, format_of_file
 from promptkd.errors import UserError
 
 MAKE = "run python tools/process_data.py instructions --raw RAW.jsonl --tokenizer MODEL"  # a folder of examples
@@ -29,27 +36,44 @@ class Example:
     response: np.ndarray  # int64 token ids, the end (end-of-text, or a turn's) included; may be empty: prompts only
 
 
+@dataclass
 class ExampleSet:
     """The examples of one split: `len(examples)`, `examples[i]` -> Example.
 
-    `references` holds the gold texts of each row, None when there are token files alone; `dropped` counts the
-    rows left out because their prompt is over max_prompt_length; `files` are those that were read.
+    Attributes:
+        rows: (prompt, response) ids of each example.
+        references: The gold texts of each row, None where there are only token files.
+        files: The files that were read.
+        counts: What became of the rows.
+        format: How the prompts were made.
+        stale: One line where the token files are not those of the text beside them, else "".
+        warning: One line where the token files may be another tokenizer's, else "".
+        unread: Fields of the rows that were not read -> in how many rows.
     """
 
-    def __init__(
-        self, rows: Sequence[Pair], references: list[list[str]] | None, files: list[Path], dropped: int = 0
-    ) -> None:
-        self._rows = rows
-        self.references = references
-        self.files = files
-        self.dropped = dropped
+    rows: Sequence[Pair]
+    references: list[list[str]] | None
+    files: list[Path]
+    counts: RowCounts = field(default_factory=RowCounts)
+    format: PromptFormat = PromptFormat()
+    stale: str = ""
+    warning: str = ""
+    unread: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        prompt, response = self._rows[index]
+        prompt, response = self.rows[index]
         return Example(int(index), prompt, response)
+
+    def record(self) -> dict[str, Any]:
+        """What became of the rows, for the run's record."""
+        return self.counts.as_dict() | ({"fields_not_read": self.unread} if self.unread else {})
+
+    @property
+    def dropped(self) -> int:
+        return self.counts.dropped
 
     @classmethod
     def open(
@@ -65,11 +89,13 @@ class ExampleSet:
         template: str = "published",
         option: str = "--data-dir",
         make: str = MAKE,
+        special_tokens: str = "auto",
     ) -> ExampleSet:
-        """Open `<split>_0.bin/.idx` in `folder`, or else `<split>.jsonl`; the first `limit` examples (-1: all).
+        """Open `<split>_0.bin/.idx` in `folder`, or else its rows (row_files.py); the first `limit` examples (-1: all).
 
-        `as_text` reads the jsonl even beside token files: with a folder of prompts it has the responses.
+        `as_text` reads the rows even beside token files: with a folder of prompts it has the responses.
         `template` (promptkd.data.templates) makes the prompts of jsonl; token files have theirs already.
+        `special_tokens` is the rule for prompts (promptkd.data.encoding); auto: a token file's own, else "own".
 
         Prompt and response together are cut to `max_length` tokens, as the published loader does. A prompt
         over `max_prompt_length` is an error in a token file (its maker drops them) and is left out of jsonl.
@@ -77,9 +103,10 @@ class ExampleSet:
         `option` named the folder and `make` says what makes one, for errors.
         Raises UserError naming file and row or line for whatever is missing or broken.
         """
-        folder = Path(folder)
-        if not os.path.isdir(folder):
+        source, folder = folder, Path(folder)
+        if not is_folder(source):
             raise UserError(f"{option} {folder}: no such folder: correct the path, or {make} --save {folder}")
+        limits = _Limits(max_prompt_length, max_length, limit, prompts_only)
         prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
         parts = [os.path.isfile(f"{prefix}{end}") for end in (".bin", ".idx")]
         if any(parts) and not as_text:
@@ -91,52 +118,87 @@ class ExampleSet:
                     f"{prefix}.bin: the prompts of a token file are ready: leave --template out (tools/process_data.py "
                     f"instructions --template {template} makes such files)"
                 )
-            return cls._from_tokens(prefix, text, tokenizer, max_prompt_length, max_length, limit, prompts_only)
-        if os.path.isfile(text):
-            return cls._from_jsonl(text, tokenizer, max_prompt_length, max_length, limit, template)
+            unused = [f"{split}{kind}" for kind in KINDS[1:] if os.path.isfile(folder / f"{split}{kind}")]
+            if unused:
+                say(f"{prefix}.bin is read; {', '.join(unused)} beside it is not")
+            return _from_tokens(prefix, text, tokenizer, limits, special_tokens)
+        if (rows := find_rows(source, split)) is not None:
+            return _from_rows(rows, tokenizer, limits, template, special_tokens)
+        others = f", only {names}" if (names := named_files(folder)) else ""
         raise UserError(
-            f"{option} {folder}: neither {prefix.name}.bin/.idx nor {text.name} is there: put {text.name} there, or "
-            f"{make} --save {folder}"
+            f"{option} {source}: neither {prefix.name}.bin/.idx nor {text.name} ({', '.join(KINDS[1:])}) is there"
+            f"{others}: put {text.name} there, or {make} --save {folder}"
         )
 
-    @classmethod
-    def _from_tokens(
-        cls, prefix: Path, text: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int, whole: bool
-    ) -> ExampleSet:
-        file = TokenFile(prefix, vocabulary_size(tokenizer))
-        if (next_part := prefix.with_name(f"{prefix.name[:-1]}1.idx")).exists():
-            raise UserError(f"{next_part}: only {prefix.name} is read: put all rows into one token file")
-        rows = _TokenRows(file, len(file) if limit < 0 else min(limit, len(file)), max_length, whole)
-        _check_prompt_lengths(file, len(rows), max_prompt_length, whole)
-        references, files = None, [file.bin_path, file.idx_path]
-        if os.path.isfile(text):
-            references = _references_beside(text, file)[: len(rows)]
-            files.append(text)
-        return cls(rows, references, files)
 
-    @classmethod
-    def _from_jsonl(
-        cls, path: Path, tokenizer, max_prompt_length: int, max_length: int, limit: int, template: str
-    ) -> ExampleSet:
-        render = template_of(template, tokenizer)
-        texts = [prompt_and_references(row, f"{path}, line {n}", render) for n, row in enumerate(read_jsonl(path), 1)]
-        rows: list[Pair] = []
-        references: list[list[str]] = []
-        dropped = 0
-        for first in range(0, len(texts), _BATCH):
-            batch = texts[first : first + _BATCH]
-            pairs = encode_pairs(tokenizer, [(prompt, gold[0]) for prompt, gold in batch])
-            for (prompt, response), (_, gold) in zip(pairs, batch):
-                if limit >= 0 and len(rows) == limit:
-                    return cls(rows, references, [path], dropped)
-                if len(prompt) > max_prompt_length:
-                    dropped += 1
-                    continue
-                rows.append((prompt, response[: max(max_length - len(prompt), 0)]))
+@dataclass(frozen=True)
+class _Limits:
+    """Which rows of a file are read, and how much of them. See `ExampleSet.open`."""
+
+    max_prompt_length: int
+    max_length: int
+    limit: int
+    prompts_only: bool
+
+
+def _from_tokens(prefix: Path, text: Path, tokenizer, limits: _Limits, special_tokens: str) -> ExampleSet:
+    size = vocabulary_size(tokenizer)
+    file = TokenFile(prefix, size)
+    if (next_part := prefix.with_name(f"{prefix.name[:-1]}1.idx")).exists():
+        raise UserError(f"{next_part}: only {prefix.name} is read: put all rows into one token file")
+    count = len(file) if limits.limit < 0 else min(limits.limit, len(file))
+    rows = _TokenRows(file, count, limits.max_length, limits.prompts_only)
+    lengths = _check_prompt_lengths(file, count, limits.max_prompt_length, limits.prompts_only)
+    over = file.row_lengths()[:count] - (lengths >= 0) > limits.max_length
+    counts = RowCounts(count, shortened=int(over.sum()))
+    rule, template = format_of_file(file, TextEncoder(tokenizer), limits.prompts_only)
+    if special_tokens not in ("auto", rule, "published"):
+        raise UserError(
+            f"--special-tokens {special_tokens}: the prompts of {file.bin_path} are ready, their rule is {rule}: leave "
+            f"it out, or process the data anew with --special-tokens {special_tokens}"
+        )
+    rule = "published" if special_tokens == "published" else rule
+    examples = ExampleSet(rows, None, [file.bin_path, file.idx_path], counts, PromptFormat(template, rule))
+    if os.path.isfile(text):
+        texts = read_jsonl(text)
+        examples.references = _references_beside(text, texts, file)[:count]
+        examples.files.append(text)
+        examples.stale = doubt_about_text(file, text, texts, tokenizer)
+    else:
+        examples.warning = doubt_about_tokens(file, tokenizer, size)
+    if special_tokens == "auto" and rule == "none" and not examples.warning:
+        examples.warning = (
+            f"{file.bin_path}: its prompts have no special token in front, though this tokenizer adds one; evaluation "
+            "of the trained model leaves it out, too"
+        )
+    return examples
+
+
+def _from_rows(source: str, tokenizer, limits: _Limits, template: str, special_tokens: str) -> ExampleSet:
+    path, render = Path(source), template_of(template, tokenizer)
+    encoder = TextEncoder(tokenizer, "own" if special_tokens == "auto" else special_tokens)
+    raw = read_rows(source)
+    texts = [encoder.read(row, where, render) for where, row in raw]
+    unread = say_reading(source, raw)
+    rows: list[Pair] = []
+    references: list[list[str]] = []
+    counts = RowCounts()
+    for first in range(0, len(texts), _BATCH):
+        if limits.limit >= 0 and len(rows) == limits.limit:
+            break
+        batch = texts[first : first + _BATCH]
+        for made, (_, gold) in zip(encoder.pairs([(prompt, gold[0]) for prompt, gold in batch]), batch):
+            if limits.limit >= 0 and len(rows) == limits.limit:
+                break
+            if counts.take(made, limits.max_prompt_length, limits.max_length):
+                rows.append(made.within(limits.max_length))
                 references.append(gold)
-        if not rows:
-            raise UserError(f"{path}: all {dropped} prompts are over --max-prompt-length {max_prompt_length}: raise it")
-        return cls(rows, references, [path], dropped)
+    if not rows and limits.limit:
+        raise UserError(
+            f"{path}: all {counts.dropped} prompts are over --max-prompt-length {limits.max_prompt_length}: raise it"
+        )
+    shown = template_of_prompts(template, encoder, [prompt for prompt, _ in texts])
+    return ExampleSet(rows, references, [path], counts, PromptFormat(shown, encoder.rule), unread=unread)
 
 
 class _TokenRows(Sequence):
@@ -158,24 +220,28 @@ class _TokenRows(Sequence):
         return prompt, response[: max(self._max_length - len(prompt), 0)]
 
 
-def _check_prompt_lengths(file: TokenFile, rows: int, most: int, whole: bool) -> None:
-    """UserError when one of the first `rows` prompts is over `most` tokens; `whole`: without marker all is prompt."""
-    lengths = file.prompt_lengths(rows)
+def _check_prompt_lengths(file: TokenFile, rows: int, most: int, whole: bool) -> np.ndarray:
+    """Tokens before the marker in each row, -1 where there is none.
+
+    UserError when one of the first `rows` prompts is over `most` tokens; `whole`: without marker all is prompt.
+    """
+    lengths = prompts = file.prompt_lengths(rows)
     if whole:
-        lengths = np.where(lengths < 0, file.row_lengths()[:rows], lengths)
-    if (over := np.flatnonzero(lengths > most)).size:
+        prompts = np.where(lengths < 0, file.row_lengths()[:rows], lengths)
+    if (over := np.flatnonzero(prompts > most)).size:
         raise UserError(
-            f"{file.bin_path}, row {over[0]}: its prompt has {lengths[over[0]]} tokens, over --max-prompt-length "
+            f"{file.bin_path}, row {over[0]}: its prompt has {prompts[over[0]]} tokens, over --max-prompt-length "
             f"{most}: raise it, or process the data anew with --max-prompt-length {most}"
         )
+    return lengths
 
 
-def _references_beside(text: Path, file: TokenFile) -> list[list[str]]:
+def _references_beside(path: Path, texts: list[dict[str, Any]], file: TokenFile) -> list[list[str]]:
     """The gold texts in the jsonl beside a token file, row by row."""
-    references = [reference_texts(row, f"{text}, line {n}") for n, row in enumerate(read_jsonl(text), 1)]
+    references = [reference_texts(row, f"{path}, line {n}") for n, row in enumerate(texts, 1)]
     if len(references) != len(file):
         raise UserError(
-            f"{text} has {len(references)} rows, {file.bin_path.name} beside it {len(file)}: they must come from "
+            f"{path} has {len(references)} rows, {file.bin_path.name} beside it {len(file)}: they must come from "
             "one run of tools/process_data.py; make both anew"
         )
     return references
@@ -184,26 +250,3 @@ def _references_beside(text: Path, file: TokenFile) -> list[list[str]]:
 def vocabulary_size(tokenizer) -> int:
     """One more than the tokenizer's largest token id (its ids may have gaps)."""
     return max(tokenizer.get_vocab().values()) + 1
-
-
-def encode_pair(tokenizer, prompt: str, response: str) -> Pair:
-    """(prompt ids, response ids with the token that ends it), int64. The response is tokenised behind its prompt."""
-    return encode_pairs(tokenizer, [(prompt, response)])[0]
-
-
-def encode_pairs(tokenizer, pairs: list[tuple[str, str]]) -> list[Pair]:
-    """`encode_pair` for many, which is several times faster."""
-
-    def ids(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-
-    prompts = ids([prompt for prompt, _ in pairs])
-    wholes = ids([prompt + response for prompt, response in pairs])
-    if not all(prompts):
-        empty = pairs[prompts.index([])][0]
-        raise UserError(f"the prompt {empty[:40]!r} has no token in this tokenizer: give it a text")
-    ends = response_ends(tokenizer, [prompt for prompt, _ in pairs])
-    return [
-        (np.array(prompt, dtype=np.int64), np.array([*whole, end][len(prompt) :], dtype=np.int64))
-        for prompt, whole, end in zip(prompts, wholes, ends)
-    ]

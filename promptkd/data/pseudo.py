@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from promptkd.data.examples import encode_pairs, vocabulary_size
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.examples import vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.processing import written_together
+from promptkd.data.row_counts import RowCounts
+from promptkd.data.row_files import find_rows, read_rows
 from promptkd.data.templates import render_prompt
+from promptkd.data.token_check import rule_of_folder
 from promptkd.errors import UserError
+from promptkd.option_values import SPECIAL_TOKENS_HELP, SpecialTokensRule
 from promptkd.settings import at_least, option
 
 TRAIN = ("train_0.bin", "train_0.idx", "train.jsonl")
@@ -27,6 +31,7 @@ class PseudoSettings:
     tokenizer: str = option("", "folder of the model whose tokenizer is used")
     save: str = option("", "folder to write to")
     max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
+    special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
     overwrite: bool = option(False, "replace token files that --save holds already")
 
     def __post_init__(self) -> None:
@@ -39,7 +44,6 @@ class PseudoSettings:
 def pseudo(settings: PseudoSettings) -> dict[str, str]:
     """Write token files and train.jsonl whose responses are the teacher's answers; says how many of each split."""
     save, source = Path(settings.save), Path(settings.data_dir)
-    answers = read_generated(Path(settings.generated), source / "train.jsonl")
     valid = [source / name for name in VALID if (source / name).is_file()]
     if not valid:
         raise UserError(f"--data-dir {source} has no valid split: name the processed folder the prompts came from")
@@ -52,30 +56,36 @@ def pseudo(settings: PseudoSettings) -> dict[str, str]:
 
     tokenizer = load_tokenizer(settings.tokenizer)
     dtype = token_dtype(vocabulary_size(tokenizer))
-    kept = [
-        (pair, ids)
-        for pair, ids in zip(answers, encode_pairs(tokenizer, answers))
-        if len(ids[0]) <= settings.max_prompt_length
-    ]
+    encoder = TextEncoder(tokenizer, rule_of_folder(source, tokenizer, settings.special_tokens) or "own")
+    answers = read_generated(Path(settings.generated), source, encoder)
+    counts = RowCounts()
+    made = zip(answers, encoder.pairs(answers))
+    kept = [(pair, ids) for pair, ids in made if counts.take(ids, settings.max_prompt_length, None)]
     if not kept:
         raise UserError(f"all prompts are over --max-prompt-length {settings.max_prompt_length}: raise it")
     with written_together(save) as folder:
         with TokenFileWriter(folder / "train_0", dtype) as tokens:
-            for _, (prompt, response) in kept:
-                tokens.add(join_row(prompt, response, dtype))
+            for _, ids in kept:
+                tokens.add(join_row(ids.prompt, ids.response, dtype))
         with open(folder / "train.jsonl", "w", encoding="utf-8") as texts:
-            texts.writelines(json.dumps({"prompt": prompt, "output": said}) + "\n" for (prompt, said), _ in kept)
+            rows = ({"prompt": encoder.text(prompt), "output": said} for (prompt, said), _ in kept)
+            texts.writelines(json.dumps(row) + "\n" for row in rows)
         for file in valid:
             shutil.copyfile(file, folder / file.name)
-    dropped = len(answers) - len(kept)
-    return {"valid": f"copied from {source}", "train": f"{len(kept)} rows, {dropped} dropped"}
+    said = [f"{len(kept)} rows", f"{counts.dropped} dropped", *counts.others()]
+    return {"valid": f"copied from {source}", "train": ", ".join(said)}
 
 
-def read_generated(path: Path, train: Path) -> list[tuple[str, str]]:
-    """(prompt, the teacher's answer) of each row; UserError where a prompt is not one of `train`'s."""
-    if not os.path.isfile(train):
-        raise UserError(f"{train} is missing: --data-dir is the processed folder the prompts came from")
-    known = {render_prompt(row, f"{train}, line {n}") for n, row in enumerate(read_jsonl(train), 1)}
+def read_generated(path: Path, folder: Path, encoder: TextEncoder) -> list[tuple[str, str]]:
+    """(marked prompt, the teacher's answer) of each row.
+
+    Raises:
+        UserError: A prompt is not one of the folder's train split.
+    """
+    if (train := find_rows(folder, "train")) is None:
+        raise UserError(f"{folder}/train.jsonl is missing: --data-dir is the processed folder the prompts came from")
+    marked = [encoder.read(row, where, render_prompt)[0] for where, row in read_rows(train)]
+    known = {encoder.text(prompt): prompt for prompt in marked}
     answers = []
     for number, row in enumerate(read_jsonl(path), 1):
         where = f"{path}, line {number}"
@@ -86,5 +96,5 @@ def read_generated(path: Path, train: Path) -> list[tuple[str, str]]:
                 f"{where}: its prompt is not in {train}: the file was generated for another split or other data; "
                 "name that folder as --data-dir, or generate anew"
             )
-        answers.append((row["prompt"], row["gen_answer"]))
+        answers.append((known[row["prompt"]], row["gen_answer"]))
     return answers

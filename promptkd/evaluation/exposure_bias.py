@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.data.chat_arguments import bind_settings, now
+from promptkd.data.prompt_format import choose_rule
 from promptkd.data.windows import group_by_length, pack
 from promptkd.decoding_budget import decoding_budget
 from promptkd.deepspeed_file import DTYPES
@@ -29,8 +31,8 @@ from promptkd.errors import UserError
 from promptkd.evaluation.exposure_files import draw, markdown
 from promptkd.evaluation.generate import share
 from promptkd.evaluation.progress import AnswerBar
-from promptkd.evaluation.run import RESULTS, check_save, choose_dtype, claim, header, warn_of_missing
-from promptkd.evaluation.sets import TestSet, find_sets, read_set
+from promptkd.evaluation.run import RESULTS, check_save, choose_dtype, claim, header, say_notes, warn_of_missing
+from promptkd.evaluation.sets import TestSet, find_sets, notes_on_sets, read_set
 from promptkd.evaluation.tables import write_text
 from promptkd.losses import Fixed, kl_divergences
 from promptkd.metrics import peak_memory_gb
@@ -183,9 +185,11 @@ def run(settings: SimpleNamespace) -> None:
     for path, option in ((what.model_path, "--model-path"), (how.teacher_model_path, "--teacher-model-path")):
         check_positions(load_config(path, option), data.max_length, option)
     tokenizer = load_own_tokenizer(what.model_path, load_config(what.model_path, "--model-path"), "--model-path")
-    reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
-    sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
     ranks = setup(settings.parallel.size, settings.device)
+    bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
+    data.special_tokens = choose_rule(data.special_tokens, what.model_path, how.teacher_model_path)
+    reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
+    sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)
     budgets = [decoding_budget([each.model], data.max_length, ranks, data.token_budget) for each in (student, teacher)]
@@ -207,6 +211,8 @@ def run(settings: SimpleNamespace) -> None:
             print(f"evaluate.py: note: {shared.notice(protocol.end_ids)}", file=sys.stderr, flush=True)
     warn_of_missing(missing, ranks)
     claim(folder, ranks)
+    models = {"--model-path": what.model_path, "--teacher-model-path": how.teacher_model_path}
+    say_notes(notes_on_sets(sets, models), ranks)
     results = header(settings, missing, ranks, dtype)
     results["protocol"] |= {"sample_times": protocol.samples, "published": how.published}
     if shared is not None:
@@ -264,6 +270,7 @@ def measure_sets(
         found = curves(accumulated_errors(student, teacher, each.prompts, protocol, ranks, bar), protocol.seed)
         about = {
             "file": str(each.path), "sha256": each.sha256(), "rows": len(each), "rows_cut": each.cut,
+            "rows_spelling_special_tokens": each.spelled,
             "partial": each.partial, "published_rows": each.published_rows,
         }  # fmt: skip
         last = {name: values[-1] for name, values in found.items()}

@@ -13,14 +13,17 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.data.chat_arguments import bind_settings, now
+from promptkd.data.prompt_format import choose_rule
+from promptkd.data.thoughts import answer_text
 from promptkd.decoding_budget import decoding_budget
 from promptkd.deepspeed_file import DTYPES, precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
 from promptkd.errors import UserError
-from promptkd.evaluation.generate import decode_share, share, text_of
+from promptkd.evaluation.generate import decode_share, share
 from promptkd.evaluation.progress import AnswerBar
 from promptkd.evaluation.rouge import ScoringPool, default_workers
-from promptkd.evaluation.sets import Missing, TestSet, find_sets, read_set
+from promptkd.evaluation.sets import Missing, TestSet, find_sets, notes_on_sets, read_set
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
 from promptkd.metrics import peak_memory_gb
 from promptkd.models import check_positions, end_ids, load_causal_lm, load_config, load_own_tokenizer
@@ -41,16 +44,18 @@ def run(settings: SimpleNamespace) -> None:
     config = load_config(what.model_path, "--model-path")
     check_positions(config, data.max_length, "--model-path")
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
-    how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template
-    sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     ranks = setup(settings.parallel.size, settings.device)
+    bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
+    data.special_tokens = choose_rule(data.special_tokens, what.model_path)
+    how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
+    sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     warn_of_missing(missing, ranks)
     group = tensor_group(ranks, settings.parallel.size)
     model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
     data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
     claim(folder, ranks)
-
+    say_notes(notes_on_sets(sets, {"--model-path": what.model_path}), ranks)
     results = header(settings, missing, ranks, dtype)
     results["protocol"]["rouge_tokenizer"] = what.rouge_tokenizer
     evaluate_sets(settings, sets, model, tokenizer, ranks, results)
@@ -66,6 +71,12 @@ def warn_of_missing(missing: list[Missing], ranks: Ranks) -> None:
     """Name the sets that are not there on stderr, with what gets them."""
     for lost in missing if ranks.first else []:
         print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
+
+
+def say_notes(notes: list[str], ranks: Ranks) -> None:
+    """Print notes on the prompts to stderr, once."""
+    for note in notes if ranks.first else []:
+        print(f"evaluate.py: {note}", file=sys.stderr, flush=True)
 
 
 def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokenizer, ranks: Ranks, results) -> None:
@@ -100,14 +111,14 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
         progress=bar,
     )
     for batch in batches:
-        texts = [text_of(tokenizer, ids) for _, _, ids in batch]
-        pairs = [(text, test_set.references[index]) for text, (_, index, _) in zip(texts, batch)]
+        said = [answer_text(tokenizer, ids, test_set.prompts[index]) for _, index, ids in batch]
+        pairs = [(text, test_set.references[index]) for (text, _), (_, index, _) in zip(said, batch)]
         scores = pool.submit(pairs, settings.evaluation.rouge_tokenizer)
-        pending.append((batch, texts, scores))
+        pending.append((batch, said, scores))
     mine = [
-        Row(seed, index, text, len(ids), *score)
-        for batch, texts, scores in pending
-        for (seed, index, ids), text, score in zip(batch, texts, scores.result())
+        Row(seed, index, text, len(ids), *score, thought)
+        for batch, said, scores in pending
+        for (seed, index, ids), (text, thought), score in zip(batch, said, scores.result())
     ]
     return [Row(*row) for row in ranks.gather(mine)]
 
@@ -127,6 +138,8 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "prompt_cut": data.prompt_cut,
             "dev_num": data.dev_num,
             "template": data.template,
+            **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
+            "special_tokens": data.special_tokens,
         },
         "seeds": what.seeds,
         "run": {
@@ -135,6 +148,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             **dataclasses.asdict(settings.device),
             "ranks": ranks.world.size,
             "token_budget": data.token_budget,
+            "template_time": data.template_time,
         },
         "missing": [dataclasses.asdict(lost) for lost in missing],
         "sets": {},

@@ -1,8 +1,7 @@
-"""Test sets: where they lie, and their prompts as the published evaluation tokenises them."""
+"""Test sets: where they lie, and their prompts."""
 
 from __future__ import annotations
 
-import hashlib
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import regex
 
-from promptkd.data.jsonl import read_jsonl
-from promptkd.data.templates import prompt_and_references, template_of
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.prompt_format import PromptFormat, mismatch, template_of_prompts
+from promptkd.data.reading import say_reading
+from promptkd.data.row_files import digest_of_rows, find_rows, is_folder, is_hub, read_rows
+from promptkd.data.templates import template_of
 from promptkd.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -41,7 +43,15 @@ class Missing:
 
 @dataclass(frozen=True)
 class TestSet:
-    """prompts: int64 token ids of each row; references: its gold texts; cut: rows that lost part of the prompt."""
+    """A test set.
+
+    Attributes:
+        prompts: int64 token ids of each row.
+        references: The gold texts of each row.
+        cut: Rows that lost part of the prompt.
+        spelled: Rows whose prompt spells a special token, which stays text.
+        format: How the prompts were made.
+    """
 
     __test__ = False  # pytest: no test, whatever its name
 
@@ -50,6 +60,8 @@ class TestSet:
     prompts: list[np.ndarray]
     references: list[list[str]]
     cut: int
+    spelled: int = 0
+    format: PromptFormat = PromptFormat()
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -63,8 +75,17 @@ class TestSet:
         """Fewer rows than the paper's table stands on."""
         return self.published_rows is not None and len(self) < self.published_rows
 
+    def note(self) -> str:
+        """What has to be said of the rows; empty where every row is used as it is."""
+        parts = []
+        if self.cut:
+            parts.append(f"{self.cut:,} lose part of the prompt (over --max-prompt-length, see --prompt-cut)")
+        if self.spelled:
+            parts.append(f"{self.spelled:,} spell a special token, which stays text (see --special-tokens)")
+        return f"of {len(self):,} rows {', '.join(parts)}" if parts else ""
+
     def sha256(self) -> str:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return digest_of_rows(self.path)
 
 
 def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Missing]]:
@@ -80,7 +101,7 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
         if canonical(name) in seen:
             raise UserError(f"--data-names names {name} twice: leave one out")
         seen.add(canonical(name))
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"--data-dir {root}: no such folder: correct it, or: {_remedy(root, names)}")
     found = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
     files = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in found}
@@ -99,39 +120,60 @@ def read_set(
     dev_num: int,
     cut_start: bool,
     template: str = "published",
+    special_tokens: str = "own",
 ) -> TestSet:
-    """Read and tokenise the first `dev_num` rows (-1: all, or FIRST_ROWS of the set).
+    """Read and tokenize the first `dev_num` rows (-1: all, or FIRST_ROWS of the set).
 
-    Special tokens included, the first max_prompt_length tokens kept (evaluate_main.py, data_utils/prompt_datasets.py
-    of the published code); `cut_start` keeps the end and a leading begin-of-text. A chat template brings all special
-    tokens itself. UserError names file and line.
+    The prompts are those of training (promptkd.data.encoding). Of a longer prompt the first max_prompt_length tokens
+    are kept, as in the published code (data_utils/prompt_datasets.py); `cut_start` keeps the end, and the special
+    tokens in front.
+
+    Raises:
+        UserError: A row is broken; the line names file and line.
     """
-    rows = read_jsonl(path)
+    rows = read_rows(path)
     if dev_num < 0:
         dev_num = FIRST_ROWS.get(canonical(name), len(rows))
-    render = template_of(template, tokenizer)
-    texts = [prompt_and_references(row, f"{path}, line {line}", render) for line, row in enumerate(rows[:dev_num], 1)]
-    special = template != "chat"
-    encoded = tokenizer([prompt for prompt, _ in texts], add_special_tokens=special, verbose=False)["input_ids"]
+    render, encoder = template_of(template, tokenizer), TextEncoder(tokenizer, special_tokens)
+    texts = [encoder.read(row, where, render) for where, row in rows[:dev_num]]
+    say_reading(path, rows[:dev_num])
+    marked = [prompt for prompt, _ in texts]
+    encoded = encoder.prompts(marked)
     if not all(encoded):
-        raise UserError(f"{path}, line {encoded.index([]) + 1}: its prompt has no token: give it a text")
+        raise UserError(f"{rows[encoded.index([])][0]}: its prompt has no token: give it a text")
     over = sum(len(ids) > max_prompt_length for ids in encoded)
-    prompts = [np.array(_cut(ids, max_prompt_length, cut_start, tokenizer), dtype=np.int64) for ids in encoded]
-    return TestSet(name, path, prompts, [references for _, references in texts], over)
+    prompts = [np.array(_cut(ids, max_prompt_length, cut_start, encoder.leading), dtype=np.int64) for ids in encoded]
+    made = PromptFormat(template_of_prompts(template, encoder, marked), special_tokens)
+    spelled = sum(map(encoder.specials.has_marks, marked))
+    return TestSet(name, path, prompts, [references for _, references in texts], over, spelled, made)
 
 
-def _cut(ids: list[int], most: int, cut_start: bool, tokenizer) -> list[int]:
+def notes_on_sets(sets: list[TestSet], options: dict[str, str | None]) -> list[str]:
+    """What has to be said of test sets: rows that are not used as they are, prompts unlike those of training.
+
+    Args:
+        sets: The sets that are evaluated.
+        options: Option -> the path of the model that it names.
+    """
+    notes = [f"{each.name}: {note}" for each in sets if (note := each.note())]
+    unlike = (mismatch(each.format, path, option) for each in sets for option, path in options.items())
+    return [*notes, *dict.fromkeys(f"warning: {line}" for line in unlike if line)]
+
+
+def _cut(ids: list[int], most: int, cut_start: bool, leading: list[int]) -> list[int]:
     if len(ids) <= most or not cut_start:
         return ids[:most]
-    begin = ids[: int(ids[0] == tokenizer.bos_token_id and most > 1)]
+    begin = leading if leading and ids[: len(leading)] == leading and len(leading) < most else []
     return begin + ids[len(ids) - most + len(begin) :]
 
 
 def _file(root: Path, name: str, alone: bool) -> Path | None:
-    """valid.jsonl of a set: in its published folder, in one of its own name, or in `root` if it is asked for alone."""
+    """A set's rows: in its published folder, in one of its own name, or in `root` if no other set is asked for."""
     published = FOLDERS.get(canonical(name), name)
-    folders = [root / published, root / name] + ([root] if alone else [])
-    return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
+    below = [] if is_hub(root) else [root / published, root / name]
+    folders = [*below, *([root] if alone else [])]
+    found = next((rows for folder in folders if (rows := find_rows(folder, "test")) is not None), None)
+    return None if found is None else Path(found)
 
 
 def _remedy(root: Path, names: list[str]) -> str:

@@ -55,6 +55,15 @@ class Data:
     folders: dict[str, str]
     corpus: ExampleSet | None = None  # plain text, for a method that goes on with pre-training
 
+    def __post_init__(self) -> None:
+        if stale := next((each.stale for each in self.sets().values() if each.stale), None):
+            raise UserError(stale)
+
+    def sets(self) -> dict[str, ExampleSet]:
+        """The data sets that are there, by name."""
+        sets = {"train": self.train, "dev": self.dev, "corpus": self.corpus}
+        return {name: each for name, each in sets.items() if each is not None}
+
 
 @dataclass
 class Context:
@@ -120,8 +129,9 @@ class Method(ABC):
         if not data.data_dir:
             raise UserError("--data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
         sizes = (tokenizer, data.max_prompt_length, data.max_length)
-        how = {"template": data.template}
+        how = {"template": data.template, "special_tokens": data.special_tokens}
         train = ExampleSet.open(data.data_dir, "train", *sizes, **how)
+        how["special_tokens"] = train.format.special_tokens
         dev = ExampleSet.open(data.data_dir, "valid", *sizes, limit=data.dev_num, **how) if data.dev_num else None
         return Data(train, dev, {"data": data.data_dir})
 
