@@ -19,6 +19,7 @@ from minillm_baselines.rollout_store import Collection, Stored, advantages, retu
 from minillm_baselines.rollout_windows import RolloutWindows
 from promptkd.data.examples import ExampleSet
 from promptkd.data.format import TokenFile
+from promptkd.data.row_files import find_rows
 from promptkd.data.windows import MicroBatch, Windows
 from promptkd.distributed import Ranks
 from promptkd.engine import FrozenTeacher, Learner
@@ -115,7 +116,8 @@ class MiniLLM(Method):
         how["special_tokens"] = train.format.special_tokens
         dev, folders = None, {"data": mine.prompt_data_dir}
         if data.dev_num:
-            if not (answers := Path(mine.prompt_data_dir) / "valid.jsonl").is_file():
+            answers = Path(mine.prompt_data_dir) / "valid.jsonl"
+            if find_rows(mine.prompt_data_dir, "valid") is None:
                 raise UserError(f"{answers} is missing, and with it the dev set's answers: add it, or pass --dev-num 0")
             dev = ExampleSet.open(mine.prompt_data_dir, "valid", *sizes, limit=data.dev_num, as_text=True, **how)
         if mine.lm_data_dir is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from promptkd.checkpoint import check_vacant, clear_folder, describe_run, lock_folder, write_json
+from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import mismatch
 from promptkd.data.windows import Windows
 from promptkd.deepspeed_file import (
@@ -40,7 +41,7 @@ from promptkd.models import (
     load_tokenizer,
 )
 from promptkd.quantization import check_quantization, loading_options
-from promptkd.resume import Checkpoints, Identity, choose_start
+from promptkd.resume import Checkpoints, Identity, choose_start, recorded_time
 from promptkd.rollout import Sampling
 from promptkd.schedules import Optimization
 from promptkd.settings import TOKEN_BUDGET, flat
@@ -61,6 +62,8 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     groups = tensor_groups(settings, max(map(zero_stage, (config, teacher_config))), ranks)
     path = settings.models.model_path
     tokenizer = load_own_tokenizer(path, load_config(path, "--model-path"), "--model-path")
+    recorded = recorded_time(Path(settings.run.save)) if settings.run.resume != "never" else None
+    bind_settings(tokenizer, settings.data, ranks.world.gather([recorded or now()])[0])
     data = kind.open_data(settings, tokenizer)
     if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
@@ -76,7 +79,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
             checkpoints.read(method)
         described |= {
             "parameters": parameters_of(settings, method.prompt()),
-            "rows": {name: each.counts.as_dict() for name, each in data.sets().items()},
+            "rows": {name: each.record() for name, each in data.sets().items()},
         }
         begin_files(checkpoints, described)
     except BaseException:

@@ -156,7 +156,9 @@ def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, 
 def fingerprint(path: str) -> dict[str, Any]:
     """Names, sizes and the ends' bytes of a folder's files in one digest: cheap, and changes when they do."""
     digest, total = hashlib.sha256(), 0
-    files = sorted(file for pattern in ("*", "mp*/*") for file in Path(path).glob(pattern) if file.is_file())
+    files = sorted(
+        file for pattern in ("*", "mp*/*", "*/*.arrow") for file in Path(path).glob(pattern) if file.is_file()
+    )
     for file in files:
         size = file.stat().st_size
         with open(file, "rb") as stream:

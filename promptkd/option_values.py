@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import datetime
 import math
-from typing import Literal
+from typing import Any, Literal
 
 from promptkd.errors import UserError
+from promptkd.strict_json import parse_json
 
 LONGEST_ARGUMENT = 4096  # as long as a path may be
 SpecialTokensRule = Literal["auto", "own", "none", "published"]  # of every command that makes prompts
@@ -37,7 +40,26 @@ def finite_number(text: str) -> float:
     return value
 
 
-TYPES = {int: whole_number, float: finite_number}
+def json_object(text: str) -> dict[str, Any]:
+    """An option's value that is a JSON object, such as '{"enable_thinking": false}'."""
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no JSON object ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no JSON object, but a {type(value).__name__}")
+    return value
+
+
+def moment(text: str) -> str:
+    """An option's value that is a time, such as 2026-11-25T18:00:00 or 2026-11-25."""
+    try:
+        return datetime.datetime.fromisoformat(text).strftime("%Y-%m-%dT%H:%M:%S")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no time like 2026-11-25T18:00:00") from None
+
+
+TYPES = {int: whole_number, float: finite_number, dict: json_object}
 
 
 def check_arguments(argv: list[str]) -> None:
@@ -47,3 +69,15 @@ def check_arguments(argv: list[str]) -> None:
         option = argument.partition("=")[0] if argument.startswith("--") else option or argument
         if "\0" in argument or len(argument) > LONGEST_ARGUMENT:
             raise UserError(f"{option[:64]!r}: a value with a NUL or over {LONGEST_ARGUMENT} characters: correct it")
+
+
+def option(default: Any, help: str, **argparse_extras: Any) -> Any:
+    """A dataclass field that is also a command-line option `--field-name`."""
+    return dataclasses.field(default=default, metadata={"help": help, "extras": argparse_extras})
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise `UserError` naming the first option whose value is under `least` (or not a number)."""
+    for name, value in values.items():
+        if not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")

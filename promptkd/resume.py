@@ -8,6 +8,7 @@ noise are functions of the step.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from promptkd.engine_state import is_sharded, restore, saved_state, state_number
 from promptkd.errors import RunError, UserError
 from promptkd.methods.base import Method
 from promptkd.metrics import read_metrics
+from promptkd.option_values import moment
 from promptkd.tensor_file import TensorFile, digest_of, write_tensors
 from promptkd.whole_checkpoint import find_damage, read_state
 
@@ -240,6 +242,19 @@ def _write_synced(path: Path, content: Any) -> None:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())
+
+
+def recorded_time(run: Path) -> str | None:
+    """The time that the chat template of an interrupted run wrote, by its newest checkpoint; None where there is none.
+
+    Whether that checkpoint can be used is for `choose_start` to say, which comes later.
+    """
+    steps = [int(path.name[5:]) for path in run.glob("checkpoints/step-*") if re.fullmatch(r"step-\d{1,12}", path.name)]
+    try:
+        state = read_state(run / "checkpoints" / f"step-{max(steps, default=0)}")
+        return moment(str(state["identity"]["options"].get("template_time")))
+    except (OSError, ValueError, argparse.ArgumentTypeError):
+        return None
 
 
 def choose_start(checkpoints: Checkpoints, run) -> str | None:

@@ -12,16 +12,12 @@ import typing
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NoReturn
 
+from promptkd.data.template_settings import TemplateSettings
 from promptkd.errors import UserError
-from promptkd.option_values import SPECIAL_TOKENS_HELP, TYPES, SpecialTokensRule, check_arguments
+from promptkd.option_values import SPECIAL_TOKENS_HELP, TYPES, SpecialTokensRule, at_least, check_arguments, option
 
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
-
-
-def option(default: Any, help: str, **argparse_extras: Any) -> Any:
-    """A dataclass field that is also a command-line option `--field-name`."""
-    return dataclasses.field(default=default, metadata={"help": help, "extras": argparse_extras})
 
 
 @dataclass
@@ -130,17 +126,17 @@ class TrainingParallelSettings(ParallelSettings):
 
 
 @dataclass
-class DataSettings:
-    data_dir: str = option("", "folder with train_0.bin/.idx or train.jsonl, and valid likewise")
+class DataSettings(TemplateSettings):
+    data_dir: str = option(
+        "", "folder with train_0.bin/.idx or train.jsonl (.json, .csv, .parquet), and valid likewise; or hub:NAME"
+    )
     max_length: int = option(512, "most tokens of prompt and response together")
     max_prompt_length: int = option(256, "most tokens of a prompt")
     dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all")
-    template: Literal["published", "chat"] = option(
-        "published", "what makes prompts of instructions in jsonl; chat: the tokenizer's own template"
-    )
     special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(-1, dev_num=self.dev_num)
         if not 0 < self.max_prompt_length < self.max_length:
             raise UserError(
@@ -202,13 +198,6 @@ class DecodingSettings:
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top-p {self.top_p} is not a probability above 0 and up to 1")
         at_least(0, top_k=self.top_k)
-
-
-def at_least(least: float, **values: float) -> None:
-    """Raise `UserError` naming the first option whose value is under `least` (or not a number)."""
-    for name, value in values.items():
-        if not value >= least:
-            raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -274,7 +263,7 @@ def _add_group(target: Any, group: type) -> None:
             kind = typing.get_args(hint)[0]
             extras.update(type=TYPES.get(kind, kind), nargs="+")
         else:
-            extras["type"] = TYPES.get(hint, hint)
+            extras.setdefault("type", TYPES.get(hint, hint))
         target.add_argument(flag, **extras)
 
 

@@ -19,6 +19,7 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from promptkd.data.template_settings import TemplateSettings
 from promptkd.errors import UserError, exit_with
 from promptkd.option_values import SPECIAL_TOKENS_HELP, SpecialTokensRule
 from promptkd.settings import DecodingSettings, ParallelSettings, at_least, option, parse
@@ -49,7 +50,7 @@ class GenerationSettings:
 
 
 @dataclass
-class PromptSettings:
+class PromptSettings(TemplateSettings):
     data_dir: str = option("", "processed folder with train.jsonl, or the root of such folders")
     data_names: str = option("", "name of the folder below --data-dir, where --data-dir has no train.jsonl itself")
     max_length: int = option(512, "most tokens of prompt and answer together")
@@ -61,6 +62,7 @@ class PromptSettings:
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.data_dir:
             raise UserError("--data-dir is missing: name the processed folder whose train.jsonl has the prompts")
         if not 0 < self.max_prompt_length < self.max_length:
@@ -73,10 +75,12 @@ class PromptSettings:
         at_least(1, token_budget=self.token_budget)
 
     @property
-    def file(self) -> Path:
-        """train.jsonl in --data-dir or, if it is not there, in the folder of its name."""
-        folders = [Path(self.data_dir), Path(self.data_dir) / self.data_names]
-        found = next((f / "train.jsonl" for f in folders if (f / "train.jsonl").is_file()), None)
+    def file(self) -> str:
+        """The training rows in --data-dir or, if they are not there, in the folder of its name."""
+        from promptkd.data.row_files import find_rows, is_hub
+
+        below = [] if is_hub(self.data_dir) else [str(Path(self.data_dir) / self.data_names)]
+        found = next((rows for f in [self.data_dir, *below] if (rows := find_rows(f, "train")) is not None), None)
         if found is None:
             raise UserError(f"--data-dir {self.data_dir}: there is no train.jsonl: tools/process_data.py makes it")
         return found
@@ -109,6 +113,7 @@ def identity(settings, prompts: list[str], dtype: str) -> dict:
         "max_length": data.max_length,
         "max_prompt_length": data.max_prompt_length,
         "special_tokens": data.special_tokens,
+        **({"template_time": data.template_time} if data.template_time else {}),
         **dataclasses.asdict(settings.decoding),
     }
 
@@ -128,22 +133,25 @@ def read_prompts(settings, tokenizer) -> Prompts:
     import numpy as np
 
     from promptkd.data.encoding import TextEncoder
-    from promptkd.data.jsonl import read_jsonl
     from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, template_of_prompts
+    from promptkd.data.reading import say_reading
     from promptkd.data.row_counts import RowCounts
-    from promptkd.data.templates import render_prompt
+    from promptkd.data.row_files import read_rows
+    from promptkd.data.templates import template_of
     from promptkd.data.token_check import rule_of_folder
 
     what, data, file = settings.generation, settings.data, settings.data.file
-    rule = rule_of_folder(file.parent, tokenizer, data.special_tokens)
+    rule = rule_of_folder(Path(file).parent, tokenizer, data.special_tokens)
     data.special_tokens = rule or choose_rule("auto", what.model_path)
     encoder, counts = TextEncoder(tokenizer, data.special_tokens), RowCounts()
-    rows = [encoder.read(row, f"{file}, line {n}", render_prompt) for n, row in enumerate(read_jsonl(file), 1)]
+    raw, render = read_rows(file), template_of(data.template, tokenizer)
+    rows = [encoder.read(row, where, render) for where, row in raw]
+    say_reading(file, raw)
     made = encoder.pairs([(prompt, "") for prompt, _ in rows])
     kept = [i for i, each in enumerate(made) if counts.take(each, data.max_prompt_length, None)]
     if not kept:
         raise UserError(f"{file}: all prompts are over --max-prompt-length {data.max_prompt_length}: raise it")
-    template = template_of_prompts("published", encoder, [prompt for prompt, _ in rows])
+    template = template_of_prompts(data.template, encoder, [prompt for prompt, _ in rows])
     unlike = mismatch(PromptFormat(template, data.special_tokens), what.model_path, "--model-path")
     if what.gen_num != -1:
         picked = np.random.default_rng(what.seed_ppo).permutation(len(kept))[: what.gen_num]
@@ -155,9 +163,10 @@ def read_prompts(settings, tokenizer) -> Prompts:
 
 def run(settings) -> None:
     """Answer what is not answered yet; write generated.jsonl when all is."""
+    from promptkd.data.chat_arguments import bind_settings, now
     from promptkd.deepspeed_file import DTYPES
     from promptkd.distributed import setup
-    from promptkd.evaluation.answer_store import AnswerStore
+    from promptkd.evaluation.answer_store import AnswerStore, recorded_time
     from promptkd.evaluation.progress import AnswerBar
     from promptkd.evaluation.run import choose_dtype
     from promptkd.models import check_positions, load_causal_lm, load_config, load_own_tokenizer
@@ -167,40 +176,50 @@ def run(settings) -> None:
     config = load_config(what.model_path, "--model-path")
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
     check_positions(config, data.max_length, "--model-path")
+    ranks = setup(settings.parallel.size)
+    start = None if what.overwrite else recorded_time(Path(what.save))
+    bind_settings(tokenizer, data, ranks.world.gather([start or now()])[0])
     asked = read_prompts(settings, tokenizer)
     texts, prompts = asked.texts, asked.ids
-    ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     store = AnswerStore(Path(what.save), identity(settings, texts, dtype), what.overwrite, ranks)
     for note in asked.notes if ranks.first else []:
         print(f"generate.py: {note}", file=sys.stderr, flush=True)
     todo = [i for i in range(len(prompts)) if i not in store.answers]
     todo = sorted(todo, key=lambda i: -len(prompts[i]))[ranks.rank :: ranks.size]
+    thoughts = 0
     if ranks.largest(len(todo)):
         group = tensor_group(ranks, settings.parallel.size)
         model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
         bar = AnswerBar(len(todo), ranks.first)
         bar.start("generate")
-        answer(settings, model, tokenizer, prompts, todo, store, bar)
+        thoughts = answer(settings, model, tokenizer, prompts, todo, store, bar)
         bar.close()
-    ranks.barrier()  # every rank has written its last answer
+    thoughts = sum(ranks.gather([thoughts]))  # and every rank has written its last answer
     if ranks.first:
         store.finish(
             {"prompt": text, "gen_answer": said, "output": references if len(references) > 1 else references[0]}
             for text, references, said in zip(texts, asked.gold, store.in_order(len(texts)))
         )
         print(f"{len(texts)} answers in {store.file}")
+        if thoughts:
+            print(f"{thoughts} of the new answers began with thoughts, which are left out")
     ranks.barrier()
 
 
-def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, bar) -> None:
-    """Decode this rank's share batch by batch; an answer depends on its row and the seed, not on batch or rank."""
+def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, bar) -> int:
+    """Decode this rank's share batch by batch; an answer depends on its row and the seed, not on batch or rank.
+
+    Returns:
+        How many answers began with thoughts, which are left out.
+    """
+    from promptkd.data.thoughts import answer_text
     from promptkd.data.windows import group_by_length
-    from promptkd.evaluation.generate import text_of, without_end
+    from promptkd.evaluation.generate import without_end
     from promptkd.models import end_ids
     from promptkd.rollout import Sampling, decode, example_noise
 
-    ends = end_ids(tokenizer, model)
+    ends, thoughts = end_ids(tokenizer, model), 0
     data, new_tokens = settings.data, settings.data.max_length - settings.data.max_prompt_length
     for group in group_by_length([len(prompts[i]) + new_tokens for i in todo], data.token_budget):
         rows = [todo[place] for place in group]
@@ -215,9 +234,13 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
             progress=bar,
             agree=store.ranks.agree,
         ).responses
-        store.add(
-            {row: text_of(tokenizer, without_end(response.tolist(), ends)) for row, response in zip(rows, responses)}
-        )
+        said = [
+            answer_text(tokenizer, without_end(response.tolist(), ends), prompts[row])
+            for row, response in zip(rows, responses)
+        ]
+        store.add({row: text for row, (text, _) in zip(rows, said)})
+        thoughts += sum(thought for _, thought in said)
+    return thoughts
 
 
 def main() -> None:

@@ -111,14 +111,15 @@ def options_of(args: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
 
 def count_examples(folder: str) -> int | None:
     """Rows of the training split, if the folder is there."""
-    index, text = Path(folder) / "train_0.idx", Path(folder) / "train.jsonl"
+    index = Path(folder) / "train_0.idx"
     if index.is_file():
         from promptkd.data.format import TokenFile
 
         return len(TokenFile(index.with_suffix("")))
-    from promptkd.data.jsonl import numbered_lines
+    from promptkd.data.row_files import find_rows, is_folder, iterate_rows
 
-    return sum(1 for _ in numbered_lines(text)) if text.is_file() else None
+    rows = find_rows(folder, "train") if folder and is_folder(folder) else None
+    return None if rows is None else sum(1 for _ in iterate_rows(rows))
 
 
 def make(argv: list[str]) -> tuple[Setting, bool]:

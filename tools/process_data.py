@@ -5,8 +5,9 @@
     python tools/process_data.py corpus --raw text.txt --tokenizer MODEL --save DIR --dev-num 1000
     python tools/process_data.py pseudo --generated generated.jsonl --data-dir FULL --tokenizer MODEL --save DIR
 
-instructions: rows {"instruction", "input", "output"} or {"prompt", "response"} of jsonl become train_0.bin/.idx
-and train.jsonl, the first --dev-num rows valid_0.bin/.idx and valid.jsonl; too long prompts are left out.
+instructions: rows of any shape (promptkd/data/rows.py) of .jsonl, .json, .csv, .parquet or hub:NAME become
+train_0.bin/.idx and train.jsonl, the first --dev-num rows valid_0.bin/.idx and valid.jsonl; too long prompts are left
+out.
 corpus: each line is a document ("<@x(x!>" stands for a newline within it); all are packed into rows of
 --max-length tokens, the first --dev-num rows are the valid split.
 pseudo: the teacher's answers of tools/generate.py become the responses; the valid split is copied.
@@ -20,7 +21,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -32,19 +33,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from tqdm import tqdm
 
+from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.corpus import EncodeDocuments, Pieces, packed
 from promptkd.data.encoding import Encoded, TextEncoder
 from promptkd.data.examples import vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
-from promptkd.data.jsonl import json_lines, numbered_lines, parse_line
-from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, written_together
+from promptkd.data.jsonl import numbered_lines, parse_line
+from promptkd.data.processing import chunks_of_lines, ordered_map, written_together
 from promptkd.data.pseudo import PseudoSettings, pseudo
+from promptkd.data.reading import Reading, say
 from promptkd.data.row_counts import RowCounts
+from promptkd.data.row_files import is_lines, iterate_rows, lines_of
+from promptkd.data.rows import Row, read_row
+from promptkd.data.saved_rows import is_source
+from promptkd.data.template_settings import TemplateSettings
 from promptkd.data.templates import Template, template_of
 from promptkd.errors import UserError, exit_with
 from promptkd.settings import at_least, option, parse
 
-KEYS = ("instruction", "prompt", "input", "output")  # of a published row, in this order
 SPLITS = ("valid", "train")
 
 
@@ -65,19 +71,17 @@ class Common:
 
 
 @dataclass
-class InstructionSettings(Common):
+class InstructionSettings(TemplateSettings, Common):
     max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
     max_length: int | None = option(None, "cut rows to this many tokens (train.py cuts anyway); default: whole")
     only_prompt: bool = option(False, "write prompts without marker and response to the token files")
-    template: Literal["published", "chat"] = option(
-        "published", "what makes prompts of instructions; chat: the tokenizer's own template"
-    )
     special_tokens: Literal["own", "none", "published"] = option(
         "own", "special tokens in front of prompts: once those that the tokenizer begins texts with; published: none"
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TemplateSettings.__post_init__(self)
+        Common.__post_init__(self)
         at_least(1, max_prompt_length=self.max_prompt_length)
         if self.max_length is not None and self.max_length <= self.max_prompt_length:
             raise UserError(
@@ -99,30 +103,21 @@ class CorpusSettings(Common):
 
 @dataclass(frozen=True)
 class EncodeInstructions:
-    """Numbered lines of jsonl -> the jsonl text and the ids of each."""
+    """Rows and their places -> of each the row, the jsonl text and the ids."""
 
     encoder: TextEncoder
     settings: InstructionSettings
     template: Template
 
-    def __call__(self, lines: Lines) -> list[tuple[str, Encoded]]:
-        texts, pairs = [], []
-        for number, line in lines:
-            where = f"{self.settings.raw}, line {number}"
-            row = parse_line(line, where)
-            prompt, references = self.encoder.read(row, where, self.template)
-            texts.append(published_row(row, self.encoder.text(prompt)))
+    def __call__(self, items: list[tuple[str, bytes | dict[str, Any]]]) -> list[tuple[Row, str, Encoded]]:
+        texts, pairs, rows = [], [], []
+        for where, item in items:
+            raw = parse_line(item, where) if isinstance(item, bytes) else item
+            prompt, references = self.encoder.read(raw, where, self.template)
+            rows.append(read_row(raw, where))
+            texts.append(json.dumps(rows[-1].fields(self.encoder.text(prompt))))
             pairs.append((prompt, references[0]))
-        return list(zip(texts, self.encoder.pairs(pairs)))
-
-
-def published_row(row: dict[str, Any], prompt: str) -> str:
-    """The jsonl text beside the token files."""
-    row = {key: value for key, value in row.items() if value is not None}
-    values = {**row, "prompt": prompt, "output": row["output"] if "output" in row else row["response"]}
-    if "instruction" in row:
-        values.setdefault("input", "")
-    return json.dumps({key: values[key] for key in KEYS if key in values})
+        return list(zip(rows, texts, self.encoder.pairs(pairs)))
 
 
 class Lengths:
@@ -147,16 +142,19 @@ class Lengths:
 def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
     """Write token files and jsonl of both splits; the lengths of each split."""
     tokenizer, dtype = prepare(settings, [f"{s}{end}" for s in SPLITS for end in ("_0.bin", "_0.idx", ".jsonl")])
+    bind_settings(tokenizer, settings, now())
     template = template_of(settings.template, tokenizer)
-    lengths = {split: Lengths() for split in SPLITS}
+    lengths, reading = {split: Lengths() for split in SPLITS}, Reading()
     seen = 0
     with written_together(Path(settings.save)) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
         texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
         job = EncodeInstructions(TextEncoder(tokenizer, settings.special_tokens), settings, template)
-        rows = chain.from_iterable(encoded(job, json_lines(settings.raw), settings, stack))
-        for seen, (text, made) in enumerate(rows, 1):
+        lines = lines_of(settings.raw) if is_lines(settings.raw) else iterate_rows(settings.raw)
+        rows = chain.from_iterable(encoded(job, lines, settings, stack))
+        for seen, (row, text, made) in enumerate(rows, 1):
             split = "valid" if seen <= settings.dev_num else "train"
+            reading.add(row.read, row.unread)
             if not lengths[split].counts.take(made, settings.max_prompt_length, settings.max_length):
                 continue
             prompt, response = made.within(settings.max_length)
@@ -173,6 +171,8 @@ def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
                     f"{settings.raw}: all {lengths[split].counts.dropped} prompts of the {split} split are over "
                     f"--max-prompt-length {settings.max_prompt_length}: raise it"
                 )
+    if line := reading.line(settings.raw):
+        say(line)
     return lengths
 
 
@@ -207,14 +207,15 @@ def corpus(settings: CorpusSettings) -> dict[str, Lengths]:
     return lengths
 
 
-def encoded(job, lines: Iterator[tuple[int, bytes]], settings: Common, stack: ExitStack) -> Iterator[Any]:
+def encoded(job, lines: Iterable[tuple[Any, Any]], settings: Common, stack: ExitStack) -> Iterator[Any]:
     """`job` over chunks of lines, with a progress bar on a terminal; `stack` ends workers and bar."""
-    bar = tqdm(total=os.path.getsize(settings.raw), unit="B", unit_scale=True, disable=not sys.stderr.isatty())
+    size = os.path.getsize(settings.raw) if os.path.isfile(settings.raw) else None
+    bar = tqdm(total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty())
 
-    def watched() -> Iterator[tuple[int, bytes]]:
-        for number, line in lines:
-            bar.update(len(line))
-            yield number, line
+    def watched() -> Iterator[tuple[Any, Any]]:
+        for place, item in lines:
+            bar.update(len(item) if isinstance(item, bytes) else 0)
+            yield place, item
 
     results = ordered_map(job, chunks_of_lines(watched()), settings.workers)
     stack.callback(bar.close)
@@ -225,14 +226,14 @@ def encoded(job, lines: Iterator[tuple[int, bytes]], settings: Common, stack: Ex
 def prepare(settings: Common, outputs: list[str]) -> tuple[Any, np.dtype]:
     """(tokenizer, dtype of the token files), after looking at what is read and what would be replaced."""
     save = Path(settings.save)
-    if not os.path.isfile(settings.raw) or not os.path.getsize(settings.raw):
+    if not is_source(settings.raw) and not (os.path.isfile(settings.raw) and os.path.getsize(settings.raw)):
         raise UserError(f"--raw {settings.raw}: no such file, or it is empty: correct the path")
     if save.exists() and not save.is_dir():
         raise UserError(f"--save {save} is a file: name a folder")
     there = [save / name for name in outputs if (save / name).exists()]
     if there and not settings.overwrite:
         raise UserError(f"{there[0]} is there already: --overwrite replaces it, or choose another --save")
-    if any(path.samefile(settings.raw) for path in there):
+    if os.path.exists(settings.raw) and any(path.samefile(settings.raw) for path in there):
         raise UserError(f"--raw {settings.raw} would be replaced by the output: choose another --save")
     from promptkd.models import load_tokenizer  # here: it takes seconds, and bad options are known before
 

@@ -17,7 +17,9 @@ from promptkd.data.encoding import TextEncoder
 from promptkd.data.format import TokenFile, split_row
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.prompt_format import PromptFormat, template_of_prompts
+from promptkd.data.reading import say_reading
 from promptkd.data.row_counts import RowCounts
+from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, read_rows
 from promptkd.data.templates import reference_texts, template_of
 from promptkd.data.token_check import doubt_about_text, doubt_about_tokens, format_of_file
 from promptkd.errors import UserError
@@ -46,6 +48,7 @@ class ExampleSet:
         format: How the prompts were made.
         stale: One line where the token files are not those of the text beside them, else "".
         warning: One line where the token files may be another tokenizer's, else "".
+        unread: Fields of the rows that were not read -> in how many rows.
     """
 
     rows: Sequence[Pair]
@@ -55,6 +58,7 @@ class ExampleSet:
     format: PromptFormat = PromptFormat()
     stale: str = ""
     warning: str = ""
+    unread: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -62,6 +66,10 @@ class ExampleSet:
     def __getitem__(self, index: int) -> Example:
         prompt, response = self.rows[index]
         return Example(int(index), prompt, response)
+
+    def record(self) -> dict[str, Any]:
+        """What became of the rows, for the run's record."""
+        return self.counts.as_dict() | ({"fields_not_read": self.unread} if self.unread else {})
 
     @property
     def dropped(self) -> int:
@@ -83,9 +91,9 @@ class ExampleSet:
         make: str = MAKE,
         special_tokens: str = "auto",
     ) -> ExampleSet:
-        """Open `<split>_0.bin/.idx` in `folder`, or else `<split>.jsonl`; the first `limit` examples (-1: all).
+        """Open `<split>_0.bin/.idx` in `folder`, or else its rows (row_files.py); the first `limit` examples (-1: all).
 
-        `as_text` reads the jsonl even beside token files: with a folder of prompts it has the responses.
+        `as_text` reads the rows even beside token files: with a folder of prompts it has the responses.
         `template` (promptkd.data.templates) makes the prompts of jsonl; token files have theirs already.
         `special_tokens` is the rule for prompts (promptkd.data.encoding); auto: a token file's own, else "own".
 
@@ -95,8 +103,8 @@ class ExampleSet:
         `option` named the folder and `make` says what makes one, for errors.
         Raises UserError naming file and row or line for whatever is missing or broken.
         """
-        folder = Path(folder)
-        if not os.path.isdir(folder):
+        source, folder = folder, Path(folder)
+        if not is_folder(source):
             raise UserError(f"{option} {folder}: no such folder: correct the path, or {make} --save {folder}")
         limits = _Limits(max_prompt_length, max_length, limit, prompts_only)
         prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
@@ -111,11 +119,12 @@ class ExampleSet:
                     f"instructions --template {template} makes such files)"
                 )
             return _from_tokens(prefix, text, tokenizer, limits, special_tokens)
-        if os.path.isfile(text):
-            return _from_jsonl(text, tokenizer, limits, template, special_tokens)
+        if (rows := find_rows(source, split)) is not None:
+            return _from_rows(rows, tokenizer, limits, template, special_tokens)
+        others = f", only {names}" if (names := named_files(folder)) else ""
         raise UserError(
-            f"{option} {folder}: neither {prefix.name}.bin/.idx nor {text.name} is there: put {text.name} there, or "
-            f"{make} --save {folder}"
+            f"{option} {source}: neither {prefix.name}.bin/.idx nor {text.name} ({', '.join(KINDS[1:])}) is there"
+            f"{others}: put {text.name} there, or {make} --save {folder}"
         )
 
 
@@ -162,10 +171,12 @@ def _from_tokens(prefix: Path, text: Path, tokenizer, limits: _Limits, special_t
     return examples
 
 
-def _from_jsonl(path: Path, tokenizer, limits: _Limits, template: str, special_tokens: str) -> ExampleSet:
-    render = template_of(template, tokenizer)
+def _from_rows(source: str, tokenizer, limits: _Limits, template: str, special_tokens: str) -> ExampleSet:
+    path, render = Path(source), template_of(template, tokenizer)
     encoder = TextEncoder(tokenizer, "own" if special_tokens == "auto" else special_tokens)
-    texts = [encoder.read(row, f"{path}, line {n}", render) for n, row in enumerate(read_jsonl(path), 1)]
+    raw = read_rows(source)
+    texts = [encoder.read(row, where, render) for where, row in raw]
+    unread = say_reading(source, raw)
     rows: list[Pair] = []
     references: list[list[str]] = []
     counts = RowCounts()
@@ -184,7 +195,7 @@ def _from_jsonl(path: Path, tokenizer, limits: _Limits, template: str, special_t
             f"{path}: all {counts.dropped} prompts are over --max-prompt-length {limits.max_prompt_length}: raise it"
         )
     shown = template_of_prompts(template, encoder, [prompt for prompt, _ in texts])
-    return ExampleSet(rows, references, [path], counts, PromptFormat(shown, encoder.rule))
+    return ExampleSet(rows, references, [path], counts, PromptFormat(shown, encoder.rule), unread=unread)
 
 
 class _TokenRows(Sequence):

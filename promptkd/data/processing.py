@@ -27,10 +27,10 @@ _job: Callable[[Any], Any]
 
 
 def chunks_of_lines(
-    lines: Iterable[tuple[int, bytes]], most_lines: int = 128, most_bytes: int = 1 << 19
-) -> Iterator[Lines]:
-    """Numbered lines in lists of a size that is worth a message to another process."""
-    chunk: Lines = []
+    lines: Iterable[tuple[Any, Any]], most_lines: int = 128, most_bytes: int = 1 << 19
+) -> Iterator[list[tuple[Any, Any]]]:
+    """Lines or rows and their places in lists of a size that is worth a message to another process."""
+    chunk: list[tuple[Any, Any]] = []
     size = 0
     for number, line in lines:
         chunk.append((number, line))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from promptkd.data.format import TokenFileWriter, join_row, token_dtype
 from promptkd.data.jsonl import read_jsonl
 from promptkd.data.processing import written_together
 from promptkd.data.row_counts import RowCounts
+from promptkd.data.row_files import find_rows, read_rows
 from promptkd.data.templates import render_prompt
 from promptkd.data.token_check import rule_of_folder
 from promptkd.errors import UserError
@@ -57,7 +57,7 @@ def pseudo(settings: PseudoSettings) -> dict[str, str]:
     tokenizer = load_tokenizer(settings.tokenizer)
     dtype = token_dtype(vocabulary_size(tokenizer))
     encoder = TextEncoder(tokenizer, rule_of_folder(source, tokenizer, settings.special_tokens) or "own")
-    answers = read_generated(Path(settings.generated), source / "train.jsonl", encoder)
+    answers = read_generated(Path(settings.generated), source, encoder)
     counts = RowCounts()
     made = zip(answers, encoder.pairs(answers))
     kept = [(pair, ids) for pair, ids in made if counts.take(ids, settings.max_prompt_length, None)]
@@ -76,12 +76,15 @@ def pseudo(settings: PseudoSettings) -> dict[str, str]:
     return {"valid": f"copied from {source}", "train": ", ".join(said)}
 
 
-def read_generated(path: Path, train: Path, encoder: TextEncoder) -> list[tuple[str, str]]:
-    """(marked prompt, the teacher's answer) of each row; UserError where a prompt is not one of `train`'s."""
-    if not os.path.isfile(train):
-        raise UserError(f"{train} is missing: --data-dir is the processed folder the prompts came from")
-    rows = enumerate(read_jsonl(train), 1)
-    marked = [encoder.read(row, f"{train}, line {n}", render_prompt)[0] for n, row in rows]
+def read_generated(path: Path, folder: Path, encoder: TextEncoder) -> list[tuple[str, str]]:
+    """(marked prompt, the teacher's answer) of each row.
+
+    Raises:
+        UserError: A prompt is not one of the folder's train split.
+    """
+    if (train := find_rows(folder, "train")) is None:
+        raise UserError(f"{folder}/train.jsonl is missing: --data-dir is the processed folder the prompts came from")
+    marked = [encoder.read(row, where, render_prompt)[0] for where, row in read_rows(train)]
     known = {encoder.text(prompt): prompt for prompt in marked}
     answers = []
     for number, row in enumerate(read_jsonl(path), 1):

@@ -1,18 +1,23 @@
-"""How a row of jsonl becomes a prompt: by the published instruction template, or by a tokenizer's chat template.
+"""How a row becomes a prompt: by the published instruction template, or by a tokenizer's chat template.
 
-A row is {"instruction", "input", "output"}, or has a ready "prompt" and "output" (or "response"). "output" may be a
-list of references, the first is the response.
+`promptkd.data.rows` says what rows may look like. The published template has a place for an instruction and an input.
+What else a row says stands there as follows: the system message before the first instruction, within its section, with
+an empty line between them; the turns of a history as sections of their own, `### Instruction:` for a user and
+`### Response:` for the assistant. The system message of a ready prompt stands before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import islice
 from typing import Any
 
+from promptkd.data.chat_arguments import arguments_of, render
+from promptkd.data.messages import ANSWERED_BY
+from promptkd.data.rows import Row, read_row, reference_texts
+from promptkd.data.thoughts import SWITCHES, has_marker, thought_markers
 from promptkd.errors import UserError
 
-Template = Callable[[dict[str, Any], str], str]  # row, where it stands (for errors) -> prompt
+Template = Callable[[Row | dict[str, Any], str], str]  # row, its file and place (for errors) -> prompt
 
 WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -24,6 +29,8 @@ WITHOUT_INPUT = (
     "Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{instruction}\n\n### Response:\n"
 )
+SECTIONS = {"user": "### Instruction:\n", ANSWERED_BY: "### Response:\n"}
+ASKED, SAID = "WHATISASKED", "WHATISSAID"  # stand for texts where only what a template puts around them counts
 
 
 def template_of(name: str, tokenizer) -> Template:
@@ -31,24 +38,36 @@ def template_of(name: str, tokenizer) -> Template:
     return ChatTemplate(tokenizer) if name == "chat" else render_prompt
 
 
-def render_prompt(row: dict[str, Any], where: str = "row") -> str:
-    """The text a model is asked: the row's own "prompt", or the published template around instruction and input."""
-    if "prompt" in row:
-        return _ready_prompt(row, where)
-    if "instruction" not in row:
-        raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {_keys(row)}')
-    instruction = _text(row, "instruction", where)
-    if "input" in row and (context := _text(row, "input", where)):
-        return WITH_INPUT.format(instruction=instruction, input=context)
-    return WITHOUT_INPUT.format(instruction=instruction)
+def render_prompt(row: Row | dict[str, Any], where: str = "row") -> str:
+    """The text a model is asked: the row's own prompt, or the published template around its conversation."""
+    row = row if isinstance(row, Row) else read_row(row, where)
+    if row.prompt is not None:
+        return f"{row.system}\n\n{row.prompt}" if row.system and not row.turns else row.prompt
+    roles = [turn["role"] for turn in row.turns]
+    if row.tools or not set(roles) <= set(SECTIONS) or roles[-1] != "user" or any("tool_calls" in t for t in row.turns):
+        found = '"tools"' if row.tools else f"turns of {', '.join(dict.fromkeys(roles))}, the last of {roles[-1]}"
+        raise UserError(f"{where}: it has {found}, for which the published template has no place: --template chat")
+    texts = [turn["content"] for turn in row.turns]
+    if row.system:
+        first = roles.index("user")
+        texts[first] = f"{row.system}\n\n{texts[first]}"
+    *earlier, last = texts
+    history = "".join(f"{SECTIONS[role]}{text}\n\n" for role, text in zip(roles, earlier))
+    asked = (WITH_INPUT if row.input else WITHOUT_INPUT).format(instruction=last, input=row.input)
+    preamble, section, rest = asked.partition(SECTIONS["user"])
+    return preamble + history + section + rest
 
 
 class ChatTemplate:
-    """A row's instruction, and its input below, as what a user says; then the assistant's turn begins.
+    """A row's conversation by the tokenizer's own template; then the assistant's turn begins.
 
-    Any instruct model's tokenizer brings its own template. Where a row has a "prompt" beside its instruction, that is
-    another template's work (the published test sets have one) and passed by; a row that has a "prompt" alone says it
-    as the user. A prompt that went through this template before stays as it is.
+    An instruction, and its input below it, is what a user says. Where a row has a "prompt" beside its turns, another
+    template made it (the published test sets have one), and it is not used; a row with nothing else says it as the
+    user. A prompt that this template made before stays as it is.
+
+    Templates of models that think write an empty thought before a plain answer, or open a thought where an answer has
+    to begin. Training responses and references are plain answers. So a prompt is what the template itself writes before
+    such an answer, unless --chat-template-kwargs asks for thoughts: then it is the template's generation prompt.
     """
 
     def __init__(self, tokenizer) -> None:
@@ -58,49 +77,82 @@ class ChatTemplate:
                 f"--template chat: the tokenizer of {tokenizer.name_or_path} has no chat template: "
                 "take an instruct model's, or leave --template out"
             )
-        mark = "SAID"
-        self.head, said, self.tail = self._render(mark).partition(mark)
+        self.answers_plainly = False
+        head, said, self.tail = self._render([{"role": "user", "content": ASKED}]).partition(ASKED)
         if not said:
             raise UserError(
                 f"--template chat: the chat template of {tokenizer.name_or_path} leaves out what the user says: "
                 "take another model's, or leave --template out"
             )
+        self.heads = {text.partition("\n")[0] for text in (head, self._head_of_system_messages() or head)}
+        self.tails = [self.tail]
+        plain = self._tail_of_plain_answers()
+        if plain not in (None, self.tail) and has_marker(self.tail + plain, thought_markers(tokenizer)):
+            self.tails.append(plain)
+            self.answers_plainly = not any(arguments_of(tokenizer).values.get(switch) for switch in SWITCHES)
+            self.tail = plain if self.answers_plainly else self.tail
 
-    def __call__(self, row: dict[str, Any], where: str = "row") -> str:
-        prompt = _ready_prompt(row, where) if "prompt" in row else ""
-        if "instruction" not in row and not prompt:
-            raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {_keys(row)}')
-        if self.made(prompt):
-            return prompt
-        if "instruction" not in row:
-            return self._render(prompt)
-        said = [_text(row, key, where) for key in ("instruction", "input") if key in row]
-        return self._render("\n\n".join(text for text in said if text))
+    def __call__(self, row: Row | dict[str, Any], where: str = "row") -> str:
+        row = row if isinstance(row, Row) else read_row(row, where)
+        if row.prompt is not None and self.made(row.prompt):
+            return row.prompt
+        messages = row.messages if row.turns else [*row.messages, {"role": "user", "content": row.prompt}]
+        prompt = self._render(messages, row.tools, where)
+        for message in messages:
+            if message["role"] in ("system", "user") and message["content"].strip() not in prompt:
+                raise UserError(
+                    f"{where}: the chat template of {self.tokenizer.name_or_path} leaves out or changes what the "
+                    f"{message['role']} says: take it out of the row, or leave --template out"
+                )
+        return prompt
 
     def made(self, prompt: str) -> bool:
-        """Whether a prompt went through this template, perhaps with another system prompt or on another day (Llama 3.2
-        writes the date): its first line and its end tell. Of a template that puts nothing around, none is made."""
-        first = self.head.partition("\n")[0]
-        return bool(first or self.tail) and prompt.startswith(first) and prompt.endswith(self.tail)
+        """Whether this template made a prompt, perhaps with another system prompt or on another day (Llama 3.2 writes
+        the date): its first line and its end tell. Of a template that puts nothing around, none is made."""
+        around = ((head, tail) for head in self.heads for tail in self.tails if head or tail)
+        return any(prompt.startswith(head) and prompt.endswith(tail) for head, tail in around)
 
-    def _render(self, said: str) -> str:
-        messages = [{"role": "user", "content": said}]
+    def _render(self, messages: list[dict[str, Any]], tools: list[Any] | None = None, where: str = "") -> str:
+        how = {"tools": tools} if tools else {}
         try:
-            return self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+            if not self.answers_plainly:
+                return render(self.tokenizer, messages, add_generation_prompt=True, **how)
+            said = render(self.tokenizer, [*messages, {"role": ANSWERED_BY, "content": SAID}], **how)
+            return said.rpartition(SAID)[0]
         except Exception as error:  # the template is a program that others wrote; jinja's sandbox runs it
+            place = f"{where}: " if where else ""
             raise UserError(
-                f"--template chat: the chat template of {self.tokenizer.name_or_path} cannot be used ({error}): "
+                f"{place}--template chat: the chat template of {self.tokenizer.name_or_path} cannot be used ({error}): "
                 "take another model's, or leave --template out"
             ) from None
+
+    def _head_of_system_messages(self) -> str | None:
+        """What the template writes before a system message; None where it has no place for one."""
+        messages = [{"role": "system", "content": ASKED}, {"role": "user", "content": SAID}]
+        try:
+            head, said, _ = render(self.tokenizer, messages, add_generation_prompt=True).partition(ASKED)
+        except Exception:  # a template may refuse them, as Gemma's does
+            return None
+        return head if said else None
+
+    def _tail_of_plain_answers(self) -> str | None:
+        """What the template writes between a user's text and a plain answer; None where it cannot be told."""
+        messages = [{"role": "user", "content": ASKED}, {"role": ANSWERED_BY, "content": SAID}]
+        try:
+            before, said, _ = render(self.tokenizer, messages).rpartition(SAID)
+        except Exception:  # a template may refuse finished conversations
+            return None
+        _, asked, tail = before.partition(ASKED)
+        return tail if said and asked else None
 
 
 def turn_end(tokenizer) -> int:
     """The token that ends what an assistant says: the chat template's, which need not be end-of-text (Gemma, Phi 3)."""
     if not getattr(tokenizer, "chat_template", None):
         return tokenizer.eos_token_id
-    messages = [{"role": "user", "content": "ASKED"}, {"role": "assistant", "content": "SAID"}]
+    messages = [{"role": "user", "content": ASKED}, {"role": ANSWERED_BY, "content": SAID}]
     try:
-        _, _, behind = tokenizer.apply_chat_template(messages, tokenize=False).partition("SAID")
+        _, _, behind = render(tokenizer, messages).partition(SAID)
     except Exception:  # others wrote it; who asks for it with --template chat is told so there
         return tokenizer.eos_token_id
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
@@ -121,41 +173,9 @@ def marks(tokenizer) -> set[int]:
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
-def reference_texts(row: dict[str, Any], where: str = "row") -> list[str]:
-    """The gold texts of a row: "output", a text or a list of texts; beside a ready prompt also "response"."""
-    key = "response" if "prompt" in row and "output" not in row else "output"
-    if key not in row:
-        raise UserError(f'{where}: it has no "output" (or "prompt" and "response"), only {_keys(row)}')
-    if not isinstance(row[key], list):
-        return [_text(row, key, where)]
-    if not row[key]:
-        raise UserError(f'{where}: its list "{key}" is empty: give it a text')
-    return [_text({key: text}, key, where) for text in row[key]]
-
-
 def prompt_and_references(
-    row: dict[str, Any], where: str = "row", template: Template = render_prompt
+    row: dict[str, Any] | Row, where: str = "row", template: Template = render_prompt
 ) -> tuple[str, list[str]]:
+    """A row's prompt by `template`, and its gold texts."""
+    row = row if isinstance(row, Row) else read_row(row, where)
     return template(row, where), reference_texts(row, where)
-
-
-def _ready_prompt(row: dict[str, Any], where: str) -> str:
-    prompt = _text(row, "prompt", where)
-    if not prompt:
-        raise UserError(f'{where}: its "prompt" is empty: give it a text')
-    return prompt
-
-
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    value = row[key]
-    if not isinstance(value, str):
-        raise UserError(f'{where}: "{key}" has to be a text, not {type(value).__name__}')
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise UserError(f'{where}: "{key}" holds half a character (a lone surrogate): correct it') from None
-    return value
-
-
-def _keys(row: dict[str, Any]) -> str:
-    return ", ".join(f'"{key}"' for key in islice(row, 8)) or "no key at all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from promptkd.checkpoint import lock_folder, write_json
 from promptkd.data.jsonl import numbered_lines
 from promptkd.distributed import Ranks
 from promptkd.errors import UserError
+from promptkd.option_values import moment
 from promptkd.strict_json import check_kind, parse_json, read_object
 
 REMEDY = "pass --overwrite, or name another --save"
@@ -85,6 +87,14 @@ class AnswerStore:
 
     def _parts(self) -> list[Path]:
         return sorted(self.folder.glob("answers-*.jsonl"))
+
+
+def recorded_time(folder: Path) -> str | None:
+    """The time that the chat template of an earlier run wrote; None where there is none, or it cannot be read."""
+    try:
+        return moment(str(read_object(folder / "generation.json", REMEDY).get("template_time")))
+    except (UserError, argparse.ArgumentTypeError):
+        return None  # AnswerStore names the fault
 
 
 def _rows(paths: list[Path]) -> Iterator[tuple[int, str]]:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
 from promptkd.data.windows import group_by_length, pack
 from promptkd.deepspeed_file import DTYPES
@@ -180,10 +181,11 @@ def run(settings: SimpleNamespace) -> None:
     for path, option in ((what.model_path, "--model-path"), (how.teacher_model_path, "--teacher-model-path")):
         check_positions(load_config(path, option), data.max_length, option)
     tokenizer = load_own_tokenizer(what.model_path, load_config(what.model_path, "--model-path"), "--model-path")
+    ranks = setup(settings.parallel.size)
+    bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
     data.special_tokens = choose_rule(data.special_tokens, what.model_path, how.teacher_model_path)
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
     sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
-    ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     student, teacher = load_pair(settings, tokenizer, DTYPES[dtype], ranks)
     protocol = Protocol(

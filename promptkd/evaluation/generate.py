@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from transformers import PreTrainedModel
 
+from promptkd.data.thoughts import answer_text
 from promptkd.data.windows import group_by_length
 from promptkd.distributed import Ranks
 from promptkd.rollout import Sampling, decode, example_noise
@@ -36,7 +37,9 @@ def answer(
         model, prompts, seeds, end_ids=end_ids, max_new_tokens=max_new_tokens,
         sampling=sampling, token_budget=token_budget, ranks=ranks, progress=progress,
     )  # fmt: skip
-    mine = [(seed, prompt, text_of(tokenizer, ids)) for batch in batches for seed, prompt, ids in batch]
+    mine = [
+        (seed, prompt, text_of(tokenizer, ids, prompts[prompt])) for batch in batches for seed, prompt, ids in batch
+    ]
     answers = [[""] * len(prompts) for _ in seeds]
     for seed, prompt, text in ranks.gather(mine):
         answers[seed][prompt] = text
@@ -88,5 +91,6 @@ def without_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
     return ids[:-1] if ids and ids[-1] in end_ids else ids
 
 
-def text_of(tokenizer, ids: list[int]) -> str:
-    return tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip()
+def text_of(tokenizer, ids: list[int], prompt: Sequence[int] = ()) -> str:
+    """The text of an answer, without what the model thought before it (see promptkd.data.thoughts)."""
+    return answer_text(tokenizer, ids, prompt)[0]

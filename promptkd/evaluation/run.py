@@ -13,11 +13,13 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.checkpoint import fingerprint, write_json
+from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
+from promptkd.data.thoughts import answer_text
 from promptkd.deepspeed_file import DTYPES, precision, read_deepspeed_config
 from promptkd.distributed import Ranks, environment_number, setup
 from promptkd.errors import UserError
-from promptkd.evaluation.generate import decode_share, share, text_of
+from promptkd.evaluation.generate import decode_share, share
 from promptkd.evaluation.progress import AnswerBar
 from promptkd.evaluation.rouge import ScoringPool, default_workers
 from promptkd.evaluation.sets import Missing, TestSet, find_sets, notes_on_sets, read_set
@@ -41,10 +43,11 @@ def run(settings: SimpleNamespace) -> None:
     config = load_config(what.model_path, "--model-path")
     check_positions(config, data.max_length, "--model-path")
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
+    ranks = setup(settings.parallel.size)
+    bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
     data.special_tokens = choose_rule(data.special_tokens, what.model_path)
     how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
-    ranks = setup(settings.parallel.size)
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     warn_of_missing(missing, ranks)
     group = tensor_group(ranks, settings.parallel.size)
@@ -105,13 +108,13 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
         progress=bar,
     )
     for batch in batches:
-        texts = [text_of(tokenizer, ids) for _, _, ids in batch]
-        scores = pool.submit([(text, test_set.references[index]) for text, (_, index, _) in zip(texts, batch)])
-        pending.append((batch, texts, scores))
+        said = [answer_text(tokenizer, ids, test_set.prompts[index]) for _, index, ids in batch]
+        scores = pool.submit([(text, test_set.references[index]) for (text, _), (_, index, _) in zip(said, batch)])
+        pending.append((batch, said, scores))
     mine = [
-        Row(seed, index, text, len(ids), *score)
-        for batch, texts, scores in pending
-        for (seed, index, ids), text, score in zip(batch, texts, scores.result())
+        Row(seed, index, text, len(ids), *score, thought)
+        for batch, said, scores in pending
+        for (seed, index, ids), (text, thought), score in zip(batch, said, scores.result())
     ]
     return [Row(*row) for row in ranks.gather(mine)]
 
@@ -131,6 +134,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "prompt_cut": data.prompt_cut,
             "dev_num": data.dev_num,
             "template": data.template,
+            **({"chat_template_kwargs": data.chat_template_kwargs} if data.chat_template_kwargs else {}),
             "special_tokens": data.special_tokens,
         },
         "seeds": what.seeds,
@@ -139,6 +143,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "device": ranks.device.type,
             "ranks": ranks.world.size,
             "token_budget": data.token_budget,
+            "template_time": data.template_time,
         },
         "missing": [dataclasses.asdict(lost) for lost in missing],
         "sets": {},

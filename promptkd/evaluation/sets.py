@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shlex
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.jsonl import read_jsonl
 from promptkd.data.prompt_format import PromptFormat, mismatch, template_of_prompts
+from promptkd.data.reading import say_reading
+from promptkd.data.row_files import digest_of_rows, find_rows, is_folder, is_hub, read_rows
 from promptkd.data.templates import template_of
 from promptkd.errors import UserError
 
@@ -85,7 +85,7 @@ class TestSet:
         return f"of {len(self):,} rows {', '.join(parts)}" if parts else ""
 
     def sha256(self) -> str:
-        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return digest_of_rows(self.path)
 
 
 def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Missing]]:
@@ -101,7 +101,7 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
         if canonical(name) in seen:
             raise UserError(f"--data-names names {name} twice: leave one out")
         seen.add(canonical(name))
-    if not root.is_dir():
+    if not is_folder(root):
         raise UserError(f"--data-dir {root}: no such folder: correct it, or: {_remedy(root, names)}")
     found = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
     files = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in found}
@@ -131,15 +131,16 @@ def read_set(
     Raises:
         UserError: A row is broken; the line names file and line.
     """
-    rows = read_jsonl(path)
+    rows = read_rows(path)
     if dev_num < 0:
         dev_num = FIRST_ROWS.get(canonical(name), len(rows))
     render, encoder = template_of(template, tokenizer), TextEncoder(tokenizer, special_tokens)
-    texts = [encoder.read(row, f"{path}, line {line}", render) for line, row in enumerate(rows[:dev_num], 1)]
+    texts = [encoder.read(row, where, render) for where, row in rows[:dev_num]]
+    say_reading(path, rows[:dev_num])
     marked = [prompt for prompt, _ in texts]
     encoded = encoder.prompts(marked)
     if not all(encoded):
-        raise UserError(f"{path}, line {encoded.index([]) + 1}: its prompt has no token: give it a text")
+        raise UserError(f"{rows[encoded.index([])][0]}: its prompt has no token: give it a text")
     over = sum(len(ids) > max_prompt_length for ids in encoded)
     prompts = [np.array(_cut(ids, max_prompt_length, cut_start, encoder.leading), dtype=np.int64) for ids in encoded]
     made = PromptFormat(template_of_prompts(template, encoder, marked), special_tokens)
@@ -167,10 +168,12 @@ def _cut(ids: list[int], most: int, cut_start: bool, leading: list[int]) -> list
 
 
 def _file(root: Path, name: str, alone: bool) -> Path | None:
-    """valid.jsonl of a set: in its published folder, in one of its own name, or in `root` if it is asked for alone."""
+    """A set's rows: in its published folder, in one of its own name, or in `root` if no other set is asked for."""
     published = FOLDERS.get(canonical(name), name)
-    folders = [root / published, root / name] + ([root] if alone else [])
-    return next((folder / FILE for folder in folders if (folder / FILE).is_file()), None)
+    below = [] if is_hub(root) else [root / published, root / name]
+    folders = [*below, *([root] if alone else [])]
+    found = next((rows for folder in folders if (rows := find_rows(folder, "test")) is not None), None)
+    return None if found is None else Path(found)
 
 
 def _remedy(root: Path, names: list[str]) -> str:

@@ -13,7 +13,7 @@ from promptkd.evaluation.sets import TestSet
 
 
 class Row(NamedTuple):
-    """One scored answer. length: its tokens, without end-of-text."""
+    """One scored answer. length: its tokens, without end-of-text. thought: the model thought before it answered."""
 
     seed: int  # place in the list of seeds
     index: int  # row of the set
@@ -21,6 +21,7 @@ class Row(NamedTuple):
     length: int
     rouge_l: float
     exact_match: float
+    thought: bool = False
 
 
 def by_seed(rows: list[Row], seeds: int) -> list[list[Row]]:
@@ -41,6 +42,7 @@ def summary(test_set: TestSet, answers: list[list[Row]], seconds: float) -> dict
         "rougeL": over_seeds([mean([row.rouge_l for row in rows]) for rows in answers]),
         "exact_match": over_seeds([mean([row.exact_match for row in rows]) for rows in answers]),
         "mean_length": over_seeds([mean([row.length for row in rows]) for rows in answers]),
+        "answers_with_thoughts": sum(row.thought for rows in answers for row in rows),
         "seconds": round(seconds, 3),
         "rougeL_rows": [[round(row.rouge_l, 4) for row in rows] for rows in answers],
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptkd.checkpoint import write_json
-from promptkd.data.jsonl import read_jsonl
+from promptkd.data.row_files import read_rows
 from promptkd.data.templates import prompt_and_references
 from promptkd.errors import UserError
 from promptkd.evaluation.tables import write_text
@@ -171,12 +171,12 @@ def answers_of(contents: Contents) -> tuple[list[Answer], list[str]]:
             continue
         shown = [r for r in contents.everyone if r.sets.get(name, {}).get("sha256") == entry["sha256"]]
         said = {label(result): result.answers(name) for result in shown}
-        rows = read_jsonl(entry["file"])[: contents.samples]
+        rows = read_rows(entry["file"])[: contents.samples]
         for result, texts in zip(shown, said.values()):
             if len(texts) < len(rows):
                 raise UserError(f"{result.folder}: answers.jsonl of {name} has {len(texts)} rows: evaluate it anew")
-        for place, row in enumerate(rows):
-            prompt, gold = prompt_and_references(row, f"{entry['file']}, line {place + 1}")
+        for place, (where, row) in enumerate(rows):
+            prompt, gold = prompt_and_references(row, where)
             texts = {"reference": gold[0], **{who: texts[place] for who, texts in said.items()}}
             found.append(Answer(name, str(row.get("instruction", prompt)), texts))
     return found, lost

@@ -1,0 +1,166 @@
+"""Rows of other people's shapes: the prompt and the response that each of them means."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from conftest import GOLDEN
+from transformers import AutoTokenizer
+
+from promptkd.data.examples import ExampleSet
+from promptkd.data.reading import Reading
+from promptkd.data.rows import read_row
+from promptkd.data.templates import ChatTemplate, prompt_and_references, render_prompt
+from promptkd.errors import UserError
+
+CHAT = (
+    "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+PREAMBLE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+)
+USER, ANSWER = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "data"}
+LAST = "### Instruction:\nHi\n\n### Response:\n"
+PARTS = {"role": "user", "content": [{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]}
+SYSTEM = {"role": "system", "content": "Be short."}
+EARLIER = [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    loaded = AutoTokenizer.from_pretrained(GOLDEN / "models/gpt2_student")
+    loaded.chat_template = CHAT
+    return loaded
+
+
+def asked(instruction: str, input: str = "") -> str:
+    return render_prompt({"instruction": instruction, "input": input})
+
+
+@pytest.mark.parametrize(
+    ("row", "published", "chat"),
+    [
+        ({"messages": [USER, ANSWER]}, asked("Hi"), "<user>Hi\n<assistant>"),
+        ({"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "data"}]}, asked("Hi"), None),
+        ({"conversations": [USER, ANSWER]}, asked("Hi"), None),
+        ({"prompt": "Hi\n", "completion": "data"}, "Hi\n", "<user>Hi\n\n<assistant>"),
+        ({"prompt": [USER], "completion": [ANSWER]}, asked("Hi"), "<user>Hi\n<assistant>"),
+        ({"prompt": "Hi", "completion": [ANSWER]}, "Hi", "<user>Hi\n<assistant>"),
+        ({"prompt": [USER], "response": "data"}, asked("Hi"), None),
+        ({"messages": [USER], "output": "data"}, asked("Hi"), None),
+        ({"prompt": "Hi", "messages": [USER, ANSWER]}, asked("Hi"), "<user>Hi\n<assistant>"),
+        ({"messages": [PARTS, ANSWER]}, asked("Hi"), None),
+        (
+            {"instruction": "Hi", "context": "It.", "response": "data"},
+            asked("Hi", "It."), "<user>Hi\n\nIt.\n<assistant>",
+        ),
+        ({"instruction": "Hi", "context": "It.", "output": "data"}, asked("Hi", "It."), None),
+        ({"instruction": "Hi", "input": "", "context": "It.", "output": "data"}, asked("Hi", "It."), None),
+        ({"instruction": "Hi", "input": None, "output": "data"}, asked("Hi"), "<user>Hi\n<assistant>"),
+        (
+            {"system": "Be short.", "instruction": "Hi", "output": "data"},
+            asked("Be short.\n\nHi"), "<system>Be short.\n<user>Hi\n<assistant>",
+        ),
+        ({"system": None, "instruction": "Hi", "output": "data"}, asked("Hi"), "<user>Hi\n<assistant>"),
+        ({"messages": [SYSTEM, USER, ANSWER]}, asked("Be short.\n\nHi"), "<system>Be short.\n<user>Hi\n<assistant>"),
+        ({"system": "Be short.", "conversations": [USER, ANSWER]}, asked("Be short.\n\nHi"), None),
+        (
+            {"system": "Be short.", "prompt": "Q:", "response": "data"},
+            "Be short.\n\nQ:", "<system>Be short.\n<user>Q:\n<assistant>",
+        ),
+        (
+            {"messages": [SYSTEM, *EARLIER, USER, ANSWER]},
+            PREAMBLE + "### Instruction:\nBe short.\n\nOne?\n\n### Response:\n1\n\n" + LAST,
+            "<system>Be short.\n<user>One?\n<assistant>1\n<user>Hi\n<assistant>",
+        ),
+        (
+            {"instruction": "Hi", "input": "", "history": [["One?", "1"]], "output": "data"},
+            PREAMBLE + "### Instruction:\nOne?\n\n### Response:\n1\n\n" + LAST,
+            "<user>One?\n<assistant>1\n<user>Hi\n<assistant>",
+        ),
+        (
+            {"prompt": "Hi", "history": EARLIER, "response": "data"},
+            PREAMBLE + "### Instruction:\nOne?\n\n### Response:\n1\n\n" + LAST,
+            "<user>One?\n<assistant>1\n<user>Hi\n<assistant>",
+        ),
+        ({"instruction": "Hi", "input": "", "history": [], "output": "data"}, asked("Hi"), None),
+    ],
+)  # fmt: skip
+def test_read_row_prompt_and_response_of_each_shape(tokenizer, row, published, chat):
+    assert prompt_and_references(row) == (published, ["data"])
+    prompt, references = prompt_and_references(row, "row", ChatTemplate(tokenizer))
+    assert references == ["data"] and (chat is None or prompt == chat)
+    # What process_data writes beside token files gives the same prompts again, with either template.
+    for template, text in ((render_prompt, published), (ChatTemplate(tokenizer), prompt)):
+        written = json.loads(json.dumps(read_row(row).fields(text)))
+        assert prompt_and_references(written, "row", template) == (text, ["data"])
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"text": "Hi data"}, '"text" and nothing else, in which prompt and response cannot be told apart'),
+        ({"text": "Hi data", "id": 3}, "cannot be told apart"),
+        ({"messages": [USER]}, 'no "output"'),
+        ({"messages": [ANSWER]}, "nothing stands before the assistant's turn"),
+        ({"messages": [SYSTEM, ANSWER]}, "nothing is asked"),
+        ({"messages": "Hi"}, '"messages" has to be a list of messages, not str'),
+        ({"messages": [{"content": "Hi"}, ANSWER]}, 'message 1 of "messages" has no role'),
+        ({"messages": [{"role": "narrator", "content": "Hi"}, ANSWER]}, "the role 'narrator'"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}, ANSWER]}, "the type 'image_url'"),
+        ({"messages": [{"role": "user", "content": None}, ANSWER]}, "has to be a text, not NoneType"),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{}]}]}, "has no text"),
+        ({"messages": [USER, {"role": "tool", "content": "3"}, ANSWER]}, "published template has no place"),
+        ({"messages": [USER, ANSWER], "tools": [{"name": "f"}]}, '"tools", for which the published template has no'),
+        ({"messages": [USER, ANSWER], "output": "other"}, 'an answer in "messages" and another in "output"'),
+        ({"instruction": "Hi", "history": "One?", "output": "x"}, '"history" has to be a list of'),
+        ({"instruction": "Hi", "history": [["One?"]], "output": "x"}, '"history" has to be a list of'),
+        ({"instruction": "Hi", "system": 3, "output": "x"}, '"system" has to be a text, not int'),
+        ({"instruction": "Hi", "input": "a", "context": "b", "output": "x"}, 'an "input" and another "context"'),
+        ({"system": "A", "messages": [SYSTEM, USER, ANSWER]}, "another system message"),
+        ({"prompt": [USER], "completion": [ANSWER, USER]}, 'last message of its "completion"'),
+        ({"prompt": "Hi", "chosen": "a", "rejected": "b"}, 'no "output"'),
+        ({"instruction": None, "output": "x"}, 'neither "instruction" nor "prompt"'),
+    ],
+)  # fmt: skip
+def test_read_row_names_what_cannot_be_read(row, message):
+    with pytest.raises(UserError) as error:
+        prompt_and_references(row, "x.jsonl, line 7")
+    assert str(error.value).startswith("x.jsonl, line 7: ") and message in str(error.value)
+
+
+def test_chat_template_that_leaves_out_the_system_message_is_refused(tokenizer):
+    tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "models/gpt2_student")
+    tokenizer.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
+    with pytest.raises(UserError, match=r"line 7: .* leaves out or changes what the system says"):
+        ChatTemplate(tokenizer)({"system": "Be short.", "instruction": "Hi"}, "x.jsonl, line 7")
+
+
+def test_reading_counts_fields_that_are_not_read():
+    rows = [
+        {"instruction": "Hi", "output": "data", "explanation": "since", "category": "a", "note": ""},
+        {"instruction": "Hi", "output": "data", "explanation": "since"},
+        {"messages": [USER, ANSWER, USER]},
+        {"messages": [USER, {**ANSWER, "weight": 0}]},
+    ]
+    line = Reading(map(read_row, rows)).line("x.jsonl")
+    assert line == (
+        'x.jsonl: read as "instruction", "output", "messages"; fields not read: "explanation" of 2 rows, '
+        '"messages behind the last assistant turn" of 1 rows, "messages, weight" of 1 rows'
+    )
+    alpaca = {"instruction": "Hi", "input": "", "output": "data", "text": "### Instruction: Hi ### Response: data"}
+    assert Reading([read_row(alpaca)]).line("x.jsonl") is None
+
+
+def test_example_set_says_once_what_is_not_read(tokenizer, tmp_path, capsys, monkeypatch):
+    row = {"instruction": "Say data.", "output": "data", "explanation": "since"}
+    (tmp_path / "train.jsonl").write_text((json.dumps(row) + "\n") * 5)
+    ExampleSet.open(tmp_path, "train", tokenizer, 96, 128)
+    assert capsys.readouterr().err == (
+        f'{tmp_path}/train.jsonl: read as "instruction", "output"; fields not read: "explanation" of 5 rows\n'
+    )
+    monkeypatch.setenv("RANK", "1")
+    ExampleSet.open(tmp_path, "train", tokenizer, 96, 128)
+    assert capsys.readouterr().err == ""
