@@ -55,7 +55,7 @@ def ours(o: argparse.Namespace) -> dict:
              o.name, "--seeds", *o.seeds, "--dev-num", o.rows, "--save", save, "--overwrite"],
             o.malloc,
         )  # fmt: skip
-        results = json.loads((Path(save) / "results.json").read_text())
+        results = json.loads((Path(save) / "results.json").read_text(encoding="utf-8"))
     return {
         "seconds": seconds,
         "peak_gb": results["run"]["peak_memory_gb"],
@@ -92,8 +92,10 @@ def main() -> None:
         f"| ratio | {theirs / mine['seconds']:.1f} | | |",
     ]
     o.save.mkdir(parents=True, exist_ok=True)
-    (o.save / "evaluation.json").write_text(json.dumps({"published": runs, "ours": mine, "seeds": o.seeds}, indent=1))
-    (o.save / "evaluation.md").write_text("\n".join(lines) + "\n")
+    (o.save / "evaluation.json").write_text(
+        json.dumps({"published": runs, "ours": mine, "seeds": o.seeds}, indent=1), encoding="utf-8"
+    )
+    (o.save / "evaluation.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     seconds = {"ours": [mine["seconds"]], "published flow (computed)": [theirs]}
     draw_bars(seconds, f"seconds for {o.name} with {len(o.seeds)} seeds", o.save / "evaluation.png")
     print("\n".join(lines))

@@ -59,7 +59,7 @@ def options(how: KillSettings, student: Path, save: Path) -> list[str]:
 def run_to_the_end(argv: list[str], save: Path, log: Path, ranks: int) -> None:
     marks_file(save, ranks)
     if set(Run(argv, log, ranks, SCRIPT).wait(1200)) != {0}:
-        raise UserError(f"a run that nothing killed failed: {log.read_text()[-2000:]}")
+        raise UserError(f"a run that nothing killed failed: {log.read_text('utf-8')[-2000:]}")
 
 
 def marks_file(save: Path, ranks: int) -> Path:
@@ -95,7 +95,7 @@ def kill_once(argv: list[str], save: Path, log: Path, ranks: int, aim: Aim) -> s
     run.signal(signal.SIGKILL)
     ended = set(run.wait())
     if not ended <= {0, -9}:
-        raise UserError(f"a rank ended with status {ended}: {log.read_text()[-2000:]}")
+        raise UserError(f"a rank ended with status {ended}: {log.read_text('utf-8')[-2000:]}")
     return "nothing, it had ended" if ended == {0} else read_marks(marks)[aim.rank]
 
 
@@ -120,7 +120,7 @@ def main() -> None:
         student, log = student_with_dropout(folder / "student"), folder / "log"
         whole, cut = folder / "whole", folder / "cut"
         run_to_the_end(options(how, student, whole), whole, log, how.ranks)
-        seconds = json.loads(Path(f"{whole}.seconds").read_text())
+        seconds = json.loads(Path(f"{whole}.seconds").read_text(encoding="utf-8"))
         killed: Counter[str] = Counter()
         aimed = 0
         for aim in aims(how, seconds, len(rows_of(whole))):

@@ -109,7 +109,7 @@ def options_of(name: str, work: Path) -> list[str]:
     family, zero, ranks, examples, extra = SETTINGS[name]
     shares = 1 if TENSOR[0] in extra else ranks  # of the examples: ranks that hold a model together have the same
     file = work / f"{zero}.json"
-    file.write_text(json.dumps({**ZERO[zero], "zero_allow_untested_optimizer": True}))
+    file.write_text(json.dumps({**ZERO[zero], "zero_allow_untested_optimizer": True}), encoding="utf-8")
     return [
         "--method", "promptkd", "--model-path", str(work / family / "student"),
         "--teacher-model-path", str(work / family / "teacher"), "--data-dir", str(work / "data"),
@@ -130,7 +130,7 @@ def measured(name: str, work: Path) -> float:
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"{name} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return max(json.loads((save / "memory.json").read_text())["peak_memory_gb"]) * 1e9
+    return max(json.loads((save / "memory.json").read_text(encoding="utf-8"))["peak_memory_gb"]) * 1e9
 
 
 def planned(name: str, work: Path) -> float:
@@ -163,8 +163,8 @@ def main() -> None:
         for r in rows
     ]
     args.save.mkdir(parents=True, exist_ok=True)
-    (args.save / "plan.json").write_text(json.dumps(rows, indent=1))
-    (args.save / "plan.md").write_text("\n".join(lines) + "\n")
+    (args.save / "plan.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    (args.save / "plan.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
 
 

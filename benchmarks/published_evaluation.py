@@ -75,7 +75,7 @@ def main() -> None:
         prompts, references = rows.prompts[start : start + BATCH], rows.references[start : start + BATCH]
         reference_loss(model, tokenizer, prompts, [texts_of_row[0] for texts_of_row in references])
         texts += answers(model, tokenizer, prompts)
-    score = sum(map(rouge_l, texts, rows.references)) / len(texts)
+    score = sum(rouge_l(*pair, "published") for pair in zip(texts, rows.references)) / len(texts)
     seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     print(json.dumps({"seconds": seconds, "answers": len(texts), "rougeL": score, "peak_rss_gb": peak}))

@@ -60,7 +60,7 @@ def make_models(folder: Path, tokenizer: Path, vocabulary: int, shapes: dict[str
 def train(folder: Path, window: int, response: int, precision: str, steps: int = 3) -> tuple[list[dict], float]:
     """Train the models in `folder` on made-up prompts; returns the rows of metrics.jsonl and the peak memory in GB."""
     rows = [json.dumps({"prompt": "word " * (20 + i % 10), "response": "x"}) for i in range(64)]
-    (folder / "train.jsonl").write_text("\n".join(rows))
+    (folder / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
     command = [
         sys.executable, ROOT / "train.py", "--method", "promptkd", "--model-path", folder / "student",
         "--teacher-model-path", folder / "teacher", "--data-dir", folder, "--save", folder / "run",
@@ -72,8 +72,8 @@ def train(folder: Path, window: int, response: int, precision: str, steps: int =
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SystemExit(f"train.py ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    peaks = json.loads((folder / "run/memory.json").read_text())["peak_memory_gb"]
-    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    peaks = json.loads((folder / "run/memory.json").read_text(encoding="utf-8"))["peak_memory_gb"]
+    rows = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return rows, max(peaks)
 
 
@@ -143,8 +143,8 @@ def main() -> None:
             results.setdefault(axis, []).append(found)
             print(axis, found, flush=True)
     o.save.mkdir(parents=True, exist_ok=True)
-    (o.save / "scaling.json").write_text(json.dumps(results, indent=1))
-    (o.save / "scaling.md").write_text(table(results) + "\n")
+    (o.save / "scaling.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (o.save / "scaling.md").write_text(table(results) + "\n", encoding="utf-8")
     draw(results, o.save / "scaling.png")
     print(table(results))
 

@@ -56,8 +56,10 @@ def ours(o: argparse.Namespace, precision: str, malloc: str, seed: int) -> dict:
              "--deepspeed_config", ROOT / f"configs/deepspeed/ds_config_{precision}.json"],
             malloc,
         )  # fmt: skip
-        peaks = json.loads((Path(save) / "run/memory.json").read_text())["peak_memory_gb"]
-        rows = [json.loads(line) for line in (Path(save) / "run/metrics.jsonl").read_text().splitlines()]
+        peaks = json.loads((Path(save) / "run/memory.json").read_text(encoding="utf-8"))["peak_memory_gb"]
+        rows = [
+            json.loads(line) for line in (Path(save) / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     return {
         "seconds_per_step": [row["step_seconds"] for row in rows],
         "response_tokens_per_step": [row["response_tokens"] for row in rows],
@@ -136,8 +138,8 @@ def main() -> None:
                         flush=True,
                     )
     o.save.mkdir(parents=True, exist_ok=True)
-    (o.save / f"{o.method}_step.json").write_text(json.dumps(results, indent=1))
-    (o.save / f"{o.method}_step.md").write_text(table(results) + "\n")
+    (o.save / f"{o.method}_step.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
+    (o.save / f"{o.method}_step.md").write_text(table(results) + "\n", encoding="utf-8")
     seconds = {name: [statistics.mean(r["seconds_per_step"]) for r in rounds] for name, rounds in results.items()}
     draw_bars(seconds, f"seconds of a {o.method} step", o.save / f"{o.method}_step.png")
     print(table(results))

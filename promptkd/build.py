@@ -92,6 +92,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     devset = DevSet(
         data.dev, tokenizer, context.sampling, context.limits,
         settings.optimizer.eval_batch_size, settings.run.seed, ranks, published,
+        settings.run.rouge_tokenizer,
     )  # fmt: skip
     return Trainer(settings, method, data.train, windows, devset, ranks, checkpoints)
 

@@ -143,7 +143,8 @@ def save_model(learner: Learner, tokenizer, folder: Path, prompts: PromptFormat)
 def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     """What config.json holds: settings, versions, commit, fingerprints of what was read."""
     root = Path(__file__).parents[1]
-    git = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    describe = ["git", "-C", root, "describe", "--always", "--dirty"]
+    git = subprocess.run(describe, capture_output=True, encoding="utf-8", errors="replace")
     return {
         "settings": settings,
         "commit": git.stdout.strip() or None,

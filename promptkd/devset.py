@@ -17,6 +17,7 @@ from promptkd.kv_cache import tokens_within_budget
 from promptkd.losses import Hard, distill
 from promptkd.methods.base import Limits
 from promptkd.rollout import Sampling
+from promptkd.settings import RougeTokenizer
 
 
 class DevSet:
@@ -32,9 +33,11 @@ class DevSet:
         seed: int,
         ranks: Ranks,
         published_mean: bool,
+        rouge_tokenizer: RougeTokenizer,
     ) -> None:
         self.examples, self.tokenizer, self.sampling, self.limits = examples, tokenizer, sampling, limits
         self.batch_size, self.seed, self.ranks, self.published_mean = batch_size, seed, ranks, published_mean
+        self.rouge_tokenizer = rouge_tokenizer
 
     def __len__(self) -> int:
         return 0 if self.examples is None else len(self.examples)
@@ -81,7 +84,8 @@ class DevSet:
                 ranks=self.ranks,
                 progress=None,
             )[0]
-        scores = [rouge_l(text, references) for text, references in zip(answers, self.examples.references)]
+        pairs = zip(answers, self.examples.references)
+        scores = [rouge_l(text, references, self.rouge_tokenizer) for text, references in pairs]
         return sum(scores) / max(len(scores), 1)
 
     def exposure_bias(self, student: Learner, teacher: Learner | FrozenTeacher, rows: int) -> dict[str, Any]:

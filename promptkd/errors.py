@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -38,6 +39,8 @@ def exit_with(main: Callable[[], None]) -> None:
     2: bad input, or a file or folder that cannot be read or written. 1: a run that cannot go on (`RunError`, no
     memory, another rank that has ended).
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a screen without some character shows its escape, as on stderr
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main()
     except (UserError, RunError) as error:

@@ -34,7 +34,7 @@ from promptkd.whole_checkpoint import find_damage, read_state
 # Options that do not change what a step computes. Paths count by what is behind them.
 FREE = {
     "save", "overwrite", "resume", "resume_anyway", "keep_checkpoints", "checkpoint_every", "checkpoint_minutes",
-    "skip_nonfinite", "log_interval", "eval_interval", "eval_gen", "eval_batch_size", "dev_num",
+    "skip_nonfinite", "log_interval", "eval_interval", "eval_gen", "rouge_tokenizer", "eval_batch_size", "dev_num",
     "exposure_bias_every", "exposure_bias_rows",
     "model_path", "teacher_model_path", "data_dir", "prompt_data_dir", "lm_data_dir", "deepspeed_config",
     "teacher_deepspeed_config",

@@ -91,7 +91,8 @@ def decode(
     rollout = Rollout([torch.empty(0, dtype=torch.long)] * len(prompts), [] if keep_states else None)
     if keep_states:
         rollout.states = [torch.empty(0)] * len(prompts)
-    assert mix is None or prefix is None
+    if mix is not None and prefix is not None:
+        raise ValueError("mix and prefix exclude each other: the positions of the models would differ")
     longest = max_new_tokens + (0 if prefix is None else len(prefix))
     lengths = [len(prompt) + longest for prompt in prompts]
     models = [model] if mix is None else [model, mix.model]

@@ -16,8 +16,15 @@ from promptkd.data.template_settings import TemplateSettings
 from promptkd.errors import UserError
 from promptkd.option_values import SPECIAL_TOKENS_HELP, TYPES, SpecialTokensRule, at_least, check_arguments, option
 
+RougeTokenizer = Literal["unicode", "published"]  # see evaluation/rouge_tokenizers.py
+
 # By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
+
+
+def rouge_tokenizer_option() -> Any:
+    """The option that training and evaluation share."""
+    return option("unicode", "tokens of ROUGE-L: words or characters of any script, or the published a-z and 0-9 only")
 
 
 @dataclass
@@ -38,6 +45,7 @@ class RunSettings:
     profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save")
     eval_interval: int = option(-1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end")
     eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured")
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
     exposure_bias_every: int = option(0, "record the student's exposure bias every N steps, first and last; 0: never")
     exposure_bias_rows: int = option(32, "dev prompts it is measured on, the first ones; an answer from each model")

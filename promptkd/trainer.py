@@ -24,7 +24,8 @@ from promptkd.resume import Checkpoints
 from promptkd.signals import StopSignals, name_of, status_of
 from promptkd.soft_prompt import save_prompt
 
-BEST = {"best_rougeL": ("rougeL", 1), "best_loss": ("dev_loss", -1)}  # folder -> what decides; -1: the lower wins
+# Best-checkpoint folder -> metric -> +1 if higher is better, -1 if lower is better. The second metric breaks ties.
+BEST = {"best_rougeL": {"rougeL": 1, "dev_loss": -1}, "best_loss": {"dev_loss": -1}}
 
 
 class Trainer:
@@ -44,7 +45,7 @@ class Trainer:
         self.folder, self.checkpoints = checkpoints.run, checkpoints
         self.examples, self.windows, self.dev = examples, windows, dev
         self.total = total_steps(settings.optimizer, windows)
-        self.best: dict[str, float] = {}  # see BEST: folder -> the value its model had
+        self.best: dict[str, float] = {}  # the values of the models in the folders of BEST, see `keep_best`
         self.done, skipped = 0, 0
         if (state := checkpoints.resumed) is not None:
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
@@ -153,10 +154,19 @@ class Trainer:
         self.draw()
 
     def keep_best(self, row: dict[str, float]) -> None:
-        """Write the student to each folder of BEST whose value it improves on."""
-        for folder, (key, sign) in BEST.items():
-            if key in row and sign * row[key] > sign * self.best.get(folder, -sign * math.inf):
-                self.best[folder] = row[key]
+        """Write the student to each folder of BEST whose values it improves on.
+
+        A checkpoint of an earlier version has no dev loss for best_rougeL: of equal scores the newer is taken then.
+        """
+        for folder, signs in BEST.items():
+            if not signs.keys() <= row.keys():
+                continue
+            names = {key: folder if place == 0 else f"{folder}_{key}" for place, key in enumerate(signs)}
+            best = [sign * self.best.get(names[key], -sign * math.inf) for key, sign in signs.items()]
+            if [sign * row[key] for key, sign in signs.items()] > best:
+                for key, name in names.items():
+                    self.best.pop(name, None)
+                    self.best |= {name: row[key]} if math.isfinite(row[key]) else {}  # JSON has no others
                 self.save(folder)
 
     def measure_exposure_bias(self, step: int) -> None:

@@ -64,7 +64,7 @@ def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):
     trainer = build(whole)
     trainer.fit()
     scores = [row["rougeL"] for row in rows_of(whole) if row["event"] == "eval" and row["step"]]
-    assert trainer.best == {"best_rougeL": max(scores), "best_loss": 1.0}
+    assert trainer.best.items() >= {"best_rougeL": max(scores), "best_loss": 1.0}.items()
     last, best = ((whole / name / "model.safetensors").read_bytes() for name in ("last", "best_loss"))
     assert last != best
 

@@ -6,7 +6,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from promptkd.repeats import RepeatGuard
-from promptkd.rollout import Sampling, choose, decode, example_noise
+from promptkd.rollout import Mix, Sampling, choose, decode, example_noise
 
 EOS = 3
 
@@ -138,3 +138,9 @@ def test_repeat_guard_bans_what_would_complete_an_ngram():
     for token in (1, 2):
         guard.add(token)
     assert sorted(guard.banned()) == [3, 5]
+
+
+def test_mixing_and_a_prefix_exclude_each_other():
+    model = tiny("gpt2")
+    with pytest.raises(ValueError, match="mix and prefix"):
+        run(model, prompts(1), mix=Mix(model, 0.5), prefix=torch.zeros(2, 32))

@@ -29,7 +29,7 @@ def test_exact_match_ignores_case_punctuation_and_spaces():
 def test_scores_from_processes_are_those_made_here_in_order():
     pairs = [(f"word {i} of many", [f"word {i % 3} of few", "many words"]) for i in range(12)]
     with ScoringPool(2) as pool:
-        pending = [pool.submit(pairs[:5]), pool.submit(pairs[5:])]
+        pending = [pool.submit(pairs[:5], "unicode"), pool.submit(pairs[5:], "unicode")]
         scores = [score for batch in pending for score in batch.result()]
     assert scores == score_all(pairs)
     assert isinstance(scores[0], Score)

@@ -251,3 +251,15 @@ def test_precision_of_an_evaluation_is_the_deepspeed_files(tmp_path):
     for config, message in ((configs / "ds_config.json", "fp16"), (tmp_path / "none.json", "none.json")):
         with pytest.raises(UserError, match=message):
             choose_dtype("auto", str(config), cpu)
+
+
+def test_gitignore_covers_the_virtual_environment_as_folder_and_as_link(tmp_path):
+    """install.sh advises to make .venv a link to a disk with more room."""
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".venv").symlink_to("elsewhere")
+    assert subprocess.run(["git", "check-ignore", "-q", ".venv"], cwd=tmp_path).returncode == 0
+    (tmp_path / ".venv").unlink()
+    (tmp_path / ".venv").mkdir()
+    assert subprocess.run(["git", "check-ignore", "-q", ".venv/"], cwd=tmp_path).returncode == 0

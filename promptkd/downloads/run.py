@@ -175,7 +175,7 @@ def publish(staging: Path, folder: Path) -> None:
 def _locked(item: Item, staging: Path) -> Iterator[None]:
     """Keep a second run away from the same item. Where the file system has no locks, nobody is kept away."""
     staging.mkdir(parents=True, exist_ok=True)
-    with (staging / ".lock").open("w") as lock:
+    with (staging / ".lock").open("w", encoding="utf-8") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

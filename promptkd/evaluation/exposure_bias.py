@@ -220,6 +220,8 @@ def check_settings(settings: SimpleNamespace) -> None:
     what, how, greedy = settings.evaluation, settings.exposure_bias, not settings.decoding.do_sample
     if not how.teacher_model_path:
         raise UserError("--type exposure_bias needs --teacher-model-path: name the teacher's folder")
+    if what.rouge_tokenizer != "unicode":
+        raise UserError("--type exposure_bias computes no ROUGE-L: leave --rouge-tokenizer out")
     if len(what.seeds) > 1:
         raise UserError("--type exposure_bias takes one seed: --sample-times draws several answers with it")
     if greedy and (how.sample_times or 1) > 1:

@@ -1,4 +1,8 @@
-"""ROUGE-L and exact match as the published rouge_metric.py defines them; nothing here needs a model or torch."""
+"""ROUGE-L and exact match, for English as the published rouge_metric.py defines them; no model or torch is needed.
+
+rouge_score counts the longest common subsequence. What its tokens are depends on the tokenizer: "published" is
+rouge_score's own, which drops all letters but a-z; "unicode" knows all scripts and gives ASCII text the same tokens.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +15,20 @@ import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import NamedTuple
 
+import regex
 from rouge_score.rouge_scorer import RougeScorer
 
+from promptkd.evaluation.rouge_tokenizers import (
+    fold,
+    has_word,
+    join_spaceless,
+    strip_invisible,
+    tokenizer_for,
+)
+from promptkd.settings import RougeTokenizer
+
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_UNICODE_PUNCTUATION = regex.compile(r"\p{P}+")
 
 
 class Score(NamedTuple):
@@ -23,19 +38,32 @@ class Score(NamedTuple):
     exact_match: float
 
 
-def rouge_l(answer: str, references: list[str]) -> float:
-    """F-measure of the longest common subsequence of stemmed words, best over the references, x 100."""
-    return 100 * max(_scorer().score(reference, answer)["rougeL"].fmeasure for reference in references)
+def rouge_l(answer: str, references: list[str], tokenizer: RougeTokenizer = "unicode") -> float:
+    """Return the F-measure of the longest common subsequence of tokens, best over the references, x 100.
+
+    Args:
+        answer: Text of the model.
+        references: Gold texts, at least one.
+        tokenizer: "unicode" or "published". A reference without any word, such as "+-*/", is compared by its symbols
+            under "unicode"; under "published" it scores 0.
+    """
+    scores = (_scorer(tokenizer, has_word(text)).score(text, answer)["rougeL"].fmeasure for text in references)
+    return 100 * max(scores)
 
 
-def exact_match(answer: str, references: list[str]) -> float:
-    """100 when the answer is one of the references but for case, punctuation and spaces, else 0."""
-    return 100.0 * any(_plain(answer) == _plain(reference) for reference in references)
+def exact_match(answer: str, references: list[str], tokenizer: RougeTokenizer = "unicode") -> float:
+    """Return 100 when the answer is one of the references but for case, punctuation and spaces, else 0.
+
+    A reference of punctuation only keeps it under "unicode". Under "published" nothing but ASCII punctuation is left
+    out, and any two texts of punctuation are the same.
+    """
+    same = _is_same_published if tokenizer == "published" else _is_same
+    return 100.0 * any(same(answer, reference) for reference in references)
 
 
-def score_all(pairs: list[tuple[str, list[str]]]) -> list[Score]:
+def score_all(pairs: list[tuple[str, list[str]]], tokenizer: RougeTokenizer = "unicode") -> list[Score]:
     """A score for each (answer, references)."""
-    return [Score(rouge_l(*pair), exact_match(*pair)) for pair in pairs]
+    return [Score(rouge_l(*pair, tokenizer), exact_match(*pair, tokenizer)) for pair in pairs]
 
 
 def mean(values: list[float]) -> float:
@@ -53,8 +81,8 @@ class ScoringPool:
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
-    def submit(self, pairs: list[tuple[str, list[str]]]) -> Future[list[Score]]:
-        return self._pool.submit(score_all, pairs)
+    def submit(self, pairs: list[tuple[str, list[str]]], tokenizer: RougeTokenizer) -> Future[list[Score]]:
+        return self._pool.submit(score_all, pairs, tokenizer)
 
     def __enter__(self) -> ScoringPool:
         return self
@@ -81,10 +109,28 @@ def default_workers(ranks: int) -> int:
     return max(1, min(8, (os.cpu_count() or 1) // ranks - 1))
 
 
+def _is_same_published(answer: str, reference: str) -> bool:
+    return _plain(answer) == _plain(reference)
+
+
+def _is_same(answer: str, reference: str) -> bool:
+    plain = _plain_unicode(reference)
+    if not plain:  # there would be nothing left to compare: an empty answer is not "+-*/"
+        return fold(answer).split() == fold(reference).split()
+    return _plain_unicode(answer) == plain
+
+
 def _plain(text: str) -> str:
     return " ".join(text.lower().translate(_PUNCTUATION).split())
 
 
+def _plain_unicode(text: str) -> str:
+    if text.isascii():
+        return _plain(text)
+    return join_spaceless(_plain(_UNICODE_PUNCTUATION.sub("", strip_invisible(fold(text)))))
+
+
 @functools.cache
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rougeL"], use_stemmer=True)
+def _scorer(tokenizer: RougeTokenizer, words: bool) -> RougeScorer:
+    """words: whether the reference has any."""
+    return RougeScorer(["rougeL"], tokenizer=tokenizer_for(tokenizer, words))

@@ -55,6 +55,7 @@ def run(settings: SimpleNamespace) -> None:
     claim(folder, ranks)
     say_notes(notes_on_sets(sets, {"--model-path": what.model_path}), ranks)
     results = header(settings, missing, ranks, dtype)
+    results["protocol"]["rouge_tokenizer"] = what.rouge_tokenizer
     evaluate_sets(settings, sets, model, tokenizer, ranks, results)
     if ranks.first:
         results["run"]["peak_memory_gb"] = round(peak_memory_gb(ranks.device), 3)
@@ -109,7 +110,8 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
     )
     for batch in batches:
         said = [answer_text(tokenizer, ids, test_set.prompts[index]) for _, index, ids in batch]
-        scores = pool.submit([(text, test_set.references[index]) for (text, _), (_, index, _) in zip(said, batch)])
+        pairs = [(text, test_set.references[index]) for (text, _), (_, index, _) in zip(said, batch)]
+        scores = pool.submit(pairs, settings.evaluation.rouge_tokenizer)
         pending.append((batch, said, scores))
     mine = [
         Row(seed, index, text, len(ids), *score, thought)

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from promptkd.errors import UserError
-from promptkd.settings import DataSettings, DecodingSettings, at_least, option
+from promptkd.settings import (
+    DataSettings,
+    DecodingSettings,
+    RougeTokenizer,
+    at_least,
+    option,
+    rouge_tokenizer_option,
+)
 
 DEFAULT_SEED = 10
 
@@ -23,20 +30,21 @@ class EvaluationSettings:
     overwrite: bool = option(False, "replace the results that --save already holds")
     seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
     seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
     )
     deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
 
     def __post_init__(self) -> None:
-        self.save = self.save or f"results/{self.type}"
+        self.save = f"results/{self.type}" if self.save is None else self.save
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
         if self.seeds and self.seed is not None:
             raise UserError("--seed and --seeds are both given: leave one out")
         self.seeds = self.seeds or [DEFAULT_SEED if self.seed is None else self.seed]
         self.seed = self.seeds[0]
         at_least(0, seeds=min(self.seeds))
-        if not self.save:
-            raise UserError("--save is empty: name a folder")
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
 

@@ -66,8 +66,9 @@ def markdown(results: dict[str, Any]) -> str:
         *(_line(name, entry) for name, entry in results["sets"].items()),
         *(f"| {lost['name']} | missing | | | | | |" for lost in results["missing"]),
         "",
-        f"ROUGE-L (stemmed, best reference, x 100): {over} ({', '.join(map(str, seeds))}). cut: prompts that lost "
-        f"their {protocol['prompt_cut']}; tokens: mean length of an answer. partial: fewer rows than the paper's.",
+        f"ROUGE-L (stemmed, best reference, x 100, --rouge-tokenizer {protocol['rouge_tokenizer']}): {over} "
+        f"({', '.join(map(str, seeds))}). cut: prompts that lost their {protocol['prompt_cut']}; "
+        "tokens: mean length of an answer. partial: fewer rows than the paper's.",
         "",
         protocol_line(results),
         *(f"\n{lost['name']} is missing ({lost['file']}): {lost['remedy']}." for lost in results["missing"]),

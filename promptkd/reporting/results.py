@@ -176,6 +176,7 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
     found = _read_json(path, EVALUATION, remedy)
     if not found["seeds"] or not found["sets"]:
         raise UserError(f"{path}: it has no seeds or no test sets: {remedy}")
+    found["protocol"].setdefault("rouge_tokenizer", "published")  # evaluations made before there was a choice
     for name, entry in found["sets"].items():
         if name in ("", ".", "..") or "/" in name or "\0" in name:
             raise UserError(f"{path}: {name!r} is no name of a test set: {remedy}")
@@ -204,7 +205,7 @@ def _read_exposure(folder: Path) -> dict[str, dict[str, Any]]:
         if not is_kind(curves, {key: kind for key, kind in MEASURED.items() if key in curves}):
             raise UserError(f"{path}: its {', '.join(MEASURED)} are not what evaluate.py writes: measure anew")
         name = curves.get("set", "" if path.parent == inside else path.parent.name)
-        if name in found or (name and not re.fullmatch(SET_NAME, name)):
+        if name in found or (name and not SET_NAME.fullmatch(name)):
             raise UserError(f"{path}: its set {name!r} has another file or no fit name: remove it, or measure anew")
         found[name] = curves
     return found

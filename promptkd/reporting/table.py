@@ -11,7 +11,7 @@ from promptkd.reporting.bootstrap import Difference, paired_bootstrap
 from promptkd.reporting.results import Result
 
 MEASURES = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
-METHODS = {"sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM", "promptkd": "PromptKD"}
+METHOD_LABELS = {"sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM", "promptkd": "PromptKD"}
 SHOWN_OPTIONS = ("method", "lr", "lr_decay_style", "batch_size", "total_iters", "data_dir", "model_path")
 SPECIAL = r"([\\`*|<\[]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"  # to Markdown
 
@@ -70,7 +70,7 @@ class Column:
 
 def label(result: Result) -> str:
     """A result named as a method has the method's name in tables, any other its own."""
-    return METHODS.get(result.name, result.name)
+    return METHOD_LABELS.get(result.name, result.name)
 
 
 def columns_of(results: list[Result]) -> list[Column]:
