@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from transformers import AutoTokenizer
 
+from promptkd.data.encoding import TextEncoder
 from promptkd.data.format import TokenFile
 from promptkd.data.jsonl import read_jsonl
 from tools import process_data
@@ -111,15 +113,27 @@ def test_all_of_the_corpus(run, tmp_path):
 
 def test_documents_are_lines(tmp_path):
     class Letters:
-        eos_token_id = 0
+        eos_token_id, name_or_path = 0, "letters"
 
         def __call__(self, texts, **_):
             return {"input_ids": [list(text.encode()) for text in texts]}
 
-    job = process_data.EncodeDocuments(Letters(), "raw")
-    assert bytes(job([(1, b"a<@x(x!>b\n"), (2, b"\n"), (3, b"c\rd\r\n"), (4, b"e")]).tolist()) == (
-        b"a\nb\n\0\n\0c\nd\n\0e\0".replace(b"c\nd", b"c\n\0d")
-    )
+    job = process_data.EncodeDocuments(TextEncoder(Letters()), "raw")
+    ids, spelled = job([(1, b"a<@x(x!>b\n"), (2, b"\n"), (3, b"c\rd\r\n"), (4, b"e")])
+    assert bytes(ids.tolist()) == b"a\nb\n\0\n\0c\nd\n\0e\0".replace(b"c\nd", b"c\n\0d") and not spelled
+
+
+def test_documents_that_spell_a_special_token_are_counted_and_stay_text(run, tmp_path):
+    raw = tmp_path / "text.txt"
+    raw.write_text("learn data <|endoftext|> token\n" + "learn data token\n" * 40)
+    save = tmp_path / "out"
+    status, _, said = run("corpus", "--raw", raw, "--tokenizer", TOKENIZER, "--save", save, "--max-length", 32,
+                          "--dev-num", 1, "--workers", 1)  # fmt: skip
+    ids = np.concatenate([*TokenFile(save / "valid_0"), *TokenFile(save / "train_0")])
+    text = AutoTokenizer.from_pretrained(TOKENIZER).decode(ids[: list(ids).index(0)])
+    assert status == 0 and text == "learn data <|endoftext|> token\n"
+    assert "1 documents spell a special token, which stays text" in said
+    assert "tokens do not fill a row and are left out" in said
 
 
 def test_packing():

@@ -180,21 +180,19 @@ def test_evaluation_and_generation_say_what_they_lose(model, tmp_path, capsys):
 
 def test_processing_says_what_it_loses(tmp_path, capsys):
     rows = [*CUT, {"instruction": "say", "output": "the <|endoftext|> data"}]
-    raw = put(tmp_path / "raw", rows) / "train.jsonl"
-    made = ["--raw", str(raw), "--tokenizer", str(GOLDEN / "models/gpt2_student"), "--save", str(tmp_path / "data")]
+    raw, tokenizer = put(tmp_path / "raw", rows) / "train.jsonl", str(GOLDEN / "models/gpt2_student")
+    argv = ["x", "instructions", "--raw", str(raw), "--tokenizer", tokenizer, "--save", str(tmp_path / "data")]
+    sizes = ["--dev-num", "1", "--max-length", "100", "--max-prompt-length", "90", "--workers", "1"]
     with pytest.MonkeyPatch.context() as patch:
-        sizes = ["--dev-num", "1", "--max-length", "100", "--max-prompt-length", "90", "--workers", "1"]
-        patch.setattr("sys.argv", ["x", "instructions", *made, *sizes])
+        patch.setattr("sys.argv", [*argv, *sizes])
         process_data.main()
     valid, train = capsys.readouterr().out.splitlines()
-    assert valid.startswith("valid: 1 rows, 0 dropped") and valid.endswith(
-        ", 1 shortened (the response is cut at --max-length)"
-    )
-    assert "1 shortened" in train and train.endswith("1 spell a special token, which stays text (see --special-tokens)")
+    assert valid.startswith("valid: 1 rows, 0 dropped")
+    assert valid.endswith(", 1 shortened (the response is cut at --max-length)")
+    spelled = "1 spell a special token, which stays text (see --special-tokens)"
+    assert "1 shortened" in train and train.endswith(spelled)
     generated = tmp_path / "generated.jsonl"
     prompt = json.loads((tmp_path / "data/train.jsonl").read_text().splitlines()[0])["prompt"]
     generated.write_text(json.dumps({"prompt": prompt, "gen_answer": "a <|endoftext|>"}) + "\n")
-    how = PseudoSettings(
-        str(generated), str(tmp_path / "data"), str(GOLDEN / "models/gpt2_student"), str(tmp_path / "p")
-    )
-    assert pseudo(how)["train"] == "1 rows, 0 dropped, 1 spell a special token, which stays text (see --special-tokens)"
+    how = PseudoSettings(str(generated), str(tmp_path / "data"), tokenizer, str(tmp_path / "pseudo"))
+    assert pseudo(how)["train"] == f"1 rows, 0 dropped, {spelled}"

@@ -17,7 +17,6 @@ pseudo: the teacher's answers of tools/generate.py become the responses; the val
 from __future__ import annotations
 
 import difflib
-import io
 import json
 import os
 import signal
@@ -35,11 +34,12 @@ import numpy as np
 from tqdm import tqdm
 
 from promptkd.data.chat_arguments import bind_settings, now
+from promptkd.data.corpus import EncodeDocuments, Pieces, packed
 from promptkd.data.encoding import Encoded, TextEncoder
 from promptkd.data.examples import vocabulary_size
 from promptkd.data.format import TokenFileWriter, join_row, token_dtype
-from promptkd.data.jsonl import decode, numbered_lines, parse_line
-from promptkd.data.processing import Lines, chunks_of_lines, ordered_map, written_together
+from promptkd.data.jsonl import numbered_lines, parse_line
+from promptkd.data.processing import chunks_of_lines, ordered_map, written_together
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.data.reading import Reading, say
 from promptkd.data.row_counts import RowCounts
@@ -52,7 +52,6 @@ from promptkd.errors import UserError, exit_with
 from promptkd.machine import usable_cores
 from promptkd.settings import at_least, option, parse
 
-NEWLINE_MARK = "<@x(x!>"
 SPLITS = ("valid", "train")
 
 
@@ -122,23 +121,6 @@ class EncodeInstructions:
         return list(zip(rows, texts, self.encoder.pairs(pairs)))
 
 
-@dataclass(frozen=True)
-class EncodeDocuments:
-    """Numbered lines of text -> their token ids in one array, end-of-text after each document."""
-
-    tokenizer: Any
-    raw: str
-
-    def __call__(self, lines: Lines) -> np.ndarray:
-        documents = []
-        for number, line in lines:
-            # as text files are read: a line ends with its newline, and a carriage return counts as one
-            text = io.StringIO(decode(line, f"{self.raw}, line {number}"), newline=None)
-            documents += [document.replace(NEWLINE_MARK, "\n") for document in text]
-        rows = self.tokenizer(documents, add_special_tokens=False, verbose=False)["input_ids"]
-        return np.array([token for row in rows for token in (*row, self.tokenizer.eos_token_id)], dtype=np.int64)
-
-
 class Lengths:
     """Counts of a split for the closing line."""
 
@@ -205,8 +187,8 @@ def corpus(settings: CorpusSettings) -> dict[str, Lengths]:
     most = None if settings.train_num < 0 else settings.dev_num + settings.train_num
     with written_together(Path(settings.save)) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
-        job = EncodeDocuments(tokenizer, settings.raw)
-        pieces = encoded(job, numbered_lines(settings.raw), settings, stack)
+        job = EncodeDocuments(TextEncoder(tokenizer), settings.raw)
+        pieces = Pieces(encoded(job, numbered_lines(settings.raw), settings, stack))
         for number, row in enumerate(islice(packed(pieces, settings.max_length), most)):
             split = "valid" if number < settings.dev_num else "train"
             tokens[split].add(row)
@@ -216,19 +198,14 @@ def corpus(settings: CorpusSettings) -> dict[str, Lengths]:
                 f"{settings.raw} fills {lengths['valid'].rows} rows of {settings.max_length} tokens, --dev-num "
                 f"{settings.dev_num} leaves none to train on: lower --dev-num or --max-length, or add text"
             )
+    rows = sum(each.rows for each in lengths.values())
+    if rows != most and (rest := pieces.tokens - rows * settings.max_length):
+        print(f"{settings.raw}: the last {rest} tokens do not fill a row and are left out", file=sys.stderr)
+    if pieces.spelled:
+        print(f"{settings.raw}: {pieces.spelled} documents spell a special token, which stays text", file=sys.stderr)
     if lengths["train"].rows < settings.train_num:
         print(f"{settings.raw} ended before --train-num {settings.train_num} rows were full", file=sys.stderr)
     return lengths
-
-
-def packed(pieces: Iterable[np.ndarray], length: int) -> Iterator[np.ndarray]:
-    """The stream of tokens cut into rows of `length`; what does not fill the last row is left out."""
-    rest = np.empty(0, dtype=np.int64)
-    for piece in pieces:
-        rest = np.concatenate([rest, piece])
-        full = len(rest) // length * length
-        yield from rest[:full].reshape(-1, length)
-        rest = rest[full:]
 
 
 def encoded(job, lines: Iterable[tuple[Any, Any]], settings: Common, stack: ExitStack) -> Iterator[Any]:

@@ -116,6 +116,13 @@ class TextEncoder:
             encoded.append(Encoded(*parts, bool(spelled), altered))
         return encoded
 
+    def texts(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
+        """Return the ids of plain texts, without special tokens, and how many of them spell one."""
+        spelling = [self.specials.count(text) > 0 for text in texts]
+        plain = iter(self._ids([text for text, spells in zip(texts, spelling) if not spells]))
+        ids = [self._spelled_ids(text) if spells else next(plain) for text, spells in zip(texts, spelling)]
+        return ids, sum(spelling)
+
     def _marked(self, row: dict[str, Any], prompt: str, where: str, render: Template) -> str:
         """The prompt of a row with a mark for each special token that its contents spell."""
         ready = row.get("prompt")
