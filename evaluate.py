@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import sys
 
-from promptkd.device import DeviceSettings
+from promptkd.config.options import ParallelSettings
+from promptkd.config.parser import parse
+from promptkd.distributed.device import DeviceSettings
 from promptkd.errors import UserError, exit_with
-from promptkd.evaluation.settings import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
-from promptkd.settings import ParallelSettings, parse
+from promptkd.evaluation.options import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
 
 
 def read_settings(argv: list[str]):
@@ -39,7 +40,7 @@ def main() -> None:
     if settings.evaluation.type == "exposure_bias":
         from promptkd.evaluation.exposure_bias import run
     else:
-        from promptkd.evaluation.run import run
+        from promptkd.evaluation.session import run
     run(settings)
 
 

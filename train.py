@@ -9,17 +9,11 @@ from __future__ import annotations
 
 import sys
 
-from promptkd.device import DeviceSettings
+from promptkd.config.options import DataSettings, DecodingSettings, ModelSettings, RunSettings, TrainingParallelSettings
+from promptkd.config.parser import parse
+from promptkd.distributed.device import DeviceSettings
 from promptkd.errors import UserError, exit_with
-from promptkd.methods import METHODS, method_class
-from promptkd.settings import (
-    DataSettings,
-    DecodingSettings,
-    ModelSettings,
-    RunSettings,
-    TrainingParallelSettings,
-    parse,
-)
+from promptkd.methods.registry import METHODS, method_class
 
 
 def read_settings(argv: list[str]):
@@ -49,7 +43,7 @@ def read_settings(argv: list[str]):
 
 def main() -> None:
     settings = read_settings(sys.argv[1:])
-    from promptkd.build import build_trainer  # loads what a dry run does not need
+    from promptkd.training.setup import build_trainer  # loads what a dry run does not need
 
     build_trainer(settings).fit()
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from bars import draw_bars
 
-from promptkd.allocator import KEEP
+from promptkd.utils.memory import KEEP
 
 
 def options() -> argparse.Namespace:
@@ -64,7 +64,7 @@ def ours(o: argparse.Namespace) -> dict:
 
 
 def published(o: argparse.Namespace, seed: int) -> dict:
-    from promptkd.evaluation.sets import find_sets
+    from promptkd.evaluation.test_sets import find_sets
 
     found, _ = find_sets(str(o.data), [o.name])
     command = [sys.executable, ROOT / "benchmarks/published_evaluation.py", o.model, found[o.name]]

@@ -21,9 +21,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from half_precision import PARTS, measure
 
-from promptkd.deepspeed_file import DTYPES
+from promptkd.config.deepspeed import DTYPES
+from promptkd.config.parser import parse
+from promptkd.config.values import at_least, option
 from promptkd.errors import exit_with
-from promptkd.settings import at_least, option, parse
 
 
 @dataclass

@@ -25,8 +25,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from runs import PRELOAD, Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
 
 from benchmarks.marked_train import WIDTH, read_marks
+from promptkd.config.parser import parse
+from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import at_least, option, parse
 
 SCRIPT = "benchmarks.marked_train"
 SAVING, READING = "saving a checkpoint", "reading a checkpoint"

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from promptkd.allocator import keep_freed_memory
+from promptkd.utils.memory import keep_freed_memory
 
 
 def options() -> argparse.Namespace:

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import train
-from promptkd import build, checkpoint, profiling, trainer
-from promptkd.resume import Checkpoints
+from promptkd.checkpointing.manager import Checkpoints
+from promptkd.training import setup as build
+from promptkd.training import trainer
+from promptkd.utils import profiling, run_files
 
 WIDTH = 64  # bytes of a rank's place
 # What of the profiler's marks counts as a part here; the other marks are inside or around these.
@@ -88,4 +90,4 @@ def main() -> None:
     train.main()
     if rank == 0:
         medians = {name: statistics.median(seconds) for name, seconds in marks.seconds.items()}
-        checkpoint.write_json(Path(f"{save}.seconds"), medians)
+        run_files.write_json(Path(f"{save}.seconds"), medians)

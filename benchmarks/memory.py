@@ -20,8 +20,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from runs import student_with_dropout, tiny_argv
 
+from promptkd.config.parser import parse
+from promptkd.config.values import at_least, option
 from promptkd.errors import exit_with
-from promptkd.settings import at_least, option, parse
 
 
 @dataclass
@@ -47,8 +48,8 @@ def open_files() -> int:
 
 def measure(how: MemorySettings, folder: Path) -> dict[int, float]:
     """Resident megabytes by step; prints a line for each."""
-    from promptkd.build import build_trainer
-    from promptkd.metrics import peak_memory_gb
+    from promptkd.training.metrics import peak_memory_gb
+    from promptkd.training.setup import build_trainer
     from train import read_settings
 
     student = student_with_dropout(folder / "student")

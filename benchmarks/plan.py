@@ -23,7 +23,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tools"))
-from promptkd.data.format import TokenFileWriter, join_row, token_dtype
+from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
 from promptkd.planning.memory import memory_of
 
 PROMPT, RESPONSE, TOKENIZER = 64, 64, ROOT / "tests/golden/models/gpt2_student"

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from promptkd.evaluation.rouge import rouge_l
-from promptkd.evaluation.sets import read_set
-from promptkd.models import load_causal_lm, load_tokenizer
+from promptkd.evaluation.test_sets import read_set
+from promptkd.models.loading import load_causal_lm, load_tokenizer
 
 LONGEST, PROMPT, BATCH = 512, 256, 8
 

@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from promptkd.data.examples import ExampleSet
-from promptkd.data.windows import Windows
-from promptkd.models import load_causal_lm, load_tokenizer
-from promptkd.soft_prompt import initial_prompt
+from promptkd.data.dataset import ExampleSet
+from promptkd.data.sampler import Windows
+from promptkd.models.loading import load_causal_lm, load_tokenizer
+from promptkd.models.soft_prompt import initial_prompt
 
 LONGEST, PROMPT = 512, 256
 

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 from bars import draw_bars
 
-from promptkd.allocator import KEEP
+from promptkd.utils.memory import KEEP
 
 TEACHER, STUDENT = "gpt2-dolly-teacher", "gpt2-dolly-student"
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from promptkd.data.windows import MicroBatch
-from promptkd.engine import FrozenTeacher
+from promptkd.config.values import option
+from promptkd.data.batching import MicroBatch
+from promptkd.engine.engine import FrozenTeacher
 from promptkd.errors import UserError
 from promptkd.losses import Fixed, Forward, Hard, distill
 from promptkd.methods.base import Context, Method, Window
-from promptkd.models import LanguageModel
-from promptkd.settings import option
+from promptkd.models.wrapper import LanguageModel
 
 
 @dataclass

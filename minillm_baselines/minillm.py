@@ -15,20 +15,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm_baselines.rollout_store import Collection, Stored, advantages, returns, whiten
-from minillm_baselines.rollout_windows import RolloutWindows
-from promptkd.data.examples import ExampleSet
-from promptkd.data.format import TokenFile
+from minillm_baselines.rollout_buffer import Collection, Stored, advantages, returns, whiten
+from minillm_baselines.rollout_sampler import RolloutWindows
+from promptkd.config.options import OptimizerSettings
+from promptkd.config.values import at_least, option
+from promptkd.data.batching import MicroBatch
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.row_files import find_rows
-from promptkd.data.windows import MicroBatch, Windows
-from promptkd.distributed import Ranks
-from promptkd.engine import FrozenTeacher, Learner
+from promptkd.data.sampler import Windows
+from promptkd.data.token_file import TokenFile
+from promptkd.distributed.ranks import Ranks
+from promptkd.engine.engine import FrozenTeacher, Learner
 from promptkd.errors import UserError
+from promptkd.generation.sampling import Mix
 from promptkd.losses import Fixed, Forward, Hard, Policy, Reverse, distill, log_probs
 from promptkd.methods.base import Context, Data, Method, Window
-from promptkd.models import LanguageModel, load_config, without_dropout
-from promptkd.rollout import Mix
-from promptkd.settings import OptimizerSettings, at_least, option
+from promptkd.models.loading import load_config
+from promptkd.models.wrapper import LanguageModel, without_dropout
 
 MAKE_CORPUS = "leave it out (--lm-data-dir=), or run python tools/process_data.py corpus --raw TEXT --tokenizer MODEL"
 SCHEDULES = {"constant_trm": "constant", "cosine_trm": "cosine_trm", "cosine_annealing": "cosine"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from promptkd.data.windows import MicroBatch
+from promptkd.data.batching import MicroBatch
 from promptkd.losses import Hard, distill
 from promptkd.methods.base import Method, Window
 

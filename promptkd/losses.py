@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptkd.memory_bounds import BLOCK, CHUNK, positions_per_chunk
-from promptkd.models import Head
+from promptkd.models.wrapper import Head
+from promptkd.utils.memory_bounds import BLOCK, CHUNK, positions_per_chunk
 
 
 class Fixed(NamedTuple):

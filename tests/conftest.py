@@ -79,7 +79,7 @@ def metrics_of(save: Path, event: str = "train") -> list[dict]:
 
 def train_here(argv: list[str]):
     """Train in this process; returns the trainer."""
-    from promptkd.build import build_trainer
+    from promptkd.training.setup import build_trainer
     from train import read_settings
 
     trainer = build_trainer(read_settings(argv))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from promptkd.losses import Fixed, Forward, Hard, Policy, Reverse, Term, distill
-from promptkd.models import Head
+from promptkd.models.wrapper import Head
 
 PARTS = ("hidden", "weight", "bias")
 

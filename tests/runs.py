@@ -20,7 +20,13 @@ from pathlib import Path
 import pytest
 from conftest import DEVICE, GOLDEN, ROOT, golden_argv, need_gpus
 
-PRELOAD = ["train", "promptkd.build", "deepspeed", "transformers.models.gpt2.modeling_gpt2", "matplotlib.figure"]
+PRELOAD = [
+    "train",
+    "promptkd.training.setup",
+    "deepspeed",
+    "transformers.models.gpt2.modeling_gpt2",
+    "matplotlib.figure",
+]
 UNREPEATABLE = ("seconds", "peak_memory_gb")
 
 
@@ -123,7 +129,7 @@ class Crash(Exception):
 
 def crash_at(step: int, argv: list[str]) -> None:
     """Train in this process and end in the middle of a step, after its update."""
-    from promptkd.build import build_trainer
+    from promptkd.training.setup import build_trainer
     from train import read_settings
 
     crash(build_trainer(read_settings(argv)), step)

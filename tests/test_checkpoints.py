@@ -12,8 +12,8 @@ from conftest import train_here
 from runs import Run, crash_at, rows_of, whole_lines
 from test_engine import zero_file
 
-from promptkd.build import build_trainer
 from promptkd.errors import RunError, UserError
+from promptkd.training.setup import build_trainer
 from promptkd.weights.safetensors_io import TensorFile, write_tensors
 from train import read_settings
 

@@ -20,7 +20,7 @@ from conftest import ROOT, golden_argv, metrics_of
 from runs import Run, assert_same_run
 
 from promptkd import distributed
-from promptkd.distributed import unused_part
+from promptkd.distributed.rendezvous import unused_part
 
 FP32, ZERO3 = (str(ROOT / f"configs/deepspeed/ds_config_{name}.json") for name in ("fp32", "zero3_fp32"))
 SCRIPT = "scripts/gpt2/promptkd/promptkd_base.sh"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptkd.data.format import HEADER, TokenFile, TokenFileWriter, join_row, marker_of, split_row, token_dtype
+from promptkd.data.token_file import HEADER, TokenFile, TokenFileWriter, join_row, marker_of, split_row, token_dtype
 from promptkd.errors import UserError
 
 GOLDEN = Path(__file__).parent / "golden/processed"
@@ -164,7 +164,7 @@ def test_negative_ids_of_wide_files(tmp_path):
 
 
 def test_prompt_lengths_in_blocks(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.data.format._BLOCK", 5)
+    monkeypatch.setattr("promptkd.data.token_file._BLOCK", 5)
     rows = [[1] * n + ([65535, 2] if n % 2 else []) for n in range(1, 20)]
     write(tmp_path / "x", rows)
     file = TokenFile(tmp_path / "x")

@@ -12,12 +12,14 @@ from runs import rows_of, tiny_argv
 from test_plan import make
 from tiny_models import make_model
 
-from promptkd import decoding_budget as budgets
-from promptkd import memory_bounds, rollout
-from promptkd.decoding_budget import decoding_budget
-from promptkd.kv_cache import GrowingCache
+from promptkd import rollout
+from promptkd.generation import budget as budgets
+from promptkd.generation.budget import decoding_budget
+from promptkd.generation.decode import decode
+from promptkd.generation.kv_cache import GrowingCache
+from promptkd.generation.sampling import Sampling
 from promptkd.planning.decoding import decoding, decoding_rows
-from promptkd.rollout import Sampling, decode
+from promptkd.utils import memory_bounds
 
 STUDENT = str(GOLDEN / "models/gpt2_student")
 ALONE = SimpleNamespace(largest=lambda value: value)

@@ -10,9 +10,9 @@ from itertools import combinations
 import pytest
 from conftest import ROOT, metrics_of, start, train_here
 
-from promptkd.data.examples import ExampleSet
+from promptkd.data.dataset import ExampleSet
 from promptkd.errors import UserError
-from promptkd.models import load_causal_lm, load_tokenizer
+from promptkd.models.loading import load_causal_lm, load_tokenizer
 from tools import make_demo
 
 SMALL = ["--teacher-num", "120", "--train-num", "60", "--dev-num", "24", "--test-num", "36"]
@@ -152,7 +152,14 @@ def test_bad_numbers_end_with_one_line_and_nothing_written(tmp_path):
 
 def test_the_demo_script_names_options_that_exist():
     script = (ROOT / "scripts/demo.sh").read_text()
-    known = "".join((ROOT / path).read_text() for path in ("promptkd/settings.py", "promptkd/evaluation/settings.py"))
-    known += "".join((ROOT / path).read_text() for path in ("promptkd/checkpoint.py", "tools/report.py"))
+    known = "".join(
+        (ROOT / path).read_text()
+        for path in (
+            "promptkd/config/options.py",
+            "promptkd/config/template_options.py",
+            "promptkd/evaluation/options.py",
+        )
+    )
+    known += "".join((ROOT / path).read_text() for path in ("promptkd/training/run_folder.py", "tools/report.py"))
     for name in set(re.findall(r"(?<=[( ])--([a-z-]+)", script)) - {"fresh", "method"}:
         assert f"{name.replace('-', '_')}:" in known, name

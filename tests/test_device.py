@@ -10,11 +10,11 @@ from conftest import golden_argv
 from test_engine import zero_file
 from virtual_cuda import VirtualCuda
 
-from promptkd.build import build_trainer
-from promptkd.deepspeed_file import CONFIGS
-from promptkd.device import DeviceSettings, check_no_gpu, choose_device, driver_version, local_device
-from promptkd.distributed import check_own_gpus
+from promptkd.config.deepspeed import CONFIGS
+from promptkd.distributed.device import DeviceSettings, check_no_gpu, choose_device, driver_version, local_device
+from promptkd.distributed.rendezvous import check_own_gpus
 from promptkd.errors import UserError
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 pytestmark = pytest.mark.cpu
@@ -99,7 +99,7 @@ def test_choose_device_stops_unless_cpu_is_asked_for(monkeypatch):
     def check(*_):
         raise UserError("a GPU that torch cannot use")
 
-    monkeypatch.setattr("promptkd.device.check_no_gpu", check)
+    monkeypatch.setattr("promptkd.distributed.device.check_no_gpu", check)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delenv("DS_ACCELERATOR")
     with pytest.raises(UserError, match="cannot use"):

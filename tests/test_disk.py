@@ -19,9 +19,9 @@ from conftest import ROOT
 from runs import Run, rows_of, tiny_argv
 from test_hostile import arguments, refused, room, template  # noqa: F401 - fixtures
 
-from promptkd.build import build_trainer
+from promptkd.checkpointing.integrity import find_damage
 from promptkd.errors import RunError
-from promptkd.whole_checkpoint import find_damage
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 SHORT = ["--max-length", "104", "--batch-size", "2", "--total-iters", "5", "--checkpoint-every", "2"]

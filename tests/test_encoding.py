@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from tokenizer_kinds import CHAT, KINDS, byte_level, metaspace, unigram, word_piece
 
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.examples import ExampleSet
 from promptkd.data.special_tokens import added_around
 from promptkd.data.templates import ChatTemplate, render_prompt
-from promptkd.evaluation.sets import read_set
+from promptkd.evaluation.test_sets import read_set
 
 # A prompt and its response, cut where tokens of the joined text merge.
 CUTS = [

@@ -7,9 +7,9 @@ import torch
 from conftest import GOLDEN, ROOT, golden_argv, metrics_of, start, train_here
 from runs import student_with_dropout
 
-from promptkd.build import build_trainer
-from promptkd.deepspeed_file import CONFIGS, read_deepspeed_config
+from promptkd.config.deepspeed import CONFIGS, read_deepspeed_config
 from promptkd.errors import UserError
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 CPU = torch.device("cpu")

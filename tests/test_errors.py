@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from promptkd.errors import LESS_MEMORY, exit_with, is_out_of_memory
-from promptkd.models import load_causal_lm
+from promptkd.models.loading import load_causal_lm
 
 HOST = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 NCCL = "NCCL error in: NCCLUtils.cpp:77, remote process exited or there was a network error, NCCL version 2.28\n"

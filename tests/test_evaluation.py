@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluate import read_settings
 from promptkd.errors import UserError, exit_with
-from promptkd.evaluation.generate import answer, share
 from promptkd.evaluation.rouge import rouge_l
-from promptkd.evaluation.run import run
-from promptkd.evaluation.sets import PUBLISHED_ROWS, canonical, find_sets, read_set
-from promptkd.rollout import Sampling
+from promptkd.evaluation.session import run
+from promptkd.evaluation.test_sets import PUBLISHED_ROWS, canonical, find_sets, read_set
+from promptkd.generation.answers import answer, share
+from promptkd.generation.sampling import Sampling
 
 MODEL = GOLDEN / "models" / "gpt2_student"
 SIZES = ["--max-length", "48", "--max-prompt-length", "32"]

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.examples import ExampleSet
-from promptkd.data.format import TokenFileWriter
-from promptkd.data.jsonl import read_jsonl
 from promptkd.data.templates import reference_texts, render_prompt
+from promptkd.data.token_file import TokenFileWriter
 from promptkd.errors import UserError
+from promptkd.utils.jsonl import read_jsonl
 
 GOLDEN = Path(__file__).parent / "golden"
 FULL, PROMPTS, CORPUS = (
@@ -187,7 +187,7 @@ def test_empty_file(tmp_path, content):
 
 
 def test_a_line_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.data.jsonl.LONGEST_LINE", 1000)
+    monkeypatch.setattr("promptkd.utils.jsonl.LONGEST_LINE", 1000)
     (tmp_path / "x.jsonl").write_bytes(b'{}\n{"a": "' + b"a" * 5000)
     with pytest.raises(UserError, match="line 2: it is longer than 1000 bytes"):
         read_jsonl(tmp_path / "x.jsonl")

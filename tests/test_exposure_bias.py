@@ -16,9 +16,9 @@ from transformers import AutoModelForCausalLM
 from evaluate import read_settings
 from promptkd.errors import exit_with
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves, run
-from promptkd.models import LanguageModel
-from promptkd.rollout import Sampling, example_noise
-from promptkd.soft_prompt import SoftPrompt, save_prompt
+from promptkd.generation.sampling import Sampling, example_noise
+from promptkd.models.soft_prompt import SoftPrompt, save_prompt
+from promptkd.models.wrapper import LanguageModel
 
 EOS, LIMIT, PROMPT_LIMIT, SAMPLES = 3, 12, 10, 2
 GREEDY = Protocol(LIMIT, [EOS], Sampling(do_sample=False), samples=1, seed=5, token_budget=200, forward_budget=100)

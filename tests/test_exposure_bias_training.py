@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
-from promptkd.models import LanguageModel
-from promptkd.rollout import Sampling
-from promptkd.soft_prompt import SoftPrompt, initial_prompt
+from promptkd.generation.sampling import Sampling
+from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
+from promptkd.models.wrapper import LanguageModel
 
 
 def training_argv(save: Path, *extra: str, method: str = "promptkd") -> list[str]:

@@ -16,11 +16,12 @@ from conftest import GOLDEN, ROOT, metrics_of, train_here
 from runs import tiny_argv
 
 import evaluate
+from promptkd.engine.optim import Optimization, make_schedule
 from promptkd.evaluation.exposure_files import draw
-from promptkd.machine import usable_cores
-from promptkd.metrics import Progress, draw_curves
-from promptkd.rollout import Sampling, choose
-from promptkd.schedules import Optimization, make_schedule
+from promptkd.generation.sampling import Sampling, choose
+from promptkd.training.curves import draw_curves
+from promptkd.utils.machine import usable_cores
+from promptkd.utils.progress import Progress
 
 HUGE_SEED = str(2**63 - 1)
 VALID = GOLDEN / "processed/dolly/full/gpt2/valid.jsonl"
@@ -159,8 +160,8 @@ def test_process_data_runs_without_what_only_linux_has(tmp_path, monkeypatch, ca
 
 def test_worker_processes_can_be_spawned(monkeypatch):
     """As on macOS, where a fork is not safe."""
-    from promptkd.data.processing import ordered_map
-    from promptkd.machine import start_method
+    from promptkd.data.workers import ordered_map
+    from promptkd.utils.machine import start_method
 
     monkeypatch.setattr(sys, "platform", "darwin")
     assert start_method() == "spawn"
@@ -168,7 +169,7 @@ def test_worker_processes_can_be_spawned(monkeypatch):
 
 
 def test_commit_of_without_git_is_none(monkeypatch):
-    from promptkd.checkpoint import commit_of
+    from promptkd.training.run_folder import commit_of
 
     monkeypatch.setenv("PATH", "")
     assert commit_of(Path(ROOT)) is None

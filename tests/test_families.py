@@ -12,11 +12,12 @@ from test_models import CPU, pairs, states_alone
 from test_rollout import prompts, run
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from promptkd.data.windows import pack
+from promptkd.data.batching import pack
 from promptkd.errors import UserError
-from promptkd.model_checks import check_family
-from promptkd.models import LanguageModel, load_causal_lm
-from promptkd.soft_prompt import SoftPrompt
+from promptkd.models.checks import check_family
+from promptkd.models.loading import load_causal_lm
+from promptkd.models.soft_prompt import SoftPrompt
+from promptkd.models.wrapper import LanguageModel
 
 # What a family brings: groups of query heads, windows shorter than the sequences, scaled embeddings, parts rotated.
 FAMILIES = {

@@ -18,19 +18,19 @@ from safetensors.torch import save_file
 from test_report import make_result
 from transformers import AutoTokenizer
 
-from promptkd.data.examples import ExampleSet
-from promptkd.data.format import HEADER, MAGIC
-from promptkd.data.jsonl import read_jsonl
+from promptkd.checkpointing.integrity import find_damage, read_state
+from promptkd.data.dataset import ExampleSet
+from promptkd.data.token_file import HEADER, MAGIC
 from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import UserError
 from promptkd.evaluation.answer_store import _rows
-from promptkd.metrics import read_metrics
+from promptkd.models.soft_prompt import load_prompt
 from promptkd.reporting.report import ranking
 from promptkd.reporting.results import read_result
 from promptkd.reporting.table import scores
-from promptkd.soft_prompt import load_prompt
-from promptkd.strict_json import parse_json, read_object
-from promptkd.whole_checkpoint import find_damage, read_state
+from promptkd.training.metrics import read_metrics
+from promptkd.utils.jsonl import read_jsonl
+from promptkd.utils.strict_json import parse_json, read_object
 
 FIXTURES = [HealthCheck.function_scoped_fixture]
 fuzzed = settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=FIXTURES)

@@ -5,7 +5,7 @@ import torch
 from half_precision import PARTS, gradients, in_float32, measure, random_head, random_terms, relative_error
 
 from promptkd.losses import Fixed, Hard, Policy, Reverse
-from promptkd.models import Head
+from promptkd.models.wrapper import Head
 
 TOKENS = (256, 4096, 25600, 262144)
 SCALES = (2.0**8, 2.0**14, 2.0**20)

@@ -23,7 +23,7 @@ import evaluate
 import train
 from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import exit_with
-from promptkd.soft_prompt import load_prompt
+from promptkd.models.soft_prompt import load_prompt
 from tools import convert_mp, generate, make_demo, process_data, report
 
 LONGEST = 2.0  # seconds, where no model must be loaded

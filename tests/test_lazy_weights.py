@@ -13,13 +13,14 @@ from conftest import ROOT
 from runs import Run
 from tiny_models import make_model
 
-from promptkd.deepspeed_file import read_deepspeed_config
-from promptkd.distributed import setup
-from promptkd.engine import Learner
+from promptkd.config.deepspeed import read_deepspeed_config
+from promptkd.distributed.ranks import setup
+from promptkd.engine.engine import Learner
+from promptkd.engine.optim import Optimization
 from promptkd.errors import UserError
-from promptkd.models import LanguageModel, load_causal_lm
-from promptkd.schedules import Optimization
-from promptkd.soft_prompt import SoftPrompt
+from promptkd.models.loading import load_causal_lm
+from promptkd.models.soft_prompt import SoftPrompt
+from promptkd.models.wrapper import LanguageModel
 
 LARGE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10}  # 70 million parameters, 0.28 GB
 

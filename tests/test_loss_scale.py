@@ -8,9 +8,9 @@ from conftest import golden_argv, metrics_of
 from runs import assert_same_run, crash
 from test_nonfinite import poison
 
-from promptkd import build
-from promptkd.deepspeed_file import read_deepspeed_config
+from promptkd.config.deepspeed import read_deepspeed_config
 from promptkd.errors import RunError
+from promptkd.training import setup as build
 from train import read_settings
 
 

@@ -5,7 +5,7 @@ import torch
 
 from promptkd import losses
 from promptkd.losses import Fixed, Forward, Hard, Reverse, distill, distill_plain
-from promptkd.models import Head
+from promptkd.models.wrapper import Head
 
 
 def head(vocabulary: int, width: int, bias: bool = False) -> Head:

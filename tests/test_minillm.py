@@ -11,16 +11,17 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from minillm_baselines.minillm import MiniLLM
-from minillm_baselines.rollout_store import Collection, Stored, advantages, returns, whiten
-from minillm_baselines.rollout_windows import RolloutWindows
+from minillm_baselines.rollout_buffer import Collection, Stored, advantages, returns, whiten
+from minillm_baselines.rollout_sampler import RolloutWindows
 from promptkd import losses
-from promptkd.build import build_trainer
-from promptkd.data.format import TokenFileWriter, token_dtype
-from promptkd.distributed import Ranks
+from promptkd.data.token_file import TokenFileWriter, token_dtype
+from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
+from promptkd.generation.decode import decode
+from promptkd.generation.sampling import Mix, Sampling, example_noise
 from promptkd.losses import Policy, distill, distill_plain
-from promptkd.models import Head, without_dropout
-from promptkd.rollout import Mix, Sampling, decode, example_noise
+from promptkd.models.wrapper import Head, without_dropout
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 PROMPTS, CORPUS = GOLDEN / "processed/dolly/prompt/gpt2", GOLDEN / "processed/corpus/gpt2"

@@ -20,8 +20,8 @@ from test_minillm import PROMPTS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from promptkd.build import build_trainer
-from promptkd.rollout import example_noise
+from promptkd.generation.sampling import example_noise
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 EOS, LIMIT, STEPS, LR = 0, 10, 4, 2e-3

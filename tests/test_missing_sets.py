@@ -11,7 +11,7 @@ from conftest import ROOT
 
 from promptkd.downloads.catalog import load_catalog, select
 from promptkd.errors import UserError
-from promptkd.evaluation.sets import FOLDERS, find_sets
+from promptkd.evaluation.test_sets import FOLDERS, find_sets
 from tools.download import parse
 
 TABLE = load_catalog(ROOT / "configs/downloads.json")
@@ -57,7 +57,7 @@ def test_the_folder_of_one_set(name, tmp_path):
 
 
 def test_the_projects_own_folder_needs_no_base_path(monkeypatch, tmp_path):
-    monkeypatch.setattr("promptkd.evaluation.sets.PROJECT", tmp_path)
+    monkeypatch.setattr("promptkd.evaluation.test_sets.PROJECT", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"requirements\.sh --only data/vicuna gets what is published$"):
         find_sets("data", ["vicuna"])

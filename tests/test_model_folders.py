@@ -14,8 +14,8 @@ from test_rollout import prompts, run
 from tiny_models import logits, make_model
 
 from promptkd.errors import UserError
-from promptkd.kv_cache import takes_padding
-from promptkd.models import (
+from promptkd.generation.kv_cache import takes_padding
+from promptkd.models.loading import (
     check_positions,
     count_parameters,
     load_causal_lm,
@@ -23,8 +23,8 @@ from promptkd.models import (
     load_own_tokenizer,
     load_tokenizer,
 )
-from promptkd.soft_prompt import load_prompt, save_prompt
-from promptkd.tensor_parallel import open_model
+from promptkd.models.soft_prompt import load_prompt, save_prompt
+from promptkd.models.tensor_parallel import open_model
 
 OPTION = "--teacher-model-path"
 

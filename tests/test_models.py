@@ -4,10 +4,11 @@ import pytest
 import torch
 from test_rollout import prompts, run, tiny
 
-from promptkd.data.windows import pack
+from promptkd.data.batching import pack
 from promptkd.errors import UserError
-from promptkd.models import LanguageModel, fuse_activations, load_config, load_tokenizer
-from promptkd.soft_prompt import SoftPrompt, load_prompt, save_prompt
+from promptkd.models.loading import fuse_activations, load_config, load_tokenizer
+from promptkd.models.soft_prompt import SoftPrompt, load_prompt, save_prompt
+from promptkd.models.wrapper import LanguageModel
 
 CPU = torch.device("cpu")
 FAMILIES = ["gpt2", "opt", "llama"]

@@ -7,8 +7,8 @@ import torch
 from runs import crash, rows_of
 from test_engine import zero_file
 
-from promptkd.build import build_trainer
 from promptkd.errors import RunError
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 

@@ -15,8 +15,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.format import TokenFile
-from promptkd.data.jsonl import read_jsonl
+from promptkd.data.token_file import TokenFile
+from promptkd.utils.jsonl import read_jsonl
 from tools import process_data
 
 ROOT = Path(__file__).parents[1]

@@ -14,8 +14,8 @@ import evaluate
 from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, read_format
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.evaluation.exposure_bias import run as exposure_bias
-from promptkd.evaluation.run import run as evaluate_run
-from promptkd.models import load_tokenizer
+from promptkd.evaluation.session import run as evaluate_run
+from promptkd.models.loading import load_tokenizer
 from tools import generate, process_data
 
 SIZES = ["--max-length", "120", "--max-prompt-length", "100"]

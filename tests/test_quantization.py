@@ -8,7 +8,7 @@ from conftest import metrics_of, train_here
 from runs import tiny_argv
 
 from promptkd.errors import UserError
-from promptkd.quantization import check_quantization, importlib, loading_options
+from promptkd.models.quantization import check_quantization, importlib, loading_options
 from train import read_settings
 
 GPU = torch.device("cuda", 1)

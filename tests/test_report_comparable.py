@@ -13,12 +13,13 @@ import torch
 from test_report import contents, make_result, write_rows
 
 from promptkd.errors import UserError
-from promptkd.evaluation.run import claim
-from promptkd.metrics import MetricsFile, Progress, StepTimes
+from promptkd.evaluation.session import claim
 from promptkd.reporting.costs import cost
 from promptkd.reporting.report import Contents, write_report
 from promptkd.reporting.results import Result, check_comparable, read_result, unlike
-from promptkd.trainer import Trainer
+from promptkd.training.metrics import MetricsFile, StepTimes
+from promptkd.training.trainer import Trainer
+from promptkd.utils.progress import Progress
 
 TEACHER = {"path": "teacher", "fingerprint": {"sha256_of_ends": "t"}, "prompt": None}
 HOW = {

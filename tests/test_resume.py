@@ -8,7 +8,7 @@ from conftest import GOLDEN, train_here
 from runs import Crash, Run, assert_same_run, crash_at, rows_of, whole_lines
 from test_engine import zero_file
 
-from promptkd.build import build_trainer
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 # ZeRO stage, bf16, offload: each in both precisions. --slow runs all of them on one rank and on two.

@@ -10,19 +10,13 @@ import pytest
 from conftest import train_here
 from runs import crash_at, rows_of, tiny_argv
 
-from promptkd.build import build_trainer
+from promptkd.checkpointing.fingerprint import Identity
+from promptkd.config.options import DataSettings, DecodingSettings, ModelSettings, RunSettings, TrainingParallelSettings
+from promptkd.config.parser import declared_options
+from promptkd.config.values import option
 from promptkd.errors import UserError
-from promptkd.methods import METHODS, method_class
-from promptkd.resume import Identity
-from promptkd.settings import (
-    DataSettings,
-    DecodingSettings,
-    ModelSettings,
-    RunSettings,
-    TrainingParallelSettings,
-    declared_options,
-    option,
-)
+from promptkd.methods.registry import METHODS, method_class
+from promptkd.training.setup import build_trainer
 from train import read_settings
 
 COMMON = (RunSettings, ModelSettings, TrainingParallelSettings, DataSettings, DecodingSettings)

@@ -5,8 +5,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from promptkd.repeats import RepeatGuard
-from promptkd.rollout import Mix, Sampling, choose, decode, example_noise
+from promptkd.generation.decode import decode
+from promptkd.generation.ngrams import RepeatGuard
+from promptkd.generation.sampling import Mix, Sampling, choose, example_noise
 
 EOS = 3
 

@@ -12,9 +12,9 @@ import torch
 from tiny_models import make_model
 
 from promptkd.errors import UserError
+from promptkd.generation.backends import Request, VllmEngine
+from promptkd.generation.sampling import Mix, Sampling
 from promptkd.methods.promptkd import PromptKDSettings
-from promptkd.rollout import Mix, Sampling
-from promptkd.rollout_engine import Request, VllmEngine
 
 
 class Student:

@@ -11,11 +11,11 @@ from conftest import GOLDEN, golden_argv, metrics_of, train_here
 from test_evaluation import evaluated, options, refused, write_set
 from test_report import make_result
 
+from promptkd.checkpointing.integrity import STATE
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_bias import check_settings
 from promptkd.reporting.results import check_comparable, read_result
-from promptkd.trainer import Trainer
-from promptkd.whole_checkpoint import STATE
+from promptkd.training.trainer import Trainer
 
 
 def test_evaluate_records_the_tokenizer_in_results_and_table(tmp_path):
@@ -28,7 +28,7 @@ def test_evaluate_records_the_tokenizer_in_results_and_table(tmp_path):
 
 
 def test_evaluate_scores_with_the_named_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.evaluation.run.text_of", lambda tokenizer, ids: "首都是巴黎")
+    monkeypatch.setattr("promptkd.evaluation.session.text_of", lambda tokenizer, ids: "首都是巴黎")
     write_set(tmp_path / "data/own", rows=2, output="巴黎是首都")
     argv = options(tmp_path / "data", tmp_path / "out", "--data-names", "own", "--seed", "1", "--overwrite")
     # 2 of 5 characters are common and in order: 首都, or 巴黎.
@@ -62,7 +62,7 @@ def test_report_refuses_scores_of_different_tokenizers(tmp_path):
 
 
 def test_training_scores_the_dev_set_with_the_named_tokenizer_and_records_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.devset.answer", lambda *args, **named: [["巴黎"] * 2])
+    monkeypatch.setattr("promptkd.training.validation.answer", lambda *args, **named: [["巴黎"] * 2])
     source = GOLDEN / "processed/dolly/full/gpt2"
     (tmp_path / "data").mkdir()
     for path in source.iterdir():

@@ -11,10 +11,10 @@ from conftest import GOLDEN
 from test_process_data import command, contents, instructions, run  # noqa: F401 - a fixture
 from transformers import AutoTokenizer
 
-from promptkd.data.examples import ExampleSet
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.row_files import digest_of_rows, find_rows, read_rows
 from promptkd.errors import UserError
-from promptkd.evaluation.sets import find_sets, read_set
+from promptkd.evaluation.test_sets import find_sets, read_set
 
 ROWS = [{"instruction": f"Say {i}", "input": "a, b\nc" if i else "", "output": f'"{i}" é'} for i in range(6)]
 

@@ -8,7 +8,7 @@ import pytest
 from conftest import GOLDEN
 from transformers import AutoTokenizer
 
-from promptkd.data.examples import ExampleSet
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.reading import Reading
 from promptkd.data.rows import read_row
 from promptkd.data.templates import ChatTemplate, prompt_and_references, render_prompt

@@ -18,9 +18,9 @@ from runs import run_script
 
 import evaluate
 import train
+from promptkd.config.parser import flat
 from promptkd.errors import UserError
-from promptkd.evaluation.run import choose_dtype
-from promptkd.settings import flat
+from promptkd.evaluation.session import choose_dtype
 from tools import generate
 
 RECIPES = json.loads((ROOT / "tests" / "recipes.json").read_text())

@@ -3,18 +3,18 @@
 import json
 import shutil
 
+import promptkd.rollout
 import pytest
 import torch
 from conftest import GOLDEN, metrics_of, start, train_here
 
-import promptkd.rollout
 from minillm_baselines import kd
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.examples import ExampleSet
-from promptkd.data.jsonl import read_jsonl
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.errors import UserError
-from promptkd.models import load_tokenizer
+from promptkd.models.loading import load_tokenizer
+from promptkd.utils.jsonl import read_jsonl
 from tools import generate
 
 FULL = GOLDEN / "processed/dolly/full/gpt2"
@@ -65,7 +65,7 @@ def test_an_interrupted_generation_goes_on(answers, tmp_path, monkeypatch):
     part = save / "answers-0.jsonl"
     lines = part.read_text().splitlines(keepends=True)
     part.write_text("".join(lines[:20]) + lines[20][:7])  # killed amid a line
-    answered, decode = [], promptkd.rollout.decode
+    answered, decode = [], promptkd.generation.decode.decode
 
     def counted(model, prompts, **how):
         answered.extend(prompts)

@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import evaluate
 import train
-from promptkd.data.examples import ExampleSet
-from promptkd.data.jsonl import read_jsonl
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.templates import ChatTemplate, render_prompt
 from promptkd.errors import UserError
-from promptkd.evaluation.sets import read_set
-from promptkd.models import load_causal_lm, load_tokenizer
+from promptkd.evaluation.test_sets import read_set
+from promptkd.models.loading import load_causal_lm, load_tokenizer
+from promptkd.utils.jsonl import read_jsonl
 from tools import convert_gguf, generate, process_data, prune_layers
 
 CHAT = (

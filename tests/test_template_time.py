@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from transformers.utils import chat_template_utils
 
 import evaluate
+from promptkd.config.template_options import TemplateSettings
 from promptkd.data.chat_arguments import bind_settings
-from promptkd.data.template_settings import TemplateSettings
 from promptkd.data.templates import ChatTemplate
 from promptkd.errors import UserError
-from promptkd.evaluation.run import run as evaluate_run
+from promptkd.evaluation.session import run as evaluate_run
 
 DATED = (
     "{{ 'Today ' + strftime_now('%Y %m %d') + '\n' }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"

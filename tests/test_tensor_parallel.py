@@ -19,12 +19,12 @@ from test_seqkd import STUDENT, generate_argv, generated
 from tiny_models import make_model, run
 from transformers import GPT2Config
 
-from promptkd.build import tensor_groups
-from promptkd.distributed import setup
+from promptkd.distributed.ranks import setup
 from promptkd.errors import UserError
-from promptkd.evaluation.run import run as evaluate
-from promptkd.models import load_causal_lm
-from promptkd.tensor_parallel import TensorGroup, load_shard
+from promptkd.evaluation.session import run as evaluate
+from promptkd.models.loading import load_causal_lm
+from promptkd.models.tensor_parallel import TensorGroup, load_shard
+from promptkd.training.setup import tensor_groups
 from train import read_settings
 
 # The loss does not depend on the keys' biases: their gradient is rounding alone, of which Adam makes steps of --lr.

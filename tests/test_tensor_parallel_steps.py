@@ -14,9 +14,9 @@ from test_golden import case_argv
 from test_seqkd import STUDENT, TEACHER, generate_argv
 from tiny_models import make_model
 
-from promptkd.data.examples import ExampleSet
-from promptkd.data.jsonl import read_jsonl
-from promptkd.models import load_tokenizer
+from promptkd.data.dataset import ExampleSet
+from promptkd.models.loading import load_tokenizer
+from promptkd.utils.jsonl import read_jsonl
 
 CASE = json.loads((GOLDEN / "cases/promptkd_gpt2.json").read_text())
 TOTAL = len(CASE["steps"])

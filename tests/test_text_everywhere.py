@@ -13,8 +13,8 @@ from conftest import ROOT
 from test_evaluation import MODEL, SIZES, write_set
 
 from promptkd.errors import UserError
-from promptkd.evaluation.sets import SET_NAME, find_sets
-from promptkd.evaluation.settings import EvaluationSettings
+from promptkd.evaluation.options import EvaluationSettings
+from promptkd.evaluation.test_sets import SET_NAME, find_sets
 
 READERS = {"open", "read_text", "write_text"}
 

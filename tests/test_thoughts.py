@@ -12,13 +12,13 @@ from transformers import AutoTokenizer
 import evaluate
 import train
 from promptkd.data.chat_arguments import bind_arguments
-from promptkd.data.examples import ExampleSet
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.templates import ChatTemplate, response_ends
 from promptkd.data.thoughts import answer_text, thought_markers
 from promptkd.errors import UserError
-from promptkd.evaluation.generate import text_of
-from promptkd.evaluation.sets import TestSet, read_set
 from promptkd.evaluation.tables import Row, summary
+from promptkd.evaluation.test_sets import TestSet, read_set
+from promptkd.generation.answers import text_of
 from tools import generate, process_data
 
 QWEN3 = (

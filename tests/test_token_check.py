@@ -12,11 +12,11 @@ import pytest
 from conftest import GOLDEN, golden_argv, train_here
 from tokenizer_kinds import byte_level, metaspace
 
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.examples import ExampleSet
-from promptkd.data.format import TokenFileWriter, join_row
-from promptkd.data.jsonl import read_jsonl
+from promptkd.data.token_file import TokenFileWriter, join_row
 from promptkd.errors import UserError
+from promptkd.utils.jsonl import read_jsonl
 
 FULL = GOLDEN / "processed/dolly/full/gpt2"
 ROWS = [{"prompt": f"Word {i}:\n", "output": f"data {i} teacher"} for i in range(12)]
@@ -118,7 +118,7 @@ def test_tokens_of_another_tokenizer_are_noticed(tmp_path):
 def test_a_file_for_a_smaller_vocabulary_is_noticed(tmp_path, monkeypatch):
     folder = processed(tmp_path, byte_level())
     (folder / "train.jsonl").unlink()
-    monkeypatch.setattr("promptkd.data.examples.vocabulary_size", lambda tokenizer: 151_936)
+    monkeypatch.setattr("promptkd.data.dataset.vocabulary_size", lambda tokenizer: 151_936)
     assert "made for a vocabulary under 65,500 tokens" in opened(folder).warning
 
 

@@ -13,12 +13,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 import evaluate
-from promptkd.data.examples import ExampleSet
-from promptkd.data.format import TokenFile, split_row
+from promptkd.data.dataset import ExampleSet
 from promptkd.data.templates import ChatTemplate, response_ends, turn_end
-from promptkd.evaluation.run import run as evaluate_run
-from promptkd.models import end_ids, load_causal_lm
-from promptkd.rollout import Sampling, decode, example_noise
+from promptkd.data.token_file import TokenFile, split_row
+from promptkd.evaluation.session import run as evaluate_run
+from promptkd.generation.decode import decode
+from promptkd.generation.sampling import Sampling, example_noise
+from promptkd.models.loading import end_ids, load_causal_lm
 from tools import generate, process_data
 
 WORDS = ["user", "model", "say", "it", "again", "SAID", "ASKED", "one", "two", "three"]

@@ -15,10 +15,10 @@ from test_rollout import prompts, run, tiny
 
 from promptkd import losses
 from promptkd.errors import UserError
+from promptkd.generation.sampling import Mix, Sampling, example_noise
 from promptkd.losses import Fixed, Forward, Hard, Policy, Reverse, distill, distill_plain, log_probs
-from promptkd.models import Head
-from promptkd.rollout import Mix, Sampling, example_noise
-from promptkd.vocabulary import SharedVocabulary, shared_vocabulary
+from promptkd.models.vocabulary import SharedVocabulary, shared_vocabulary
+from promptkd.models.wrapper import Head
 
 WORDS = {word: i for i, word in enumerate("abcdefgh")}
 STUDENT, TEACHER = 21, 24  # rows of the heads

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from minillm_baselines.rollout_windows import RolloutWindows
-from promptkd.data.windows import Windows
+from minillm_baselines.rollout_sampler import RolloutWindows
+from promptkd.data.sampler import Windows
 
 
 @pytest.fixture

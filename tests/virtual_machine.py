@@ -119,7 +119,7 @@ def _preload() -> None:
 
     sys.modules["torch"].set_num_threads(1)
     with VirtualCuda(ROOT):
-        for name in ("deepspeed", "train", "evaluate", "promptkd.build", "tools.generate"):
+        for name in ("deepspeed", "train", "evaluate", "promptkd.training.setup", "tools.generate"):
             importlib.import_module(name)
         importlib.import_module("promptkd.evaluation.exposure_bias")
 
@@ -169,7 +169,7 @@ def _child(
 
 def _count_phases(gpu) -> None:
     """The phases that `--profile` shows are the device's, too."""
-    import promptkd.profiling as profiling
+    import promptkd.utils.profiling as profiling
 
     class Phase(contextlib.ContextDecorator):
         def __init__(self, name: str) -> None:
@@ -202,7 +202,7 @@ def _other(gpu, script: str) -> None:
 
 
 def _train(gpu, argv: list[str], stop: int, facts: dict[str, Any]) -> None:
-    from promptkd.build import build_trainer
+    from promptkd.training.setup import build_trainer
     from train import read_settings
 
     with gpu.phase("build"):

@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from promptkd.data.processing import written_together
+from promptkd.config.parser import parse
+from promptkd.config.values import option
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import option, parse
+from promptkd.utils.folders import written_together
 
 
 @dataclass

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from promptkd.config.values import check_arguments
 from promptkd.errors import UserError, exit_with
-from promptkd.option_values import check_arguments
 
 MODEL_TYPES = ("opt", "llama", "mistral", "qwen2", "gpt2")
 

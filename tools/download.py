@@ -23,9 +23,9 @@ from typing import NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from promptkd.config.values import check_arguments
 from promptkd.downloads import catalog
 from promptkd.errors import UserError, exit_with
-from promptkd.option_values import check_arguments
 
 
 class Parser(argparse.ArgumentParser):

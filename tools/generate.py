@@ -19,12 +19,13 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from promptkd.data.template_settings import TemplateSettings
-from promptkd.device import DeviceSettings
+from promptkd.config.options import DecodingSettings, ParallelSettings
+from promptkd.config.parser import parse
+from promptkd.config.template_options import TemplateSettings
+from promptkd.config.values import SPECIAL_TOKENS_HELP, SpecialTokensRule, at_least, option
+from promptkd.distributed.device import DeviceSettings
 from promptkd.errors import UserError, exit_with
-from promptkd.evaluation.settings import given_budget
-from promptkd.option_values import SPECIAL_TOKENS_HELP, SpecialTokensRule
-from promptkd.settings import DecodingSettings, ParallelSettings, at_least, option, parse
+from promptkd.evaluation.options import given_budget
 
 
 @dataclass
@@ -107,7 +108,7 @@ def identity(settings, prompts: list[str], dtype: str) -> dict:
     """What decides the answers: a run goes on with earlier ones only where all of this agrees."""
     import hashlib
 
-    from promptkd.checkpoint import fingerprint
+    from promptkd.utils.run_files import fingerprint
 
     what, data = settings.generation, settings.data
     model = what.model_path
@@ -170,15 +171,15 @@ def read_prompts(settings, tokenizer) -> Prompts:
 
 def run(settings) -> None:
     """Answer what is not answered yet; write generated.jsonl when all is."""
+    from promptkd.config.deepspeed import DTYPES
     from promptkd.data.chat_arguments import bind_settings, now
-    from promptkd.decoding_budget import decoding_budget
-    from promptkd.deepspeed_file import DTYPES
-    from promptkd.distributed import setup
+    from promptkd.distributed.ranks import setup
     from promptkd.evaluation.answer_store import AnswerStore, recorded_time
     from promptkd.evaluation.progress import AnswerBar
-    from promptkd.evaluation.run import choose_dtype
-    from promptkd.models import check_positions, load_causal_lm, load_config, load_own_tokenizer
-    from promptkd.tensor_parallel import tensor_group
+    from promptkd.evaluation.session import choose_dtype
+    from promptkd.generation.budget import decoding_budget
+    from promptkd.models.loading import check_positions, load_causal_lm, load_config, load_own_tokenizer
+    from promptkd.models.tensor_parallel import tensor_group
 
     what, data = settings.generation, settings.data
     config = load_config(what.model_path, "--model-path")
@@ -222,11 +223,12 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
     Returns:
         How many answers began with thoughts, which are left out.
     """
+    from promptkd.data.batching import group_by_length
     from promptkd.data.thoughts import answer_text
-    from promptkd.data.windows import group_by_length
-    from promptkd.evaluation.generate import without_end
-    from promptkd.models import end_ids
-    from promptkd.rollout import Sampling, decode, example_noise
+    from promptkd.generation.answers import without_end
+    from promptkd.generation.decode import decode
+    from promptkd.generation.sampling import Sampling, example_noise
+    from promptkd.models.loading import end_ids
 
     ends, thoughts = end_ids(tokenizer, model), 0
     data, new_tokens = settings.data, settings.data.max_length - settings.data.max_prompt_length

@@ -21,9 +21,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from promptkd.data.processing import written_together
+from promptkd.config.parser import parse
+from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import at_least, option, parse
+from promptkd.utils.folders import written_together
 
 # Without the long preamble of the published template: a tiny model on a CPU would spend most of its time on it.
 PROMPT = "{preamble}### Instruction:\n{instruction}\n\n### Response:\n"

@@ -23,8 +23,8 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from promptkd.config.values import finite_number, whole_number
 from promptkd.errors import UserError, exit_with
-from promptkd.option_values import finite_number, whole_number
 from promptkd.planning.setting import Setting, make_setting
 from promptkd.planning.show import plan_of, text_of
 from promptkd.planning.units import GPUS, LINKS, Hardware, amount, link
@@ -85,7 +85,7 @@ def hardware_of(args: argparse.Namespace) -> Hardware:
 def options_of(args: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
     """train.py's options by name: from the script's --dry-run, or from the command line itself."""
     if args.script is None:
-        from promptkd.settings import flat
+        from promptkd.config.parser import flat
         from train import read_settings
 
         if "--data-dir" not in rest:
@@ -113,7 +113,7 @@ def count_examples(folder: str) -> int | None:
     """Rows of the training split, if the folder is there."""
     index = Path(folder) / "train_0.idx"
     if index.is_file():
-        from promptkd.data.format import TokenFile
+        from promptkd.data.token_file import TokenFile
 
         return len(TokenFile(index.with_suffix("")))
     from promptkd.data.row_files import find_rows, is_folder, iterate_rows

@@ -33,24 +33,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from tqdm import tqdm
 
+from promptkd.config.parser import parse
+from promptkd.config.template_options import TemplateSettings
+from promptkd.config.values import at_least, option
 from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.corpus import EncodeDocuments, Pieces, packed
+from promptkd.data.dataset import vocabulary_size
 from promptkd.data.encoding import Encoded, TextEncoder
-from promptkd.data.examples import vocabulary_size
-from promptkd.data.format import TokenFileWriter, join_row, token_dtype
-from promptkd.data.jsonl import numbered_lines, parse_line
-from promptkd.data.processing import chunks_of_lines, ordered_map, written_together
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.data.reading import Reading, say
 from promptkd.data.row_counts import RowCounts
 from promptkd.data.row_files import is_lines, iterate_rows, lines_of
 from promptkd.data.rows import Row, read_row
 from promptkd.data.saved_rows import is_source
-from promptkd.data.template_settings import TemplateSettings
 from promptkd.data.templates import Template, template_of
+from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
+from promptkd.data.workers import chunks_of_lines, ordered_map
 from promptkd.errors import UserError, exit_with
-from promptkd.machine import usable_cores
-from promptkd.settings import at_least, option, parse
+from promptkd.utils.folders import written_together
+from promptkd.utils.jsonl import numbered_lines, parse_line
+from promptkd.utils.machine import usable_cores
 
 SPLITS = ("valid", "train")
 
@@ -236,7 +238,7 @@ def prepare(settings: Common, outputs: list[str]) -> tuple[Any, np.dtype]:
         raise UserError(f"{there[0]} is there already: --overwrite replaces it, or choose another --save")
     if os.path.exists(settings.raw) and any(path.samefile(settings.raw) for path in there):
         raise UserError(f"--raw {settings.raw} would be replaced by the output: choose another --save")
-    from promptkd.models import load_tokenizer  # here: it takes seconds, and bad options are known before
+    from promptkd.models.loading import load_tokenizer  # here: it takes seconds, and bad options are known before
 
     tokenizer = load_tokenizer(settings.tokenizer)
     return tokenizer, token_dtype(vocabulary_size(tokenizer))

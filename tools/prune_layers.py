@@ -17,9 +17,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from promptkd.data.processing import written_together
+from promptkd.config.parser import parse
+from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import at_least, option, parse
+from promptkd.utils.folders import written_together
 
 
 @dataclass
@@ -79,7 +80,7 @@ def main() -> None:
     settings = parse({"options": PruneSettings}, sys.argv[1:], "prune_layers.py", dry_run=False).options
     import torch
 
-    from promptkd.models import load_causal_lm, load_tokenizer
+    from promptkd.models.loading import load_causal_lm, load_tokenizer
 
     tokenizer = load_tokenizer(settings.model_path)
     model = load_causal_lm(settings.model_path, torch.float32, "--model-path")

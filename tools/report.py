@@ -19,8 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from promptkd.config.parser import parse
+from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
-from promptkd.settings import at_least, option, parse
 
 
 @dataclass

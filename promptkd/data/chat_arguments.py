@@ -50,7 +50,7 @@ def bind_settings(tokenizer, settings, start: str) -> None:
 
     Args:
         tokenizer: The tokenizer.
-        settings: promptkd.settings.TemplateSettings.
+        settings: promptkd.config.options.TemplateSettings.
         start: The time where the options name none.
 
     Raises:

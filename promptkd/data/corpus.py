@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.jsonl import decode
-from promptkd.data.processing import Lines
+from promptkd.data.workers import Lines
+from promptkd.utils.jsonl import decode
 
 NEWLINE_MARK = "<@x(x!>"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from promptkd.data.encoding import TextEncoder
-from promptkd.strict_json import read_object
+from promptkd.utils.strict_json import read_object
 
 RECORD = "promptkd.json"  # in a saved model's folder
 

@@ -7,18 +7,17 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from promptkd.config.values import SPECIAL_TOKENS_HELP, SpecialTokensRule, at_least, option
+from promptkd.data.dataset import vocabulary_size
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.examples import vocabulary_size
-from promptkd.data.format import TokenFileWriter, join_row, token_dtype
-from promptkd.data.jsonl import read_jsonl
-from promptkd.data.processing import written_together
 from promptkd.data.row_counts import RowCounts
 from promptkd.data.row_files import find_rows, read_rows
 from promptkd.data.templates import render_prompt
 from promptkd.data.token_check import rule_of_folder
+from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
 from promptkd.errors import UserError
-from promptkd.option_values import SPECIAL_TOKENS_HELP, SpecialTokensRule
-from promptkd.settings import at_least, option
+from promptkd.utils.folders import written_together
+from promptkd.utils.jsonl import read_jsonl
 
 TRAIN = ("train_0.bin", "train_0.idx", "train.jsonl")
 VALID = ("valid_0.bin", "valid_0.idx", "valid.jsonl")
@@ -52,7 +51,7 @@ def pseudo(settings: PseudoSettings) -> dict[str, str]:
     there = [save / name for name in (*TRAIN, *VALID) if (save / name).exists()]
     if there and not settings.overwrite:
         raise UserError(f"{there[0]} is there already: --overwrite replaces it, or choose another --save")
-    from promptkd.models import load_tokenizer  # here: it takes seconds, and bad options are known before
+    from promptkd.models.loading import load_tokenizer  # here: it takes seconds, and bad options are known before
 
     tokenizer = load_tokenizer(settings.tokenizer)
     dtype = token_dtype(vocabulary_size(tokenizer))

@@ -16,11 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from promptkd.data.jsonl import decode, json_lines, numbered_lines, parse_line
 from promptkd.data.reading import say
 from promptkd.data.saved_rows import HUB, SPLIT, is_saved, is_source, open_saved, read_saved
 from promptkd.errors import UserError
-from promptkd.strict_json import parse_json
+from promptkd.utils.jsonl import decode, json_lines, numbered_lines, parse_line
+from promptkd.utils.strict_json import parse_json
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
 # Split -> the names it may have. A folder's test split is its dev set only where it has no other.

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from promptkd.data.encoding import Encoded, TextEncoder
-from promptkd.data.format import LARGEST_UINT16_VOCABULARY, TokenFile, split_row
 from promptkd.data.templates import prompt_and_references, render_prompt
+from promptkd.data.token_file import LARGEST_UINT16_VOCABULARY, TokenFile, split_row
 
 _SAMPLE, _MOST = 512, 20_000  # rows that are compared where the text is no newer than the tokens, and where it is
 

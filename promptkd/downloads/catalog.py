@@ -8,8 +8,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from promptkd.errors import UserError
-from promptkd.strict_json import check_kind, is_kind, read_object
 from promptkd.utils.format import format_bytes
+from promptkd.utils.strict_json import check_kind, is_kind, read_object
 
 FAMILIES = ("gpt2", "opt", "llama")
 ROW = {"key": str, "repo": (str, None), "type": str, "target": str, "bytes": (int, None), "licence": (str, None)}

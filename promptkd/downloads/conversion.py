@@ -7,8 +7,8 @@ from pathlib import Path
 from torch import Tensor
 
 from promptkd.errors import UserError
-from promptkd.strict_json import read_object
 from promptkd.utils.files import remove, write_json
+from promptkd.utils.strict_json import read_object
 from promptkd.weights.safetensors_io import DTYPES, SafetensorsWriter, TensorFile, have_same_bytes
 from promptkd.weights.torch_files import read_tensors
 

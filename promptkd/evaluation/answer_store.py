@@ -9,12 +9,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from promptkd.checkpoint import lock_folder, write_json
-from promptkd.data.jsonl import numbered_lines
-from promptkd.distributed import Ranks
+from promptkd.config.values import moment
+from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
-from promptkd.option_values import moment
-from promptkd.strict_json import check_kind, parse_json, read_object
+from promptkd.training.run_folder import lock_folder
+from promptkd.utils.jsonl import numbered_lines
+from promptkd.utils.run_files import write_json
+from promptkd.utils.strict_json import check_kind, parse_json, read_object
 
 REMEDY = "pass --overwrite, or name another --save"
 

@@ -20,24 +20,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from promptkd.checkpoint import fingerprint, write_json
+from promptkd.config.deepspeed import DTYPES
+from promptkd.config.options import TOKEN_BUDGET
+from promptkd.data.batching import group_by_length, pack
 from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
-from promptkd.data.windows import group_by_length, pack
-from promptkd.decoding_budget import decoding_budget
-from promptkd.deepspeed_file import DTYPES
-from promptkd.distributed import Ranks, setup
+from promptkd.distributed.ranks import Ranks, setup
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_files import draw, markdown
-from promptkd.evaluation.generate import share
 from promptkd.evaluation.progress import AnswerBar
-from promptkd.evaluation.run import RESULTS, check_save, choose_dtype, claim, header, say_notes, warn_of_missing
-from promptkd.evaluation.sets import TestSet, find_sets, notes_on_sets, read_set
+from promptkd.evaluation.session import RESULTS, check_save, choose_dtype, claim, header, say_notes, warn_of_missing
 from promptkd.evaluation.tables import write_text
+from promptkd.evaluation.test_sets import TestSet, find_sets, notes_on_sets, read_set
+from promptkd.generation.answers import share
+from promptkd.generation.budget import decoding_budget
+from promptkd.generation.decode import decode
+from promptkd.generation.sampling import Sampling, example_noise
 from promptkd.losses import Fixed, kl_divergences
-from promptkd.metrics import peak_memory_gb
-from promptkd.models import (
-    LanguageModel,
+from promptkd.models.loading import (
     check_pair,
     check_positions,
     end_ids,
@@ -46,10 +46,11 @@ from promptkd.models import (
     load_own_tokenizer,
     load_tokenizer,
 )
-from promptkd.rollout import Sampling, decode, example_noise
-from promptkd.settings import TOKEN_BUDGET
-from promptkd.soft_prompt import SoftPrompt, load_prompt
-from promptkd.tensor_parallel import tensor_group
+from promptkd.models.soft_prompt import SoftPrompt, load_prompt
+from promptkd.models.tensor_parallel import tensor_group
+from promptkd.models.wrapper import LanguageModel
+from promptkd.training.metrics import peak_memory_gb
+from promptkd.utils.run_files import fingerprint, write_json
 
 RESAMPLED = 1000  # times the rows are drawn anew for the interval
 INTERVAL = (2.5, 97.5)  # its percentiles

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from promptkd.evaluation.tables import protocol_line
-from promptkd.pictures import plain_text, shown
+from promptkd.utils.plotting import plain_text, shown
 
 
 def markdown(results: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import regex
 from rouge_score.rouge_scorer import RougeScorer
 
+from promptkd.config.options import RougeTokenizer
 from promptkd.evaluation.rouge_tokenizers import (
     fold,
     has_word,
@@ -25,8 +26,7 @@ from promptkd.evaluation.rouge_tokenizers import (
     strip_invisible,
     tokenizer_for,
 )
-from promptkd.machine import usable_cores
-from promptkd.settings import RougeTokenizer
+from promptkd.utils.machine import usable_cores
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _UNICODE_PUNCTUATION = regex.compile(r"\p{P}+")

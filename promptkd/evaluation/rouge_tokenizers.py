@@ -8,7 +8,7 @@ import unicodedata
 import regex
 from rouge_score.tokenizers import DefaultTokenizer, Tokenizer
 
-from promptkd.settings import RougeTokenizer
+from promptkd.config.options import RougeTokenizer
 
 # Scripts that put no space between words. Tibetan is not one of them: it marks the end of each syllable.
 SPACELESS = (

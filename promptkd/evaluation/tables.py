@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from promptkd.evaluation.rouge import mean
-from promptkd.evaluation.sets import TestSet
+from promptkd.evaluation.test_sets import TestSet
 
 
 class Row(NamedTuple):

@@ -13,18 +13,20 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel
 
-from promptkd.data.examples import Example, ExampleSet
-from promptkd.data.windows import MicroBatch, Windows, group_by_length, pack
-from promptkd.distributed import Ranks
-from promptkd.engine import FrozenTeacher, Learner
+from promptkd.config.options import OptimizerSettings
+from promptkd.data.batching import MicroBatch, group_by_length, pack
+from promptkd.data.dataset import Example, ExampleSet
+from promptkd.data.sampler import Windows
+from promptkd.distributed.ranks import Ranks
+from promptkd.engine.engine import FrozenTeacher, Learner
+from promptkd.engine.optim import Optimization
 from promptkd.errors import UserError
-from promptkd.models import LanguageModel
-from promptkd.profiling import phase
-from promptkd.rollout import Mix, Rollout, Sampling
-from promptkd.rollout_engine import HuggingFaceEngine, Request, RolloutEngine
-from promptkd.schedules import Optimization
-from promptkd.settings import OptimizerSettings
-from promptkd.vocabulary import SharedVocabulary
+from promptkd.generation.backends import HuggingFaceEngine, Request, RolloutEngine
+from promptkd.generation.decode import Rollout
+from promptkd.generation.sampling import Mix, Sampling
+from promptkd.models.vocabulary import SharedVocabulary
+from promptkd.models.wrapper import LanguageModel
+from promptkd.utils.profiling import phase
 
 
 @dataclass

@@ -7,15 +7,15 @@ from typing import Literal
 
 import torch
 
-from promptkd.data.windows import MicroBatch
+from promptkd.config.values import at_least, is_text, option
+from promptkd.data.batching import MicroBatch
 from promptkd.errors import UserError
+from promptkd.generation.backends import RolloutSettings, rollout_engine
 from promptkd.losses import Fixed, distill, divergence
 from promptkd.methods.base import Context, Method, Window
-from promptkd.models import LanguageModel, check_positions, without_dropout
-from promptkd.option_values import is_text
-from promptkd.rollout_engine import RolloutSettings, rollout_engine
-from promptkd.settings import at_least, option
-from promptkd.soft_prompt import SoftPrompt, initial_prompt
+from promptkd.models.loading import check_positions
+from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
+from promptkd.models.wrapper import LanguageModel, without_dropout
 
 Divergence = Literal["reverse", "forward"]
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from promptkd.config.options import TOKEN_BUDGET
 from promptkd.errors import UserError
 from promptkd.planning.shapes import Shape, read_shape
 from promptkd.planning.units import Hardware
-from promptkd.settings import TOKEN_BUDGET
-from promptkd.strict_json import read_object
+from promptkd.utils.strict_json import read_object
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # Bytes of a weight of the layers' products under bitsandbytes: LLM.int8 (its scale for each row is little); NF4 with a
@@ -18,7 +18,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 PACKED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 DEV_ROWS = 1000  # of a dev set that is read in full and not counted here: the paper's
 METHODS = ("promptkd", "kd", "seqkd", "sft")
-CONFIGS = Path(__file__).parents[2] / "configs" / "deepspeed"
+CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def make_setting(
 def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, Any], str]:
     """The DeepSpeed file's zero_optimization and the precision. UserError when it cannot be read.
 
-    Without a path what promptkd/deepspeed_file.py takes: fp32 without ZeRO on a CPU, bf16 with ZeRO 1 on a GPU.
+    Without a path what promptkd/config/deepspeed.py takes: fp32 without ZeRO on a CPU, bf16 with ZeRO 1 on a GPU.
     """
     file = Path(path or CONFIGS / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json"))
     config = read_object(file, f"name one of {CONFIGS}/*.json as --deepspeed_config")

@@ -9,7 +9,7 @@ from statistics import median
 from promptkd.errors import UserError
 from promptkd.reporting.results import Result
 from promptkd.reporting.table import Cell, Table, label
-from promptkd.strict_json import is_kind
+from promptkd.utils.strict_json import is_kind
 
 ROUNDED_GB = 0.25  # how far a CPU's peak memory in metrics.jsonl may be from the real one
 IDLE = 1e-3  # a phase that takes less of a step than this has done nothing in it

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from promptkd.pictures import plain_text, shown
 from promptkd.reporting.results import Result
 from promptkd.reporting.table import label
+from promptkd.utils.plotting import plain_text, shown
 
 # Okabe and Ito's colours, told apart by colour-blind readers; markers tell the lines apart in grey.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")

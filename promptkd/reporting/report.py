@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from promptkd.checkpoint import write_json
 from promptkd.data.row_files import read_rows
 from promptkd.data.templates import prompt_and_references
 from promptkd.errors import UserError
@@ -28,8 +27,9 @@ from promptkd.reporting.table import (
     scores,
     settings,
 )
-from promptkd.strict_json import is_kind
 from promptkd.utils.files import digest_of
+from promptkd.utils.run_files import write_json
+from promptkd.utils.strict_json import is_kind
 
 PICTURE, MARKDOWN, PAGE, NUMBERS = "curves.png", "report.md", "report.html", "report.json"
 LONGEST_TEXT = 160  # characters of a prompt or an answer in a Markdown table

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from promptkd.data.jsonl import read_jsonl
 from promptkd.errors import UserError
-from promptkd.evaluation.sets import SET_NAME
-from promptkd.metrics import read_metrics
-from promptkd.strict_json import check_kind, is_kind, read_object
+from promptkd.evaluation.test_sets import SET_NAME
+from promptkd.training.metrics import read_metrics
+from promptkd.utils.jsonl import read_jsonl
+from promptkd.utils.strict_json import check_kind, is_kind, read_object
 
 RESULTS, CURVE = "results.json", "exposure_bias.json"
 CURVE_KEYS = ("ex_acc_err", "mean_R", "mean_eps", "std_R", "std_eps")

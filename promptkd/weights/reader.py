@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from promptkd.errors import UserError
-from promptkd.strict_json import read_object
+from promptkd.utils.strict_json import read_object
 from promptkd.weights.layout import HEAD, Family, pieces
 from promptkd.weights.safetensors_io import TensorFile
 from promptkd.weights.torch_files import open_tensors

@@ -1,0 +1,1 @@
+"""Checkpoints: writing, selecting, restoring and repartitioning."""

@@ -1,0 +1,1 @@
+"""Options, their parser, and the rules between them."""

@@ -1,0 +1,107 @@
+"""The command line of option classes (`settings.option`): argparse is made from their fields."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any, Literal, NoReturn
+
+from promptkd.config.values import TYPES, check_arguments
+from promptkd.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that says what is wrong in one line, with the nearest option's name."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} ({self.prog} --help lists the options)")
+
+
+def parse(
+    groups: dict[str, type],
+    argv: list[str],
+    prog: str,
+    dry_run: bool = True,
+    choice: dict[str, str] | None = None,
+) -> types.SimpleNamespace:
+    """Make one instance of each dataclass in `groups` from the command line.
+
+    `choice` holds options that were read already because they decide the groups (`--method`).
+    Underscores in option names are read as hyphens. `--dry-run` prints all values as one JSON object and
+    leaves with status 0. Raises UserError for an unknown option, naming the nearest one.
+    """
+    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for name, group in groups.items():
+        _add_group(parser.add_argument_group(name), group)
+    for name in choice or {}:
+        parser.add_argument(f"--{name}")
+    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="print the settings as JSON and leave")
+    check_arguments(argv)
+    known = {text for action in parser._actions for text in action.option_strings}
+    values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
+    if unknown:
+        raise UserError(_explain_unknown(unknown[0], known))
+    made: dict[str, Any] = {}
+    for name, group in groups.items():
+        fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(group)}
+        made[name] = group(**{key: _joined(group, key, value) for key, value in fields.items()})
+    if dry_run and values.dry_run:
+        print(json.dumps({**(choice or {}), **flat(made)}, indent=1))
+        sys.exit(0)
+    return types.SimpleNamespace(**(choice or {}), **made)
+
+
+def flat(groups: dict[str, Any]) -> dict[str, Any]:
+    """All options of all groups as one dict, names with underscores."""
+    return {key: value for group in groups.values() for key, value in dataclasses.asdict(group).items()}
+
+
+def declared_options(groups: Iterable[type]) -> dict[str, dataclasses.Field]:
+    """Return the fields of option classes (see `option`) by name."""
+    return {field.name: field for group in groups for field in dataclasses.fields(group)}
+
+
+def _add_group(target: Any, group: type) -> None:
+    hints = typing.get_type_hints(group)
+    for field in dataclasses.fields(group):
+        flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
+        extras = {"default": field.default, "help": field.metadata["help"], **field.metadata["extras"]}
+        if isinstance(hint, types.UnionType):
+            hint = next(kind for kind in typing.get_args(hint) if kind is not type(None))
+        if hint is bool:
+            extras["action"] = argparse.BooleanOptionalAction
+        elif typing.get_origin(hint) is Literal:
+            extras["choices"] = typing.get_args(hint)
+        elif typing.get_origin(hint) is list:
+            kind = typing.get_args(hint)[0]
+            extras.update(type=TYPES.get(kind, kind), nargs="+")
+        else:
+            extras.setdefault("type", TYPES.get(hint, hint))
+        target.add_argument(flag, **extras)
+
+
+def _joined(group: type, name: str, value: Any) -> Any:
+    """Words of a text that the shell split, put together again."""
+    is_text = typing.get_type_hints(group)[name] is str
+    return " ".join(value) if is_text and isinstance(value, list) else value
+
+
+def _hyphens(argument: str) -> str:
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value
+
+
+def _explain_unknown(argument: str, known: set[str]) -> str:
+    name = argument.partition("=")[0]
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"unknown option {name}" + (f": did you mean {near[0]}?" if near else ": --help lists the options")

@@ -1,0 +1,91 @@
+"""Values of options before they mean anything: numbers that are numbers, texts that are texts."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import math
+from typing import Any, Literal
+
+from promptkd.errors import UserError
+from promptkd.utils.strict_json import parse_json
+
+LONGEST_ARGUMENT = 4096  # as long as a path may be
+SpecialTokensRule = Literal["auto", "own", "none", "published"]  # of every command that makes prompts
+SPECIAL_TOKENS_HELP = (
+    "special tokens in front of prompts. own: once those that the tokenizer begins texts with; none: no tokens; "
+    "published: none in training, all in evaluation; auto: as the token files or the model's training have it, else own"
+)
+
+
+def is_text(value: str) -> bool:
+    """Whether all of it are characters; an argument's stray bytes and a half of a character are not."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def whole_number(text: str) -> int:
+    """An option's value that fits 64 bits."""
+    value = int(text) if len(text) < 32 else None
+    if value is None or not -(2**63) <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text[:32]} is beyond 64 bits")
+    return value
+
+
+def finite_number(text: str) -> float:
+    """An option's value; infinity and nan are refused."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text[:32]} is not a finite number")
+    return value
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An option's value that is a JSON object, such as '{"enable_thinking": false}'."""
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no JSON object ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no JSON object, but a {type(value).__name__}")
+    return value
+
+
+def moment(text: str) -> str:
+    """An option's value that is a time, such as 2026-11-25T18:00:00 or 2026-11-25."""
+    try:
+        return datetime.datetime.fromisoformat(text).strftime("%Y-%m-%dT%H:%M:%S")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no time like 2026-11-25T18:00:00") from None
+
+
+TYPES = {int: whole_number, float: finite_number, dict: json_object}
+
+
+def check_arguments(argv: list[str]) -> None:
+    """Raise `UserError` for what no path and no option can be: a NUL, half a character, thousands of letters."""
+    option = ""
+    for argument in argv:
+        option = argument.partition("=")[0] if argument.startswith("--") else option or argument
+        if "\0" in argument or len(argument) > LONGEST_ARGUMENT:
+            raise UserError(f"{option[:64]!r}: a value with a NUL or over {LONGEST_ARGUMENT} characters: correct it")
+
+
+def option(default: Any, help: str, *, numbers: bool = True, **argparse_extras: Any) -> Any:
+    """Return a dataclass field that is also a command-line option `--field-name`.
+
+    Args:
+        default: The option's value unless it is given.
+        help: The help text.
+        numbers: Whether a change of the option can change the numbers that training computes. A run is resumed
+            only with the same values of such options. A path counts as False: what it names is compared instead.
+        **argparse_extras: Passed to `argparse.ArgumentParser.add_argument`.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "numbers": numbers, "extras": argparse_extras})
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise `UserError` naming the first option whose value is under `least` (or not a number)."""
+    for name, value in values.items():
+        if not value >= least:
+            raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")

@@ -1,0 +1,71 @@
+"""Which examples make up optimizer step k, and how they are packed into micro-batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from promptkd.errors import UserError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The examples of each optimizer step: a pure function of the step, so that resuming needs no state.
+
+    The order is that of `DistributedSampler(shuffle=True, seed, drop_last=True)` with `set_epoch`. A window
+    is batch_size x accumulation x ranks examples and depends on their product alone; what is left over at
+    an epoch's end is dropped. `published` has the published code's windows instead: each rank's micro-batches
+    run on across the end of an epoch (train_promptkd.py lets DeepSpeed count them).
+    """
+
+    examples: int
+    batch_size: int
+    accumulation: int
+    ranks: int = 1
+    rank: int = 0
+    seed: int = 0
+    published: bool = False
+    _orders: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.steps_per_epoch == 0:
+            raise UserError(
+                f"{self.examples} training examples do not fill one step of {self.batch_size} x {self.accumulation} "
+                f"x {self.ranks} (batch x accumulation x ranks): lower --batch-size or the accumulation"
+            )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.examples // (self.batch_size * self.accumulation * self.ranks)
+
+    def order(self, epoch: int) -> Tensor:
+        """This rank's examples of an epoch, in order: int64 [examples // ranks].
+
+        The last order is kept. A permutation of the published corpus takes 80 MB, and every step of an epoch asks
+        for the same one.
+        """
+        if epoch not in self._orders:
+            generator = torch.Generator().manual_seed((self.seed + epoch) % (1 << 64))
+            order = torch.randperm(self.examples, generator=generator)
+            self._orders.clear()
+            self._orders[epoch] = order[: self.examples // self.ranks * self.ranks][self.rank :: self.ranks].clone()
+        return self._orders[epoch]
+
+    def of_step(self, step: int) -> list[int]:
+        """This rank's examples of optimizer step `step` (from 1): batch_size x accumulation row numbers."""
+        size = self.batch_size * self.accumulation
+        if not self.published:
+            epoch, place = divmod(step - 1, self.steps_per_epoch)
+            return self.order(epoch)[place * size : (place + 1) * size].tolist()
+        per_epoch = self.examples // self.ranks // self.batch_size  # micro-batches
+        rows = []
+        for micro_batch in range((step - 1) * self.accumulation, step * self.accumulation):
+            epoch, place = divmod(micro_batch, per_epoch)
+            rows += self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size].tolist()
+        return rows
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch (from 1) in which optimizer step `step` ends."""
+        return (step - 1) // self.steps_per_epoch + 1

@@ -1,0 +1,1 @@
+"""Devices, ranks, process groups and their rendezvous."""

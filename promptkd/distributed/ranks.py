@@ -1,0 +1,135 @@
+"""Ranks, device and backend, decided in one place for CPU and GPU alike."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from promptkd.distributed.device import DeviceSettings, choose_device
+from promptkd.distributed.rendezvous import _meet, _part, environment_number, neighbours
+from promptkd.errors import UserError
+from promptkd.utils.memory import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes as those see them that share out examples: this one has share `rank` of `size`.
+
+    With tensor parallelism `copies` neighbours have the same share; `place` is this one's among them, `mates` are the
+    neighbours and `peers` those of the same place in every share. Otherwise each process has a share of its own.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    copies: int = 1
+    place: int = 0
+    mates: dist.ProcessGroup | None = None
+    peers: dist.ProcessGroup | None = None
+
+    @property
+    def world(self) -> Ranks:
+        """All processes, one by one."""
+        return Ranks(self.rank * self.copies + self.place, self.size * self.copies, self.device)
+
+    @property
+    def first(self) -> bool:
+        return self.rank == self.place == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """Sum over shares, in place."""
+        if self.size > 1:
+            dist.all_reduce(values, group=self.peers)
+        return values
+
+    def agree(self, values: Tensor) -> Tensor:
+        """What the first of the processes of a share has, on all of them, in place."""
+        if self.copies > 1:
+            dist.broadcast(values, self.rank * self.copies, group=self.mates)
+        return values
+
+    def largest(self, value: int) -> int:
+        """The largest of all processes' values."""
+        if self.world.size == 1:
+            return value
+        held = torch.tensor(value, device=self.device)
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return int(held)
+
+    def gather(self, objects: list[Any]) -> list[Any]:
+        """The lists of all shares, one after another in their order, on every rank. JSON, never pickle."""
+        if self.size == 1:
+            return objects
+        mine = torch.frombuffer(bytearray(json.dumps(objects).encode()), dtype=torch.uint8)
+        longest = self.largest(len(mine))
+        padded = torch.zeros(longest + 8, dtype=torch.uint8)
+        padded[:8] = torch.tensor([len(mine)], dtype=torch.int64).view(torch.uint8)
+        padded[8 : 8 + len(mine)] = mine
+        parts = [torch.empty_like(padded, device=self.device) for _ in range(self.size)]
+        dist.all_gather(parts, padded.to(self.device), group=self.peers)
+        texts = [part.cpu() for part in parts]
+        lengths = [int(text[:8].clone().view(torch.int64)) for text in texts]
+        return [x for text, n in zip(texts, lengths) for x in json.loads(bytes(text[8 : 8 + n].tolist()))]
+
+    def barrier(self) -> None:
+        if self.world.size > 1:
+            dist.barrier()
+
+
+def setup(copies: int = 1, settings: DeviceSettings | None = None) -> Ranks:
+    """Choose the device and join the other ranks that `torchrun` or `deepspeed` started. Plain `python` is one rank.
+
+    Args:
+        copies: How many neighbours have the same examples.
+        settings: How the device computes.
+
+    Raises:
+        UserError: `copies` does not divide the ranks, or the device cannot be used.
+        RunError: The other ranks do not come.
+    """
+    alone = {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+    }
+    size = environment_number("WORLD_SIZE", 1)
+    missing = [name for name in alone if name not in os.environ]
+    if size > 1 and missing:
+        raise UserError(
+            f"WORLD_SIZE={size} is in the environment, {missing[0]} is not: start with torchrun, or unset WORLD_SIZE"
+        )
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    rank, local = environment_number("RANK"), environment_number("LOCAL_RANK")
+    if size > 1 and not 0 < environment_number("MASTER_PORT") < 65536:
+        raise UserError(
+            f"MASTER_PORT={os.environ['MASTER_PORT']} in the environment is no port: give one of 1 to 65535"
+        )
+    if not rank < size:
+        raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment do not fit: start with torchrun")
+    if size % copies:
+        fits = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
+        raise UserError(
+            f"model parallel size {copies} does not divide the {size} ranks: start a multiple of {copies} "
+            f"(torchrun --nproc_per_node {copies}), or give a --model-parallel-size of {fits}"
+        )
+    device = choose_device(local, settings or DeviceSettings())
+    if device.type == "cuda":
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the GPU
+    else:
+        keep_freed_memory()
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    if not dist.is_initialized():
+        _meet(device, rank, size)
+        atexit.register(_part)
+    groups = neighbours(size, copies) if copies > 1 else (None, None)
+    return Ranks(rank // copies, size // copies, device, copies, rank % copies, *groups)

@@ -1,0 +1,1 @@
+"""DeepSpeed engines around the student and the prompted teacher."""

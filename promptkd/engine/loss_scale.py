@@ -1,0 +1,43 @@
+"""The loss scale of an fp16 engine: overflows lower it, and are counted; a loss that is not finite is no overflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from promptkd.checkpointing.integrity import LOSS_SCALE
+
+
+class LossScale:
+    """DeepSpeed's loss scaler of one engine (runtime/fp16/loss_scaler.py).
+
+    A step whose scaled gradients overflow float16 leaves weights, optimizer and schedule as they are. DeepSpeed then
+    lowers a dynamic scale, after as many overflows as the file's `hysteresis` says.
+    """
+
+    def __init__(self, engine: Any) -> None:
+        self.engine, self.scaler = engine, engine.optimizer.loss_scaler
+        self.scaler.raise_error_at_min_scale = False  # `is_exhausted` tells, and FiniteGuard ends the run in one line
+        self.is_exhausted = False
+
+    @property
+    def is_dynamic(self) -> bool:
+        """Whether the scale adapts to overflows; False for a fixed `fp16.loss_scale`."""
+        return self.scaler.dynamic
+
+    def row(self) -> dict[str, float]:
+        """What the metrics hold: the scale after the step, and how many steps overflowed so far."""
+        return {"loss_scale": self.scaler.cur_scale, "skipped_steps": self.engine.skipped_steps}
+
+    def step(self, is_finite: bool) -> None:
+        """Take the engine's optimizer step. is_finite: whether the loss is; one that is not does not move the scale."""
+        scaler = self.scaler
+        before = {name: getattr(scaler, name) for name in LOSS_SCALE if hasattr(scaler, name)}
+        skipped = self.engine.skipped_steps
+        adapts = self.is_dynamic and (scaler.cur_scale > scaler.min_scale or scaler.cur_hysteresis > 1)
+        self.engine.step()
+        overflows = self.engine.skipped_steps > skipped
+        self.is_exhausted = overflows and is_finite and self.is_dynamic and not adapts
+        if overflows and not is_finite:
+            self.engine.skipped_steps = skipped
+            for name, value in before.items():
+                setattr(scaler, name, value)

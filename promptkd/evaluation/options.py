@@ -1,0 +1,107 @@
+"""Options of evaluate.py. The defaults are the published protocol."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from promptkd.config.options import DataSettings, DecodingSettings, RougeTokenizer, rouge_tokenizer_option
+from promptkd.config.values import at_least, option
+from promptkd.errors import UserError
+
+DEFAULT_SEED = 10
+
+
+@dataclass
+class EvaluationSettings:
+    model_path: str = option("", "the model: a Hugging Face folder or hub name")
+    model_type: str | None = option(None, "the model's family, checked against its config.json")
+    type: Literal["eval_main", "exposure_bias"] = option(
+        "eval_main", "eval_main: answers and ROUGE-L; exposure_bias: excess accumulated error against a teacher"
+    )
+    save: str | None = option(None, "folder for what is found; default: results/<type>")
+    overwrite: bool = option(False, "replace the results that --save already holds")
+    seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
+    seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
+    rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
+    )
+    deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
+
+    def __post_init__(self) -> None:
+        self.save = f"results/{self.type}" if self.save is None else self.save
+        if not self.save:
+            raise UserError("--save is empty: name a folder")
+        if self.seeds and self.seed is not None:
+            raise UserError("--seed and --seeds are both given: leave one out")
+        self.seeds = self.seeds or [DEFAULT_SEED if self.seed is None else self.seed]
+        self.seed = self.seeds[0]
+        at_least(0, seeds=min(self.seeds))
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
+
+
+@dataclass
+class ExposureBiasSettings:
+    teacher_model_path: str | None = option(None, "the teacher: a Hugging Face folder or hub name")
+    teacher_prompt: str | None = option(None, "the teacher's soft prompt: prompt/ of a run, in PEFT's format")
+    sample_times: int | None = option(None, "answers to each prompt from each model; default: 3, greedily 1")
+    published: bool = option(False, "the published code's arithmetic (docs/fidelity.md)")
+
+    def __post_init__(self) -> None:
+        if self.sample_times is not None:
+            at_least(1, sample_times=self.sample_times)
+
+    def given(self) -> str | None:
+        """The first option that is not at its default."""
+        values = ((field.name, getattr(self, field.name) != field.default) for field in dataclasses.fields(self))
+        return next(("--" + name.replace("_", "-") for name, changed in values if changed), None)
+
+
+@dataclass
+class TestSetSettings(DataSettings):
+    data_dir: str = option("data", "the root that holds all sets, or the folder of one (its valid.jsonl)")
+    data_names: str = option(
+        "dolly self_inst vicuna sinst uinst",
+        "names of the sets: published ones, or folders below --data-dir",
+        nargs="+",
+    )
+    dev_num: int = option(-1, "the first N rows of each set; -1: all (of uinst the first 10,000, as published)")
+    prompt_cut: Literal["end", "start"] = option("end", "which side a prompt over --max-prompt-length loses")
+    eval_batch_size: int | None = option(
+        None, "answers of --max-length tokens that are decoded together; default: as many as memory allows"
+    )
+    token_budget: int | None = option(
+        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length, if that is given"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.token_budget = given_budget(self.token_budget, self.eval_batch_size, self.max_length)
+        if self.dev_num < 1 and self.dev_num != -1:
+            raise UserError(f"--dev-num {self.dev_num}: give a number of rows, or -1 for all")
+
+
+def given_budget(token_budget: int | None, eval_batch_size: int | None, max_length: int) -> int | None:
+    """Return the budget of a decoding batch that --token-budget or --eval-batch-size asks for, None for neither.
+
+    Raises:
+        UserError: One of them is under 1.
+    """
+    for name, value in {"eval_batch_size": eval_batch_size, "token_budget": token_budget}.items():
+        if value is not None:
+            at_least(1, **{name: value})
+    if token_budget is None and eval_batch_size is not None:
+        return eval_batch_size * max_length
+    return token_budget
+
+
+@dataclass
+class AnswerSettings(DecodingSettings):
+    no_repeat_ngram_size: int = option(6, "no N tokens occur twice in prompt and answer; 0: no such rule")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        at_least(0, no_repeat_ngram_size=self.no_repeat_ngram_size)

@@ -1,0 +1,1 @@
+"""Decoding responses from a causal language model."""

@@ -1,0 +1,108 @@
+"""The soft prompt P: a few trainable input embeddings in front of the teacher's input (paper, section 3.1)."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from peft import PromptTuningConfig, TaskType
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from promptkd.errors import UserError
+from promptkd.utils.strict_json import read_object
+
+_KEY = "prompt_embeddings"  # PEFT's name for it in adapter_model.safetensors
+
+
+class SoftPrompt(nn.Module):
+    """P, float32 [prompt_len, width] until an engine casts it."""
+
+    def __init__(self, start: Tensor) -> None:
+        super().__init__()
+        self.embeddings = nn.Parameter(start.detach().float().clone())
+
+    def __len__(self) -> int:
+        return self.embeddings.size(0)
+
+    def forward(self, rows: int) -> Tensor:
+        """P for each of `rows` sequences: [rows, prompt_len, width]."""
+        return self.embeddings.expand(rows, -1, -1)
+
+
+def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenizer, seed: int) -> Tensor:
+    """The embeddings P starts from: [prompt_len, width].
+
+    `init` is a text (its tokens repeated or cut to prompt_len, special tokens included as the published
+    code has it), "PAD" (the padding token, here as there end-of-text) or "random" (rows of the table).
+    """
+    if init == "random":
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(embedding.num_embeddings, (prompt_len,), generator=generator).tolist()
+    else:
+        ids = [tokenizer.eos_token_id] if init == "PAD" else tokenizer(init)["input_ids"]
+    if not ids:
+        raise UserError(f"--prompt-init-text {init!r} has no tokens: give a text, PAD or random")
+    if max(ids) >= embedding.num_embeddings:
+        raise UserError(
+            f"--prompt-init-text {init!r}: the teacher has embeddings for {embedding.num_embeddings} tokens, the text "
+            f"has token {max(ids)}: give a text, or random"
+        )
+    ids = (list(ids) * math.ceil(prompt_len / len(ids)))[:prompt_len]
+    with torch.no_grad():
+        return embedding(torch.tensor(ids, device=embedding.weight.device)).float().cpu()
+
+
+def save_prompt(embeddings: Tensor, folder: Path, teacher_path: str, config) -> None:
+    """Write P in PEFT's file format; `PeftModel.from_pretrained(teacher, folder)` reads it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = config.get_text_config()
+    PromptTuningConfig(
+        task_type=TaskType.CAUSAL_LM,
+        num_virtual_tokens=embeddings.size(0),
+        token_dim=embeddings.size(1),
+        num_transformer_submodules=1,
+        num_attention_heads=config.num_attention_heads,
+        num_layers=config.num_hidden_layers,
+        base_model_name_or_path=teacher_path,
+        inference_mode=True,
+    ).save_pretrained(str(folder))
+    save_file({_KEY: embeddings.detach().float().cpu().contiguous()}, folder / "adapter_model.safetensors")
+
+
+def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tensor:
+    """Read P from a folder in PEFT's format: float32 [prompt_len, width].
+
+    Raises UserError when it is missing, damaged, of another width than the teacher's or of another length
+    than `prompt_len`.
+    """
+    path, remedy = Path(folder) / "adapter_model.safetensors", "name a prompt/ folder of a run"
+    said = read_object(Path(folder) / "adapter_config.json", f"no readable soft prompt: {remedy}")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file: {remedy}")
+    try:
+        embeddings = load_file(path)[_KEY]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise UserError(f"{folder}: no readable soft prompt ({error}): {remedy}") from None
+    if said.get("peft_type") != "PROMPT_TUNING" or said.get("num_virtual_tokens") != len(embeddings):
+        raise UserError(
+            f"{folder}: adapter_config.json is of {said.get('peft_type')} and {said.get('num_virtual_tokens')} "
+            f"embeddings, the weights beside it have {list(embeddings.shape)}: {remedy}"
+        )
+    if not embeddings.is_floating_point():
+        raise UserError(f"{path}: the prompt is of {embeddings.dtype}, not of floats: {remedy}")
+    if embeddings.ndim != 2 or embeddings.size(1) != width:
+        raise UserError(
+            f"{path}: the prompt has shape {list(embeddings.shape)}, the teacher's embeddings are {width} wide: "
+            "use the prompt of this teacher"
+        )
+    if prompt_len is not None and embeddings.size(0) != prompt_len:
+        raise UserError(
+            f"{path}: the prompt has {embeddings.size(0)} embeddings, --prompt-len is {prompt_len}: "
+            f"give --prompt-len {embeddings.size(0)}"
+        )
+    if not torch.isfinite(embeddings).all():
+        raise UserError(f"{path}: the prompt holds values that are not finite: use another one")
+    return embeddings.float()

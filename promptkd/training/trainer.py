@@ -1,0 +1,221 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from typing import Any
+
+import numpy as np
+import torch
+
+from promptkd.checkpointing.manager import Checkpoints
+from promptkd.data.dataset import ExampleSet
+from promptkd.data.sampler import Windows
+from promptkd.distributed.ranks import Ranks
+from promptkd.errors import UserError
+from promptkd.methods.base import Method, Window
+from promptkd.models.soft_prompt import save_prompt
+from promptkd.training.curves import draw_curves
+from promptkd.training.metrics import MetricsFile, StepTimes, logged_memory_gb, peak_memory_gb
+from promptkd.training.nonfinite import FiniteGuard
+from promptkd.training.run_folder import save_model
+from promptkd.training.signals import StopSignals, name_of, status_of
+from promptkd.training.validation import DevSet
+from promptkd.utils.profiling import profile_step
+from promptkd.utils.progress import Progress
+from promptkd.utils.run_files import write_folder, write_json
+
+# Best-checkpoint folder -> metric -> +1 if higher is better, -1 if lower is better. The second metric breaks ties.
+BEST = {"best_rougeL": {"rougeL": 1, "dev_loss": -1}, "best_loss": {"dev_loss": -1}}
+
+
+class Trainer:
+    """Windows of examples go to the method; rows go to metrics.jsonl; the best and the last model to folders."""
+
+    def __init__(
+        self,
+        settings,
+        method: Method,
+        examples: ExampleSet,
+        windows: Windows,
+        dev: DevSet,
+        ranks: Ranks,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.settings, self.method, self.ranks = settings, method, ranks
+        self.folder, self.checkpoints = checkpoints.run, checkpoints
+        self.examples, self.windows, self.dev = examples, windows, dev
+        self.total = total_steps(settings.optimizer, windows)
+        self.best: dict[str, float] = {}  # the values of the models in the folders of BEST, see `keep_best`
+        self.done, skipped = 0, 0
+        if (state := checkpoints.resumed) is not None:
+            self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
+        self.guard = FiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.first)
+        self.times = StepTimes()
+        self.progress = Progress(settings.method, self.total, ranks.first, self.done)
+        self.signals = StopSignals()
+
+    def fit(self) -> None:
+        """Train to the end. Leaves with SystemExit when a signal asked for it, after a checkpoint."""
+        try:
+            with self.signals:
+                self.run()
+        finally:
+            self.progress.close()
+            self.checkpoints.unlock()
+
+    def run(self) -> None:
+        if self.checkpoints.start is None:
+            self.evaluate(0)
+            self.measure_exposure_bias(0)
+        else:
+            self.progress.line(f"{self.settings.method}  goes on after step {self.done}/{self.total}")
+        for step in range(self.done + 1, self.total + 1):
+            self.take(step)
+            if self.is_evaluation_due(step):
+                self.evaluate(step)
+            self.measure_exposure_bias(step)
+            self.keep(step)
+        self.save("last")
+        self.record_memory()
+        self.checkpoints.prune(1)
+
+    def record_memory(self) -> None:
+        """Write memory.json: each rank's peak, unrounded (see `logged_memory_gb`), since the process began."""
+        peaks = self.ranks.world.gather([peak_memory_gb(self.ranks.device)])
+        if self.ranks.first:
+            write_json(self.folder / "memory.json", {"peak_memory_gb": peaks})
+
+    def take(self, step: int) -> None:
+        """One optimizer step and its row in the log."""
+        began = time.perf_counter()
+        window = self.window(step)
+        seed_step(self.settings.run.seed, step, self.ranks.rank)
+        profiled = self.settings.run.profile and step == self.done + 2 and self.ranks.first
+        with profile_step(self.folder, profiled):
+            row = self.method.step(window)
+        wrong = self.guard.find(row)
+        row |= self.guard.loss_scales(step)
+        if not wrong:
+            self.log(step, row, window, time.perf_counter() - began)
+            return
+        self.guard.report(step, wrong, window, self.ranks, self.folder)
+        self.metrics.row("skipped", step, epoch=self.windows.epoch_of(step), parts=sorted(wrong))
+
+    def keep(self, step: int) -> None:
+        """Write a checkpoint if one is due or a signal came on any rank; after a signal, leave."""
+        late = 1 if self.checkpoints.is_late() else 0
+        asked = self.ranks.largest(late + 2 * self.signals.place)
+        stop = asked // 2
+        keeps = self.checkpoints.keep > 0
+        if keeps and (asked or self.checkpoints.is_due(step) or self.is_evaluation_due(step)):
+            numbers = {"best": self.best, "skipped": self.guard.skipped, "metrics_bytes": self.metrics.synced_size()}
+            self.checkpoints.write(step, self.method, numbers)
+        if stop:
+            how = "with a checkpoint; --resume goes on" if keeps else "without a checkpoint (--keep-checkpoints 0)"
+            self.progress.line(f"{name_of(stop)}: stopped after step {step} {how}")
+            raise SystemExit(status_of(stop))
+
+    def window(self, step: int) -> Window:
+        """This rank's examples of an optimizer step."""
+        rows = self.windows.of_step(step)
+        batch_size = self.settings.optimizer.batch_size
+        return Window(step, self.total, [self.examples[row] for row in rows], batch_size)
+
+    def log(self, step: int, row: dict[str, float], window: Window, seconds: float) -> None:
+        losses = {key: value for key, value in row.items() if key.endswith("loss")}
+        self.progress.step(step, losses)
+        self.times.add({**window.seconds, "step_seconds": seconds})
+        if step % self.settings.run.log_interval and step != self.total:
+            return
+        row["lr"] = self.method.student.lr
+        row["grad_norm"] = self.method.student.grad_norm
+        row.update(self.times.means(), peak_memory_gb=logged_memory_gb(self.ranks.device))
+        self.metrics.row("train", step, epoch=self.windows.epoch_of(step), **row)
+
+    def is_evaluation_due(self, step: int) -> bool:
+        every = self.settings.run.eval_interval
+        every = self.windows.steps_per_epoch if every == -1 else every
+        return step == self.total or (every > 0 and step % every == 0)
+
+    def evaluate(self, step: int) -> None:
+        """Dev loss and, if asked for, sampled ROUGE-L; the best student by each is kept."""
+        if not len(self.dev):
+            return
+        began = time.perf_counter()
+        row: dict[str, Any] = {"dev_loss": self.dev.loss(self.method.student)}
+        if self.settings.run.eval_gen:
+            row["rougeL"] = self.dev.rouge_l(self.method.student)
+        epoch = self.windows.epoch_of(step) if step else 0
+        self.metrics.row("eval", step, epoch=epoch, **row, eval_seconds=time.perf_counter() - began)
+        shown = "  ".join(f"{key} {value:.4f}" for key, value in row.items())
+        self.progress.line(f"{self.settings.method}  step {step}/{self.total}  {shown}")
+        if step:
+            self.keep_best(row)
+        self.draw()
+
+    def keep_best(self, row: dict[str, float]) -> None:
+        """Write the student to each folder of BEST whose values it improves on.
+
+        A checkpoint of an earlier version has no dev loss for best_rougeL: of equal scores the newer is taken then.
+        """
+        for folder, signs in BEST.items():
+            if not signs.keys() <= row.keys():
+                continue
+            names = {key: folder if place == 0 else f"{folder}_{key}" for place, key in enumerate(signs)}
+            best = [sign * self.best.get(names[key], -sign * math.inf) for key, sign in signs.items()]
+            if [sign * row[key] for key, sign in signs.items()] > best:
+                for key, name in names.items():
+                    self.best.pop(name, None)
+                    self.best |= {name: row[key]} if math.isfinite(row[key]) else {}  # JSON has no others
+                self.save(folder)
+
+    def measure_exposure_bias(self, step: int) -> None:
+        """A row with the student's exposure bias on dev prompts, every --exposure-bias-every steps, first and last."""
+        every = self.settings.run.exposure_bias_every
+        if not every or (step % every and step != self.total):
+            return
+        began = time.perf_counter()
+        rows = self.settings.run.exposure_bias_rows
+        row = self.dev.exposure_bias(self.method.student, self.method.teacher, rows)
+        epoch = self.windows.epoch_of(step) if step else 0
+        seconds = time.perf_counter() - began
+        self.metrics.row("exposure_bias", step, epoch=epoch, **row, exposure_bias_seconds=seconds)
+        self.draw()
+
+    def save(self, name: str) -> None:
+        """Write the student, and the prompt if there is one, below the run's folder."""
+        method = self.method
+        save_model(method.student, method.context.tokenizer, self.folder / name, self.examples.format)
+        prompt = method.prompt()
+        if prompt is not None and self.ranks.first:
+            config, path = method.context.teacher.config, self.settings.models.teacher_model_path
+            where = self.folder / ("prompt" if name == "last" else f"{name}_prompt")
+            write_folder(where, lambda beside: save_prompt(prompt, beside, path, config))
+        self.draw()
+
+    def draw(self) -> None:
+        """Draw curves.png; the run goes on where that is not possible."""
+        if not self.ranks.first:
+            return
+        picture = self.folder / "curves.png"
+        try:
+            draw_curves(self.metrics.path, picture, f"{self.settings.method}: {self.folder}")
+        except (OSError, UserError) as error:
+            self.progress.line(f"{picture} cannot be drawn ({error}): the run goes on without it")
+
+
+def total_steps(optimizer, windows: Windows) -> int:
+    """Optimizer steps of the whole run: --total-iters, or --epochs times the steps of one."""
+    return optimizer.total_iters or optimizer.epochs * windows.steps_per_epoch
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seed every generator from (seed, step, rank): a step is the same after a restart as without one."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(3)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]))
+    torch.manual_seed(int(words[2]))
