@@ -23,7 +23,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.sampler import Windows
+from promptkd.data.sampler import StepSampler
 from promptkd.models.loading import load_causal_lm, load_tokenizer
 from promptkd.models.soft_prompt import initial_prompt
 
@@ -139,10 +139,10 @@ def main() -> None:
     torch.manual_seed(o.seed)
     flow = Flow(o)
     examples = ExampleSet.open(o.data, "train", flow.tokenizer, PROMPT, LONGEST)
-    windows = Windows(len(examples), o.batch_size, o.accumulation, seed=o.seed)
+    windows = StepSampler(len(examples), o.batch_size, o.accumulation, seed=o.seed)
     seconds, tokens = [], []
     for step in range(1, o.steps + 1):
-        rows = [examples[row] for row in windows.of_step(step)]
+        rows = [examples[row] for row in windows.indices(step)]
         began, before = time.perf_counter(), flow.tokens
         flow.step([rows[i : i + o.batch_size] for i in range(0, len(rows), o.batch_size)], o.method)
         seconds.append(time.perf_counter() - began)

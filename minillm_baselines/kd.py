@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from promptkd.config.values import option
 from promptkd.data.batching import MicroBatch
-from promptkd.engine.engine import FrozenTeacher
+from promptkd.engine.engine import FrozenModel
 from promptkd.errors import UserError
-from promptkd.losses import Fixed, Forward, Hard, distill
-from promptkd.methods.base import Context, Method, Window
+from promptkd.losses import CrossEntropy, ForwardKL, FrozenLogits, fused_loss
+from promptkd.methods.base import Method, MethodContext, StepBatch
 from promptkd.models.wrapper import LanguageModel
 
 
@@ -25,34 +25,34 @@ class KDSettings:
 class KD(Method):
     Settings = KDSettings
 
-    def __init__(self, context: Context, settings: KDSettings) -> None:
+    def __init__(self, context: MethodContext, settings: KDSettings) -> None:
         super().__init__(context, settings)
         if self.needs_teacher(settings):
-            self.teacher = FrozenTeacher(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
+            self.teacher = FrozenModel(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
 
     @classmethod
     def needs_teacher(cls, settings: KDSettings) -> bool:
         return settings.kd_ratio > 0
 
-    def step(self, window: Window) -> dict[str, float]:
+    def step(self, window: StepBatch) -> dict[str, float]:
         batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
         self.student.train()
         ratio = self.settings.kd_ratio
 
         def loss_of(batch: MicroBatch):
             if not ratio:
-                return lambda hidden, head: distill(hidden, head, [Hard(batch.targets)], batch.weights)
-            teacher_hidden = self.teacher.states(batch)
+                return lambda hidden, head: fused_loss(hidden, head, [CrossEntropy(batch.targets)], batch.weights)
+            teacher_hidden = self.teacher.hidden_states(batch)
 
             def loss(hidden, head):
-                with self.teacher.head() as teacher_head:
-                    soft = Forward(Fixed(teacher_hidden, teacher_head), ratio)
-                    return distill(hidden, head, [Hard(batch.targets, 1 - ratio), soft], batch.weights)
+                with self.teacher.lm_head() as teacher_head:
+                    soft = ForwardKL(FrozenLogits(teacher_hidden, teacher_head), ratio)
+                    return fused_loss(hidden, head, [CrossEntropy(batch.targets, 1 - ratio), soft], batch.weights)
 
             return loss
 
         with window.clock("student"):
-            lm_loss, *ds_loss = self.student.learn(batches, loss_of).tolist()
+            lm_loss, *ds_loss = self.student.update(batches, loss_of).tolist()
         if not ds_loss:
             return {"loss": lm_loss, "lm_loss": lm_loss, "response_tokens": tokens}
         loss = (1 - ratio) * lm_loss + ratio * ds_loss[0]

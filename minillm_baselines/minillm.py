@@ -15,21 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm_baselines.rollout_buffer import Collection, Stored, advantages, returns, whiten
-from minillm_baselines.rollout_sampler import RolloutWindows
+from minillm_baselines.rollout_buffer import RolloutBuffer, StoredRollout, advantages, returns, whiten
+from minillm_baselines.rollout_sampler import RolloutSampler
 from promptkd.config.options import OptimizerSettings
 from promptkd.config.values import at_least, option
 from promptkd.data.batching import MicroBatch
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.row_files import find_rows
-from promptkd.data.sampler import Windows
+from promptkd.data.sampler import StepSampler
 from promptkd.data.token_file import TokenFile
 from promptkd.distributed.ranks import Ranks
-from promptkd.engine.engine import FrozenTeacher, Learner
+from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.errors import UserError
-from promptkd.generation.sampling import Mix
-from promptkd.losses import Fixed, Forward, Hard, Policy, Reverse, distill, log_probs
-from promptkd.methods.base import Context, Data, Method, Window
+from promptkd.generation.sampling import TeacherMixture
+from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, fused_loss, log_probs
+from promptkd.methods.base import Data, Method, MethodContext, StepBatch
 from promptkd.models.loading import load_config
 from promptkd.models.wrapper import LanguageModel, without_dropout
 
@@ -102,11 +102,11 @@ class MiniLLM(Method):
     Settings = MiniLLMSettings
     OptimizerSettings = MiniLLMOptimizerSettings
 
-    def __init__(self, context: Context, settings: MiniLLMSettings) -> None:
+    def __init__(self, context: MethodContext, settings: MiniLLMSettings) -> None:
         super().__init__(context, settings)
         without_dropout(self.student.module)
-        self.teacher = FrozenTeacher(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
-        self.collection = Collection(-1, [])
+        self.teacher = FrozenModel(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
+        self.collection = RolloutBuffer(-1, [])
 
     @classmethod
     def open_data(cls, settings: SimpleNamespace, tokenizer) -> Data:
@@ -136,15 +136,15 @@ class MiniLLM(Method):
         return Data(train, dev, {**folders, "corpus": mine.lm_data_dir}, corpus)
 
     @classmethod
-    def make_windows(cls, settings: SimpleNamespace, data: Data, ranks: Ranks) -> RolloutWindows:
+    def make_sampler(cls, settings: SimpleNamespace, data: Data, ranks: Ranks) -> RolloutSampler:
         how, mine = settings.optimizer, settings.method_settings
-        corpus = data.corpus and Windows(
-            len(data.corpus), how.batch_size, how.gradient_accumulation_steps, ranks.size, ranks.rank,
+        corpus = data.corpus and StepSampler(
+            len(data.corpus), how.batch_size, how.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
             seed=settings.run.seed_order, published=how.loss_normalization == "micro-batch",
         )  # fmt: skip
-        return RolloutWindows(
-            len(data.train), mine.num_rollouts, mine.chunk_size * ranks.size, mine.ppo_epochs,
-            how.batch_size * ranks.size, how.gradient_accumulation_steps, ranks.size, ranks.rank,
+        return RolloutSampler(
+            len(data.train), mine.num_rollouts, mine.chunk_size * ranks.dp_size, mine.ppo_epochs,
+            how.batch_size * ranks.dp_size, how.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
             seed=mine.seed_ppo, seed_order=settings.run.seed_order, corpus=corpus,
         )  # fmt: skip
 
@@ -153,9 +153,9 @@ class MiniLLM(Method):
         return self.collection.state() if self.collection.rollouts else {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        self.collection = Collection.from_state(state)
+        self.collection = RolloutBuffer.from_state(state)
 
-    def step(self, window: Window) -> dict[str, float]:
+    def step(self, window: StepBatch) -> dict[str, float]:
         how, ranks = self.settings, self.context.ranks
         with window.clock("rollout"):
             groups = self.rollouts_of(window)
@@ -164,7 +164,7 @@ class MiniLLM(Method):
         batches, tokens = self.micro_batches(window, [stored.response for stored in rollouts])
         with window.clock("student"):
             texts = self.corpus_batches(window)
-            parts = self.learn(batches, texts, rollouts, whitened)
+            parts = self.update(batches, texts, rollouts, whitened)
         pg, reg, lm, ds = parts
         rl = pg + reg if how.single_step_reg else pg
         pt = (1 - how.kd_ratio) * lm + how.kd_ratio * ds
@@ -172,11 +172,11 @@ class MiniLLM(Method):
         if texts:
             row |= {"pt_loss": pt, "lm_loss": lm, "ds_loss": ds}
         sums = torch.tensor([_statistics(stored, how) for stored in rollouts], dtype=torch.float64).sum(0)
-        reward, rev_kl, stu_lens, mixed_lens, count = ranks.total(sums.to(ranks.device)).tolist()
+        reward, rev_kl, stu_lens, mixed_lens, count = ranks.all_reduce_sum(sums.to(ranks.device)).tolist()
         means = {"reward": reward, "rev_kl": rev_kl, "stu_lens": stu_lens, "mixed_lens": mixed_lens}
         return {**row, **{name: value / count for name, value in means.items()}, "response_tokens": tokens}
 
-    def rollouts_of(self, window: Window) -> list[list[Stored]]:
+    def rollouts_of(self, window: StepBatch) -> list[list[StoredRollout]]:
         """This rank's rollouts, micro-batch by micro-batch; draws a collection where one begins."""
         groups = []
         for number, places in self.context.windows.batches(window.step):
@@ -186,19 +186,19 @@ class MiniLLM(Method):
         return groups
 
     @torch.no_grad()
-    def collect(self, number: int, window: Window) -> Collection:
+    def collect(self, number: int, window: StepBatch) -> RolloutBuffer:
         """Answer the collection's prompts, from the mixture and by the student alone, and weigh the answers."""
         how, context = self.settings, self.context
         rows, places = context.windows.collection(number), context.windows.mine()
         prompts = replace(window, examples=[context.data.train[rows[place]] for place in places])
         # Greedy rollouts are the student's own, as published: there the mixture exists in sampling alone.
         mixes = how.teacher_mixed_alpha > 0 and context.sampling.do_sample
-        mix = Mix(self.teacher.module.model, how.teacher_mixed_alpha) if mixes else None
+        mix = TeacherMixture(self.teacher.module.model, how.teacher_mixed_alpha) if mixes else None
         keys = [(number, place) for place in places]
         mixed = self.rollout(prompts.examples, [(*key, 0) for key in keys], mix).responses
         own = mixed if mix is None else self.rollout(prompts.examples, [(*key, 1) for key in keys]).responses
-        students, teachers = self.judge(prompts, mixed)
-        own_students, own_teachers = (students, teachers) if mix is None else self.judge(prompts, own)
+        students, teachers = self.score(prompts, mixed)
+        own_students, own_teachers = (students, teachers) if mix is None else self.score(prompts, own)
         stored = {}
         for i, place in enumerate(places):
             rewards = (teachers[i] - students[i]) / how.reward_scaling
@@ -208,15 +208,15 @@ class MiniLLM(Method):
             difference = own_teachers[i] - own_students[i]
             kl = float((difference.exp() - 1 - difference).sum())
             importance = students[i].exp() / mixture
-            stored[place] = Stored(mixed[i], students[i], rewards, importance, kl, len(own[i]))
-        return Collection.gathered(number, stored, context.ranks)
+            stored[place] = StoredRollout(mixed[i], students[i], rewards, importance, kl, len(own[i]))
+        return RolloutBuffer.gathered(number, stored, context.ranks)
 
-    def judge(self, prompts: Window, responses: list[Tensor]) -> list[list[Tensor]]:
+    def score(self, prompts: StepBatch, responses: list[Tensor]) -> list[list[Tensor]]:
         """Log-probabilities of the responses' tokens under student and teacher: float32 [length] each."""
         batches, _ = self.micro_batches(prompts, responses)
         return [_log_probs(model, batches, responses) for model in (self.student, self.teacher)]
 
-    def whitened(self, groups: list[list[Stored]]) -> list[Tensor]:
+    def whitened(self, groups: list[list[StoredRollout]]) -> list[Tensor]:
         """Advantages of all rollouts, whitened over the step; with published means over each micro-batch."""
         limits, whitened = self.context.limits, []
         longest = limits.max_length - limits.max_prompt_length
@@ -227,47 +227,47 @@ class MiniLLM(Method):
             whitened += whiten(raw, padding, self.context.ranks)
         return whitened
 
-    def corpus_batches(self, window: Window) -> list[MicroBatch]:
+    def corpus_batches(self, window: StepBatch) -> list[MicroBatch]:
         """The step's rows of the corpus, none where there is no corpus."""
         windows, corpus = self.context.windows.corpus, self.context.data.corpus
         if windows is None:
             return []
-        texts = [corpus[row] for row in windows.of_step(window.step)]
+        texts = [corpus[row] for row in windows.indices(window.step)]
         return self.micro_batches(replace(window, examples=texts), [text.response for text in texts])[0]
 
-    def learn(
-        self, batches: list[MicroBatch], texts: list[MicroBatch], rollouts: list[Stored], whitened: list[Tensor]
+    def update(
+        self, batches: list[MicroBatch], texts: list[MicroBatch], rollouts: list[StoredRollout], whitened: list[Tensor]
     ) -> list[float]:
         """One step of the student, without dropout. Returns the means pg, reg, lm, ds (the last two of the corpus)."""
         how, device = self.settings, self.context.ranks.device
         of_corpus = set(map(id, texts))
 
-        def policy_terms(batch: MicroBatch, teacher: Fixed) -> list:
+        def policy_terms(batch: MicroBatch, teacher: FrozenLogits) -> list:
             members = [rollouts[i] for i in batch.members]
             parts = [whitened[i] for i in batch.members], [m.old for m in members], [m.importance for m in members]
             columns = (torch.cat(part).to(device) for part in parts)
             reg = 1.0 if how.single_step_reg else 0.0
-            return [Policy(batch.targets, *columns, how.cliprange), Reverse(teacher, reg)]
+            return [ClippedPolicy(batch.targets, *columns, how.cliprange), ReverseKL(teacher, reg)]
 
-        def corpus_terms(batch: MicroBatch, teacher: Fixed) -> list:
-            hard = Hard(batch.targets, how.lm_coef * (1 - how.kd_ratio))
-            return [hard, Forward(teacher, how.lm_coef * how.kd_ratio)]
+        def corpus_terms(batch: MicroBatch, teacher: FrozenLogits) -> list:
+            hard = CrossEntropy(batch.targets, how.lm_coef * (1 - how.kd_ratio))
+            return [hard, ForwardKL(teacher, how.lm_coef * how.kd_ratio)]
 
         def loss_of(batch: MicroBatch):
             is_corpus = id(batch) in of_corpus
-            teacher_hidden = self.teacher.states(batch)
+            teacher_hidden = self.teacher.hidden_states(batch)
 
             def loss(hidden, head):
-                with self.teacher.head() as teacher_head:
-                    teacher = Fixed(teacher_hidden, teacher_head)
+                with self.teacher.lm_head() as teacher_head:
+                    teacher = FrozenLogits(teacher_hidden, teacher_head)
                     terms = corpus_terms(batch, teacher) if is_corpus else policy_terms(batch, teacher)
-                    total, sums = distill(hidden, head, terms, batch.weights)
+                    total, sums = fused_loss(hidden, head, terms, batch.weights)
                 return total, F.pad(sums, (2, 0) if is_corpus else (0, 2))
 
             return loss
 
         self.student.train()  # its dropout is 0 everywhere; gradient checkpointing wants the mode
-        return self.student.learn([*batches, *texts], loss_of).tolist()
+        return self.student.update([*batches, *texts], loss_of).tolist()
 
 
 def _check_rows(folder: str, model_path: str) -> None:
@@ -284,18 +284,18 @@ def _check_rows(folder: str, model_path: str) -> None:
         )
 
 
-def _log_probs(model: Learner | FrozenTeacher, batches: list[MicroBatch], responses: list[Tensor]) -> list[Tensor]:
+def _log_probs(model: TrainEngine | FrozenModel, batches: list[MicroBatch], responses: list[Tensor]) -> list[Tensor]:
     """log p(token) of each response, on the CPU."""
     found: dict[int, Tensor] = {}
     for batch in batches:
-        hidden = model.states(batch)
-        with model.head() as head:
-            values = log_probs(Fixed(hidden, head), batch.targets).cpu()
+        hidden = model.hidden_states(batch)
+        with model.lm_head() as head:
+            values = log_probs(FrozenLogits(hidden, head), batch.targets).cpu()
         found |= zip(batch.members, values.split([len(responses[i]) for i in batch.members]))
     return [found[i] for i in range(len(responses))]
 
 
-def _statistics(stored: Stored, how: Any) -> tuple[float, ...]:
+def _statistics(stored: StoredRollout, how: Any) -> tuple[float, ...]:
     """reward, reverse KL, tokens of the student's own answer and of the rollout, 1: to be summed."""
     length, own_length = len(stored.response), stored.own_length
     per_token = (length, own_length) if how.length_norm else (1, 1)

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils.data import DataLoader
 
-from promptkd.data.sampler import Windows
+from promptkd.data.sampler import StepSampler
 from promptkd.errors import UserError
 
 
 @dataclass
-class RolloutWindows:
+class RolloutSampler:
     """The published order, as a function of the step alone; all sizes are of all ranks together.
 
     Prompts come `chunk` at a time, in the order of `DistributedSampler(seed=seed_order, drop_last=True)`; the
@@ -34,7 +34,7 @@ class RolloutWindows:
     rank: int = 0
     seed: int = 42
     seed_order: int = 0
-    corpus: Windows | None = None  # which rows of the corpus go with each step
+    corpus: StepSampler | None = None  # which rows of the corpus go with each step
     _collections: list[list[int]] = field(default_factory=list, repr=False)
     _orders: list[list[list[int]]] = field(default_factory=list, repr=False)
 
@@ -74,7 +74,7 @@ class RolloutWindows:
         """The micro-batches of optimizer step `step` (from 1): (collection, this rank's places in it)."""
         return [self._batch(i) for i in range((step - 1) * self.accumulation, step * self.accumulation)]
 
-    def of_step(self, step: int) -> list[int]:
+    def indices(self, step: int) -> list[int]:
         """The prompts' rows of this rank's rollouts in optimizer step `step`, in order."""
         return [self.collection(number)[place] for number, places in self.batches(step) for place in places]
 
@@ -97,7 +97,7 @@ class RolloutWindows:
             yield rows[: self.rollouts]
 
     def _chunks(self) -> Iterator[list[int]]:
-        order = Windows(self.examples, 1, 1, seed=self.seed_order)
+        order = StepSampler(self.examples, 1, 1, seed=self.seed_order)
         for epoch in itertools.count():
             rows = order.order(epoch)[: self.examples // self.ranks * self.ranks]
             yield from (rows[i : i + self.chunk].tolist() for i in range(0, len(rows), self.chunk))

@@ -1,7 +1,7 @@
 """Divergences over the vocabulary: plain, for reading and for tests, and in chunks with the gradient by hand.
 
 A loss is a weighted sum of terms. Each compares the trained distribution q with something fixed: another
-model's distribution t, or a token. With z the logits of q, the gradients that `distill` uses are
+model's distribution t, or a token. With z the logits of q, the gradients that `fused_loss` uses are
 
     reverse   KL(q || t)     d/dz = q (log q - log t - KL)
     forward   -sum t log q   d/dz = q - t        (the cross-entropy form of KL(t || q), as published)
@@ -19,15 +19,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptkd.models.wrapper import Head
+from promptkd.models.wrapper import LMHead
 from promptkd.utils.memory_bounds import BLOCK, CHUNK, positions_per_chunk
 
 
-class Fixed(NamedTuple):
+class FrozenLogits(NamedTuple):
     """A distribution that is not trained: hidden states [tokens, width] and the head they go through."""
 
     hidden: Tensor
-    head: Head
+    head: LMHead
 
     def logits(self, rows: slice) -> Tensor:
         """Logits of the ids that are compared: [rows, vocabulary]."""
@@ -35,10 +35,10 @@ class Fixed(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Reverse:
+class ReverseKL:
     """coefficient * KL(trained || target)."""
 
-    target: Fixed
+    target: FrozenLogits
     coefficient: float = 1.0
 
     def plain(self, logits: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ class Reverse:
 
 
 @dataclass(frozen=True)
-class Forward:
+class ForwardKL:
     """coefficient * -sum target log trained: KL(target || trained) but for the target's own entropy."""
 
-    target: Fixed
+    target: FrozenLogits
     coefficient: float = 1.0
 
     def plain(self, logits: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class Forward:
 
 
 @dataclass(frozen=True)
-class Hard:
+class CrossEntropy:
     """coefficient * -log trained[token], tokens int64 [tokens], over all of the trained model's vocabulary."""
 
     tokens: Tensor
@@ -94,7 +94,7 @@ class Hard:
 
 
 @dataclass(frozen=True)
-class Policy:
+class ClippedPolicy:
     """coefficient * PPO's clipped loss of tokens that an earlier policy drew; all fields but the last two [tokens].
 
     tokens int64; advantages float32; old: float32 log-probability under the earlier policy; importance:
@@ -114,14 +114,14 @@ class Policy:
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         return torch.maximum(-self.advantages * ratio, -self.advantages * clipped)
 
-    def __getitem__(self, rows: slice) -> Policy:
+    def __getitem__(self, rows: slice) -> ClippedPolicy:
         parts = (part[rows] for part in (self.tokens, self.advantages, self.old, self.importance))
-        return Policy(*parts, self.clip)
+        return ClippedPolicy(*parts, self.clip)
 
-    def reference(self, rows: slice) -> Policy:
+    def reference(self, rows: slice) -> ClippedPolicy:
         return self[rows]
 
-    def block(self, of: Policy, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+    def block(self, of: ClippedPolicy, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         tokens = of.tokens[:, None]
         ratio = (log_q.gather(1, tokens).squeeze(1) - of.old).exp() * of.importance
         free, clipped = -of.advantages * ratio, -of.advantages * ratio.clamp(1 - self.clip, 1 + self.clip)
@@ -129,21 +129,21 @@ class Policy:
         return torch.maximum(free, clipped), (q * slope).scatter_add_(1, tokens, -slope)
 
 
-def positions_at_a_time(head: Head) -> int:
+def positions_at_a_time(head: LMHead) -> int:
     """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
     device = head.weight.device.type
     return positions_per_chunk(len(head.weight), device if device in CHUNK else "cuda")
 
 
-Term = Reverse | Forward | Hard | Policy
+Term = ReverseKL | ForwardKL | CrossEntropy | ClippedPolicy
 
 
-def divergence(kind: str, target: Fixed, coefficient: float = 1.0) -> Term:
+def divergence(kind: str, target: FrozenLogits, coefficient: float = 1.0) -> Term:
     """The term that an option's value `reverse` or `forward` names."""
-    return {"reverse": Reverse, "forward": Forward}[kind](target, coefficient)
+    return {"reverse": ReverseKL, "forward": ForwardKL}[kind](target, coefficient)
 
 
-def log_probs(model: Fixed, tokens: Tensor) -> Tensor:
+def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
     """log p(token) at each position: float32 [tokens]. One chunk of logits at a time."""
     step = positions_at_a_time(model.head)
     parts = [
@@ -153,7 +153,7 @@ def log_probs(model: Fixed, tokens: Tensor) -> Tensor:
     return torch.cat([tokens.new_empty(0, dtype=torch.float32), *parts])
 
 
-def kl_divergences(p: Fixed, q: Fixed) -> Tensor:
+def kl_divergences(p: FrozenLogits, q: FrozenLogits) -> Tensor:
     """KL(p || q) at each position: float32 [tokens]. One chunk of logits at a time."""
     step = positions_at_a_time(p.head)
     parts = [p.hidden.new_empty(0, dtype=torch.float32)]
@@ -163,29 +163,29 @@ def kl_divergences(p: Fixed, q: Fixed) -> Tensor:
     return torch.cat(parts)
 
 
-def distill_plain(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
-    """What `distill` computes, with all logits at once and autograd: the reference."""
+def reference_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What `fused_loss` computes, with all logits at once and autograd: the reference."""
     logits = F.linear(hidden, head.weight, head.bias)
-    plain = [term.plain(logits if isinstance(term, Hard) else head.restrict(logits)) for term in terms]
+    plain = [term.plain(logits if isinstance(term, CrossEntropy) else head.restrict(logits)) for term in terms]
     sums = torch.stack([(losses * weights).sum() for losses in plain])
     return (sums * _coefficients(terms, sums)).sum(), sums.detach()
 
 
-def distill(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
+def fused_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
     """The weighted sum of `terms` over all tokens, never more than one chunk of logits in memory.
 
     hidden [tokens, width] and head: of the trained model; weights float32 [tokens]: each token's share.
     Returns the loss (scalar, differentiable in hidden and head) and each term's own weighted sum without
     its coefficient (float32 [terms], for the log).
     """
-    return _Distill.apply(hidden, head.weight, head.bias, head.shared, terms, weights)
+    return _FusedLoss.apply(hidden, head.weight, head.bias, head.shared, terms, weights)
 
 
 def _coefficients(terms: list[Term], like: Tensor) -> Tensor:
     return torch.tensor([term.coefficient for term in terms], dtype=like.dtype, device=like.device)
 
 
-class _Distill(torch.autograd.Function):
+class _FusedLoss(torch.autograd.Function):
     """The gradient is known in closed form, so it is computed in the forward pass, chunk by chunk.
 
     A token's weight is often far below what float16 can hold (1/18,000, before the loss scale arrives). So the
@@ -202,10 +202,10 @@ class _Distill(torch.autograd.Function):
         # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        step = positions_at_a_time(Head(weight, bias))
+        step = positions_at_a_time(LMHead(weight, bias))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
-            grad, factors[rows] = _chunk(rows, hidden, Head(weight, bias, shared), terms, weights, sums)
+            grad, factors[rows] = _chunk(rows, hidden, LMHead(weight, bias, shared), terms, weights, sums)
             if needs_hidden:
                 grad_hidden[rows] = grad @ weight
             if needs_weight:
@@ -233,7 +233,7 @@ class _Distill(torch.autograd.Function):
 
 
 def _chunk(
-    rows: slice, hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, sums: Tensor
+    rows: slice, hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Add the chunk's losses to `sums`. Returns the gradient of the sum of terms with respect to the logits.
 
@@ -254,7 +254,7 @@ def _chunk(
             shared_log_q = head.restrict(log_q).log_softmax(-1)
             shared_q = shared_log_q.exp()
         for i, (term, reference) in enumerate(zip(terms, references)):
-            if isinstance(term, Hard):
+            if isinstance(term, CrossEntropy):
                 loss, grad = term.block(reference[block], log_q, q)
             else:
                 loss, grad = term.block(reference[block], shared_log_q, shared_q)

@@ -7,16 +7,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from promptkd.losses import Fixed, Forward, Hard, Policy, Reverse, Term, distill
-from promptkd.models.wrapper import Head
+from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, fused_loss
+from promptkd.models.wrapper import LMHead
 
 PARTS = ("hidden", "weight", "bias")
 
 
-def random_head(vocabulary: int, width: int, deviation: float, dtype: torch.dtype) -> Head:
+def random_head(vocabulary: int, width: int, deviation: float, dtype: torch.dtype) -> LMHead:
     """A head whose logits have standard deviation `deviation` on hidden states of deviation 1."""
     weight = torch.randn(vocabulary, width) * (deviation / width**0.5)
-    return Head(weight.to(dtype), (0.1 * torch.randn(vocabulary)).to(dtype))
+    return LMHead(weight.to(dtype), (0.1 * torch.randn(vocabulary)).to(dtype))
 
 
 def random_terms(kinds: str, tokens: int, vocabulary: int, width: int, deviation: float, dtype: torch.dtype) -> list:
@@ -25,15 +25,17 @@ def random_terms(kinds: str, tokens: int, vocabulary: int, width: int, deviation
     for i, kind in enumerate(kinds):
         coefficient = 1.0 / (1 + i)
         if kind in "rf":
-            target = Fixed(torch.randn(tokens, width).to(dtype), random_head(vocabulary, width, deviation, dtype))
-            terms.append({"r": Reverse, "f": Forward}[kind](target, coefficient))
+            target = FrozenLogits(
+                torch.randn(tokens, width).to(dtype), random_head(vocabulary, width, deviation, dtype)
+            )
+            terms.append({"r": ReverseKL, "f": ForwardKL}[kind](target, coefficient))
             continue
         words = torch.randint(vocabulary, (tokens,))
         if kind == "h":
-            terms.append(Hard(words, coefficient))
+            terms.append(CrossEntropy(words, coefficient))
         else:
             old = -torch.rand(tokens) - torch.tensor(float(vocabulary)).log()
-            terms.append(Policy(words, torch.randn(tokens), old, 0.5 + torch.rand(tokens), 0.2, coefficient))
+            terms.append(ClippedPolicy(words, torch.randn(tokens), old, 0.5 + torch.rand(tokens), 0.2, coefficient))
     return terms
 
 
@@ -41,17 +43,17 @@ def in_float32(terms: list[Term]) -> list[Term]:
     """The same terms, computed in float32."""
     changed = []
     for term in terms:
-        if isinstance(term, (Reverse, Forward)):
-            head = Head(*(part.float() for part in term.target.head))
-            term = type(term)(Fixed(term.target.hidden.float(), head), term.coefficient)
+        if isinstance(term, (ReverseKL, ForwardKL)):
+            head = LMHead(*(part.float() for part in term.target.head))
+            term = type(term)(FrozenLogits(term.target.hidden.float(), head), term.coefficient)
         changed.append(term)
     return changed
 
 
-def gradients(hidden: Tensor, head: Head, terms: list[Term], weights: Tensor, scale: float) -> tuple[Tensor, ...]:
+def gradients(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor, scale: float) -> tuple[Tensor, ...]:
     """What `backward` of the scaled loss gives for hidden states, weight and bias, in their own precision."""
     leaves = [tensor.detach().requires_grad_() for tensor in (hidden, *head)]
-    loss, _ = distill(leaves[0], Head(*leaves[1:]), terms, weights)
+    loss, _ = fused_loss(leaves[0], LMHead(*leaves[1:]), terms, weights)
     return torch.autograd.grad(loss * scale, leaves)
 
 
@@ -79,7 +81,7 @@ def measure(
     head = random_head(vocabulary, width, deviation, dtype)
     terms = random_terms(kinds, rows, vocabulary, width, deviation, dtype)
     weights = torch.full((rows,), 1 / tokens)
-    exact_head = Head(*(part.float() for part in head))
+    exact_head = LMHead(*(part.float() for part in head))
     exact = gradients(hidden.float(), exact_head, in_float32(terms), weights, 1.0)
     for scale in scales:
         low = gradients(hidden, head, terms, weights, scale)

@@ -20,7 +20,7 @@ from conftest import ROOT, golden_argv, metrics_of
 from runs import Run, assert_same_run
 
 from promptkd import distributed
-from promptkd.distributed.rendezvous import unused_part
+from promptkd.distributed.rendezvous import fresh_prefix_store
 
 FP32, ZERO3 = (str(ROOT / f"configs/deepspeed/ds_config_{name}.json") for name in ("fp32", "zero3_fp32"))
 SCRIPT = "scripts/gpt2/promptkd/promptkd_base.sh"
@@ -179,7 +179,7 @@ def kept_store() -> dist.Store:
 
 def test_a_start_sees_nothing_of_an_earlier_one(kept_store):
     with ThreadPoolExecutor(3) as pool:
-        parts = list(pool.map(lambda rank: unused_part(kept_store, rank, 3), range(3)))
+        parts = list(pool.map(lambda rank: fresh_prefix_store(kept_store, rank, 3), range(3)))
     for rank, part in enumerate(parts):
         assert not part.check([f"address/{rank}"])
         part.set(f"address/{rank}", str(rank))
@@ -192,7 +192,7 @@ def test_a_rank_does_not_wait_for_ever_for_others(rank, kept_store, monkeypatch)
     monkeypatch.setattr(distributed, "MEET", soon)
     kept_store.set_timeout(soon)
     with pytest.raises(dist.DistStoreError):
-        unused_part(kept_store, rank, 3)
+        fresh_prefix_store(kept_store, rank, 3)
 
 
 # Starts two tasks, hands SIGUSR1 on to both, and ends with 1 when one of them fails.

@@ -18,7 +18,7 @@ from tiny_models import assert_same, logits, make_model, run, shards, whole
 from promptkd.errors import UserError
 from promptkd.weights import convert as convert_module
 from promptkd.weights import safetensors_io
-from promptkd.weights.convert import Request, convert
+from promptkd.weights.convert import GenerationRequest, convert
 from promptkd.weights.layout import FAMILIES, pieces, spans
 from promptkd.weights.reader import SourceModel
 
@@ -117,7 +117,7 @@ def test_several_files_with_an_index(tmp_path: Path, form: str) -> None:
     model.half().save_pretrained(tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     run(tmp_path / "many", 1, 2, output_path=tmp_path / "out")
-    convert(Request(tmp_path / "out", 2, 1, format=form), max_file_bytes=20_000)
+    convert(GenerationRequest(tmp_path / "out", 2, 1, format=form), max_file_bytes=20_000)
     assert len(list((tmp_path / "out").glob(f"*-of-*.{form}"))) > 2
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float16)
     assert_same(loaded.state_dict(), model.state_dict())
@@ -228,9 +228,9 @@ def test_overwrite_replaces_at_the_end(llama: Path, monkeypatch: pytest.MonkeyPa
     run(llama, 1, 2, format="bin", overwrite=True)
     assert sorted(path.name for path in (llama / "mp2").iterdir()) == ["pytorch_model_0.bin", "pytorch_model_1.bin"]
     expected = whole(llama)
-    convert(Request(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=20_000)
+    convert(GenerationRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=20_000)
     assert not (llama / "model.safetensors").exists(), "the old weights would be loaded in place of the new ones"
-    convert(Request(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=30_000)
+    convert(GenerationRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=30_000)
     index = json.loads((llama / "model.safetensors.index.json").read_text())["weight_map"]
     assert {path.name for path in llama.glob("model-*")} == set(index.values())
     run(llama, 2, 1, format="bin", overwrite=True)

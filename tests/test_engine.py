@@ -86,13 +86,13 @@ def test_dropout_acts_in_distillation_alone(tmp_path):
     trainer = train_here(argv(tmp_path, "run"))
     modes = {}
     for learner, name in ((trainer.method.student, "student"), (trainer.method.teacher, "teacher")):
-        inner = learner.learn
+        inner = learner.update
 
         def spy(batches, loss_of, name=name, inner=inner):
             modes[name] = {k: learner.module.training for k, learner in trainer.method.learners().items()}
             return inner(batches, loss_of)
 
-        learner.learn = spy
+        learner.update = spy
     rollout = trainer.method.rollout
     trainer.method.rollout = lambda *given, **how: (
         rollout(*given, **how),

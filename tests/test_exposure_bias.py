@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from evaluate import read_settings
 from promptkd.errors import exit_with
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves, run
-from promptkd.generation.sampling import Sampling, example_noise
+from promptkd.generation.sampling import Sampling, uniform_draws
 from promptkd.models.soft_prompt import SoftPrompt, save_prompt
 from promptkd.models.wrapper import LanguageModel
 
@@ -121,7 +121,7 @@ def plain(student, teacher, soft, how: Protocol) -> np.ndarray:
         for row, prompt in enumerate(prompts()):
             errors, alive = torch.zeros(LIMIT), torch.zeros(LIMIT)
             for sample in range(how.samples):
-                uniform = example_noise(how.seed, row, sample, count=LIMIT) if how.sampling.do_sample else None
+                uniform = uniform_draws(how.seed, row, sample, count=LIMIT) if how.sampling.do_sample else None
                 response = write(model, prompt, prefix, uniform)
                 measure = published_errors if how.published else plain_errors
                 for total, part in zip((errors, alive), measure(student, teacher, prompt, response, soft)):

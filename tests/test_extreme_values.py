@@ -16,9 +16,9 @@ from conftest import GOLDEN, ROOT, metrics_of, train_here
 from runs import tiny_argv
 
 import evaluate
-from promptkd.engine.optim import Optimization, make_schedule
+from promptkd.engine.optim import OptimizerConfig, make_schedule
 from promptkd.evaluation.exposure_files import draw
-from promptkd.generation.sampling import Sampling, choose
+from promptkd.generation.sampling import Sampling, sample_token
 from promptkd.training.curves import draw_curves
 from promptkd.utils.machine import usable_cores
 from promptkd.utils.progress import Progress
@@ -84,7 +84,7 @@ def test_run_with_extreme_option_ends_with_finite_numbers(method, options, save)
 @pytest.mark.parametrize(("lr", "total", "warmup"), [(0, 3, 0), (1e-8, 3, 1), (1e-3, 1, 0), (1e-3, 2, 2), (1e-3, 2, 9)])
 def test_schedule_stays_between_zero_and_the_peak(style, lr, total, warmup):
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=lr)
-    schedule = make_schedule(optimizer, Optimization(lr, total, style, warmup=warmup))
+    schedule = make_schedule(optimizer, OptimizerConfig(lr, total, style, warmup=warmup))
     rates = [schedule.get_last_lr()[0]]
     for _ in range(total):
         optimizer.step()
@@ -98,7 +98,7 @@ def test_schedule_stays_between_zero_and_the_peak(style, lr, total, warmup):
 @pytest.mark.parametrize("how", [{"temperature": 1e-300}, {"temperature": 1e-40}, {"top_p": 1e-300}, {"top_p": 1e-9}])
 def test_choose_with_tiny_temperature_or_top_p_takes_the_likeliest(how):
     logits = torch.randn(7, 1000, generator=torch.Generator().manual_seed(0)) * 50
-    tokens = choose(logits, Sampling(**how), torch.linspace(0, 0.999, 7))
+    tokens = sample_token(logits, Sampling(**how), torch.linspace(0, 0.999, 7))
     assert torch.equal(tokens, logits.argmax(-1))
 
 

@@ -12,7 +12,7 @@ from test_models import CPU, pairs, states_alone
 from test_rollout import prompts, run
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from promptkd.data.batching import pack
+from promptkd.data.batching import make_micro_batches
 from promptkd.errors import UserError
 from promptkd.models.checks import check_family
 from promptkd.models.loading import load_causal_lm
@@ -56,8 +56,8 @@ def test_packed_sequences_with_a_prompt_equal_single_ones(family):
     with torch.no_grad():
         for prompt in (None, soft):
             seen = LanguageModel(model, None if prompt is None else SoftPrompt(prompt))
-            for batch in pack(given, responses, [1.0] * len(given), 60, CPU):
-                states = seen.states(batch).split([len(responses[i]) for i in batch.members])
+            for batch in make_micro_batches(given, responses, [1.0] * len(given), 60, CPU):
+                states = seen.hidden_states(batch).split([len(responses[i]) for i in batch.members])
                 for i, ours in zip(batch.members, states):
                     alone = states_alone(model, given[i], responses[i], prompt)
                     torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-4)

@@ -43,7 +43,9 @@ def test_every_step_equals_the_recording(name, normalization, save):
         assert losses[first : first + len(expected)] == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [case if "promptkd" in case else pytest.param(case, marks=slow) for case in CASES])
+@pytest.mark.parametrize(
+    "name", [case if "promptkd" in case else pytest.param(case, special_token_ids=slow) for case in CASES]
+)
 def test_through_torchrun(name, save):
     case = json.loads((GOLDEN / f"cases/{name}.json").read_text())
     done = start(case_argv(case, save), ranks=0)
@@ -73,7 +75,7 @@ def test_accumulation_and_packing_do_not_change_the_step(method, tmp_path):
             assert values == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("method", ["sft", pytest.param("kd", marks=slow), "promptkd"])
+@pytest.mark.parametrize("method", ["sft", pytest.param("kd", special_token_ids=slow), "promptkd"])
 def test_two_ranks_equal_one(method, tmp_path):
     alone = run_shape(method, tmp_path, 2, 1)
     argv = golden_argv(method, tmp_path / "ranks", "--batch-size", "1", "--epochs", "2")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from half_precision import PARTS, gradients, in_float32, measure, random_head, random_terms, relative_error
 
-from promptkd.losses import Fixed, Hard, Policy, Reverse
-from promptkd.models.wrapper import Head
+from promptkd.losses import ClippedPolicy, CrossEntropy, FrozenLogits, ReverseKL
+from promptkd.models.wrapper import LMHead
 
 TOKENS = (256, 4096, 25600, 262144)
 SCALES = (2.0**8, 2.0**14, 2.0**20)
@@ -58,7 +58,7 @@ def case(tokens: int = 64, vocabulary: int = 500, width: int = 32):
 
 def errors_of(hidden, head, terms, weights, scale: float = 2.0**14) -> list[float]:
     low = gradients(hidden, head, terms, weights, scale)
-    exact_head = Head(*(part.float() for part in head))
+    exact_head = LMHead(*(part.float() for part in head))
     exact = gradients(hidden.float(), exact_head, in_float32(terms), weights, 1.0)
     return [relative_error(a.float() / scale, b) for a, b in zip(low, exact)]
 
@@ -67,7 +67,7 @@ def errors_of(hidden, head, terms, weights, scale: float = 2.0**14) -> list[floa
 def test_fp16_gradient_of_small_and_large_advantages(size):
     hidden, head, weights = case()
     term = random_terms("p", 64, 500, 32, 0.8, torch.float16)[0]
-    term = Policy(term.tokens, size * term.advantages, term.old, term.importance, term.clip)
+    term = ClippedPolicy(term.tokens, size * term.advantages, term.old, term.importance, term.clip)
     assert max(errors_of(hidden, head, [term], weights, 2.0**14 / size)) < 0.003
 
 
@@ -75,8 +75,8 @@ def test_fp16_gradient_of_small_and_large_advantages(size):
 def test_fp16_gradient_of_small_and_large_hidden_states(size):
     """The head's products are scaled, so that large hidden states times many equal targets do not overflow."""
     hidden, head, weights = case(tokens=1024, vocabulary=50)
-    term = Hard(torch.zeros(1024, dtype=torch.long))
-    head = Head((head.weight.float() / size).half(), head.bias)
+    term = CrossEntropy(torch.zeros(1024, dtype=torch.long))
+    head = LMHead((head.weight.float() / size).half(), head.bias)
     assert max(errors_of((size * hidden.float()).half(), head, [term], weights, 2.0**11)) < 0.003
 
 
@@ -92,7 +92,7 @@ def test_fp16_overflow_is_infinite_and_nothing_else_is():
     hidden, head, weights = case()
     terms = random_terms("h", 64, 500, 32, 0.8, torch.float16)
     scale = 2.0**32
-    exact = gradients(hidden.float(), Head(*(part.float() for part in head)), in_float32(terms), weights, scale)
+    exact = gradients(hidden.float(), LMHead(*(part.float() for part in head)), in_float32(terms), weights, scale)
     for name, value, expected in zip(PARTS, gradients(hidden, head, terms, weights, scale), exact):
         assert value.isinf().any(), name
         assert value[expected.abs() > 66000].isinf().all() and value[expected.abs() < 65000].isfinite().all(), name
@@ -101,5 +101,5 @@ def test_fp16_overflow_is_infinite_and_nothing_else_is():
 def test_fp16_gradient_is_not_a_number_where_the_target_is_not():
     hidden, head, weights = case()
     target = torch.full_like(hidden, float("nan"))
-    for gradient in gradients(hidden, head, [Reverse(Fixed(target, head))], weights, 1.0):
+    for gradient in gradients(hidden, head, [ReverseKL(FrozenLogits(target, head))], weights, 1.0):
         assert gradient.isnan().any()

@@ -15,8 +15,8 @@ from tiny_models import make_model
 
 from promptkd.config.deepspeed import read_deepspeed_config
 from promptkd.distributed.ranks import setup
-from promptkd.engine.engine import Learner
-from promptkd.engine.optim import Optimization
+from promptkd.engine.engine import TrainEngine
+from promptkd.engine.optim import OptimizerConfig
 from promptkd.errors import UserError
 from promptkd.models.loading import load_causal_lm
 from promptkd.models.soft_prompt import SoftPrompt
@@ -38,8 +38,8 @@ def main() -> None:
     before = memory("VmRSS")
     model = load_causal_lm(str(folder), torch.float32, "--model-path", lazily=how == "lazily").requires_grad_(False)
     prompted = LanguageModel(model, SoftPrompt(torch.zeros(2, model.config.hidden_size)))
-    Learner(prompted, Optimization(0.1, 1, "constant", 0.0, 0, 0.0, 1.0, (0.9, 0.999)), config, ranks)
-    (folder / f"{how}{ranks.rank}.json").write_text(json.dumps(memory("VmHWM") - before))
+    TrainEngine(prompted, OptimizerConfig(0.1, 1, "constant", 0.0, 0, 0.0, 1.0, (0.9, 0.999)), config, ranks)
+    (folder / f"{how}{ranks.dp_rank}.json").write_text(json.dumps(memory("VmHWM") - before))
     ranks.barrier()
 
 

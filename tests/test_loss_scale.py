@@ -65,13 +65,13 @@ def test_overflow_is_counted_lowers_the_scale_and_moves_nothing_else(stage, fp16
     fp16 = {"initial_scale_power": 30, "hysteresis": 2, "loss_scale_window": 1000}
     trainer = build.build_trainer(read_settings(options(tmp_path, "run", method="sft", stage=stage, **fp16)))
     parameter = trainer.method.student.module.model.get_input_embeddings().weight
-    start, rate = trainer.method.student.full(parameter), trainer.method.student.lr
+    start, rate = trainer.method.student.full_param(parameter), trainer.method.student.lr
     trainer.fit()
     rows = metrics_of(tmp_path / "run")
     assert [row["loss_scale"] for row in rows] == [2.0**30, 2.0**29, 2.0**28, 2.0**27]
     assert [row["skipped_steps"] for row in rows] == [1, 2, 3, 4]
     assert {row["lr"] for row in rows} == {rate} and {row["grad_norm"] for row in rows} == {float("inf")}
-    assert torch.equal(trainer.method.student.full(parameter), start)
+    assert torch.equal(trainer.method.student.full_param(parameter), start)
 
 
 @pytest.mark.parametrize("stage", [1, 3])

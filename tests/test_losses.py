@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from promptkd import losses
-from promptkd.losses import Fixed, Forward, Hard, Reverse, distill, distill_plain
-from promptkd.models.wrapper import Head
+from promptkd.losses import CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, fused_loss, reference_loss
+from promptkd.models.wrapper import LMHead
 
 
-def head(vocabulary: int, width: int, bias: bool = False) -> Head:
-    return Head(0.3 * torch.randn(vocabulary, width), torch.randn(vocabulary) if bias else None)
+def head(vocabulary: int, width: int, bias: bool = False) -> LMHead:
+    return LMHead(0.3 * torch.randn(vocabulary, width), torch.randn(vocabulary) if bias else None)
 
 
 def make(kinds: str, tokens: int = 50, vocabulary: int = 37, bias: bool = False):
@@ -19,13 +19,13 @@ def make(kinds: str, tokens: int = 50, vocabulary: int = 37, bias: bool = False)
     parameters = [t.requires_grad_() for t in trained if t is not None]
     terms = []
     for i, kind in enumerate(kinds):
-        fixed = Fixed(torch.randn(tokens, 5), head(vocabulary, 5))
+        fixed = FrozenLogits(torch.randn(tokens, 5), head(vocabulary, 5))
         coefficient = 1.0 + i
         terms.append(
             {
-                "r": lambda f=fixed, c=coefficient: Reverse(f, c),
-                "f": lambda f=fixed, c=coefficient: Forward(f, c),
-                "h": lambda c=coefficient: Hard(torch.randint(vocabulary, (tokens,)), c),
+                "r": lambda f=fixed, c=coefficient: ReverseKL(f, c),
+                "f": lambda f=fixed, c=coefficient: ForwardKL(f, c),
+                "h": lambda c=coefficient: CrossEntropy(torch.randint(vocabulary, (tokens,)), c),
             }[kind]()
         )
     return hidden, trained, parameters, terms, torch.rand(tokens) / tokens
@@ -37,7 +37,7 @@ def test_chunked_equals_plain(kinds, bias, monkeypatch):
     monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 37)  # 50 tokens: several chunks and a shorter last one
     hidden, trained, parameters, terms, weights = make(kinds, bias=bias)
     results = []
-    for function in (distill, distill_plain):
+    for function in (fused_loss, reference_loss):
         loss, parts = function(hidden, trained, terms, weights)
         gradients = torch.autograd.grad(3.0 * loss, [hidden, *parameters])
         results.append((loss, parts, *gradients))
@@ -47,8 +47,8 @@ def test_chunked_equals_plain(kinds, bias, monkeypatch):
 
 def test_equal_distributions_have_no_divergence_and_no_gradient():
     hidden, trained, parameters, _, weights = make("")
-    terms = [Reverse(Fixed(hidden.detach(), Head(trained.weight.detach(), None)))]
-    loss, _ = distill(hidden, trained, terms, weights)
+    terms = [ReverseKL(FrozenLogits(hidden.detach(), LMHead(trained.weight.detach(), None)))]
+    loss, _ = fused_loss(hidden, trained, terms, weights)
     assert abs(loss.item()) < 1e-5
     for gradient in torch.autograd.grad(loss, [hidden, *parameters]):
         assert gradient.abs().max() < 1e-5
@@ -64,7 +64,7 @@ def test_reverse_kl_is_not_negative_and_forward_is_its_own_entropy_at_least():
 
 def test_hard_is_torchs_cross_entropy():
     hidden, trained, _, terms, weights = make("h")
-    loss, _ = distill(hidden, trained, terms, torch.full_like(weights, 1 / len(weights)))
+    loss, _ = fused_loss(hidden, trained, terms, torch.full_like(weights, 1 / len(weights)))
     expected = torch.nn.functional.cross_entropy(hidden @ trained.weight.T, terms[0].tokens)
     torch.testing.assert_close(loss, expected)
 
@@ -72,8 +72,8 @@ def test_hard_is_torchs_cross_entropy():
 def test_no_tokens_give_zero_and_zero_gradients():
     hidden, trained, parameters, _, _ = make("")
     empty = hidden[:0]
-    term = Hard(torch.empty(0, dtype=torch.long))
-    loss, parts = distill(empty, trained, [term], torch.empty(0))
+    term = CrossEntropy(torch.empty(0, dtype=torch.long))
+    loss, parts = fused_loss(empty, trained, [term], torch.empty(0))
     assert float(loss) == 0 and parts.tolist() == [0]
     assert torch.autograd.grad(loss, parameters)[0].abs().max() == 0
 
@@ -81,10 +81,13 @@ def test_no_tokens_give_zero_and_zero_gradients():
 def test_bfloat16_is_near_float32():
     hidden, trained, _, terms, weights = make("r", tokens=300)
     low = hidden.detach().bfloat16().requires_grad_()
-    low_terms = [Reverse(Fixed(t.target.hidden.bfloat16(), Head(t.target.head.weight.bfloat16(), None))) for t in terms]
+    low_terms = [
+        ReverseKL(FrozenLogits(t.target.hidden.bfloat16(), LMHead(t.target.head.weight.bfloat16(), None)))
+        for t in terms
+    ]
     weight = trained.weight.detach().bfloat16().requires_grad_()
-    loss, _ = distill(low, Head(weight, None), low_terms, weights)
-    reference, _ = distill_plain(hidden, trained, terms, weights)
+    loss, _ = fused_loss(low, LMHead(weight, None), low_terms, weights)
+    reference, _ = reference_loss(hidden, trained, terms, weights)
     assert abs(float(loss - reference)) / float(reference) < 0.02
     ours = torch.autograd.grad(loss, [low, weight])
     theirs = torch.autograd.grad(reference, [hidden, trained.weight])

@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from minillm_baselines.minillm import MiniLLM
-from minillm_baselines.rollout_buffer import Collection, Stored, advantages, returns, whiten
-from minillm_baselines.rollout_sampler import RolloutWindows
+from minillm_baselines.rollout_buffer import RolloutBuffer, StoredRollout, advantages, returns, whiten
+from minillm_baselines.rollout_sampler import RolloutSampler
 from promptkd import losses
 from promptkd.data.token_file import TokenFileWriter, token_dtype
 from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
 from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Mix, Sampling, example_noise
-from promptkd.losses import Policy, distill, distill_plain
-from promptkd.models.wrapper import Head, without_dropout
+from promptkd.generation.sampling import Sampling, TeacherMixture, uniform_draws
+from promptkd.losses import ClippedPolicy, fused_loss, reference_loss
+from promptkd.models.wrapper import LMHead, without_dropout
 from promptkd.training.setup import build_trainer
 from train import read_settings
 
@@ -108,12 +108,12 @@ def test_a_checkpoint_holds_the_rollouts(tmp_path, monkeypatch):
 
 def test_collections_survive_as_plain_tensors():
     def stored(length):
-        return Stored(torch.arange(length), *(torch.rand(length) for _ in range(3)), 0.1 * length, length + 1)
+        return StoredRollout(torch.arange(length), *(torch.rand(length) for _ in range(3)), 0.1 * length, length + 1)
 
-    before = Collection(5, [stored(3), stored(1), stored(7)])
+    before = RolloutBuffer(5, [stored(3), stored(1), stored(7)])
     state = before.state()
     assert all(isinstance(value, torch.Tensor) for value in state.values())
-    for after in (Collection.from_state(state), Collection.gathered(5, dict(enumerate(before.rollouts)), ALONE)):
+    for after in (RolloutBuffer.from_state(state), RolloutBuffer.gathered(5, dict(enumerate(before.rollouts)), ALONE)):
         assert after.number == 5
         for a, b in zip(before.rollouts, after.rollouts, strict=True):
             assert all(torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y for x, y in zip(a, b))
@@ -134,11 +134,11 @@ def test_an_empty_corpus_option_leaves_it_out(save):
 def policy(tokens: int = 50, vocabulary: int = 37) -> tuple:
     torch.manual_seed(0)
     hidden = torch.randn(tokens, 8, requires_grad=True)
-    head = Head((0.3 * torch.randn(vocabulary, 8)).requires_grad_(), None)
+    head = LMHead((0.3 * torch.randn(vocabulary, 8)).requires_grad_(), None)
     drawn = torch.randint(vocabulary, (tokens,))
     now = (hidden @ head.weight.T).log_softmax(-1).gather(1, drawn[:, None]).squeeze(1).detach()
     # ratios on both sides of the clipping range, advantages of both signs
-    term = Policy(drawn, torch.randn(tokens), now + 0.4 * torch.randn(tokens), 0.5 + torch.rand(tokens), 0.2)
+    term = ClippedPolicy(drawn, torch.randn(tokens), now + 0.4 * torch.randn(tokens), 0.5 + torch.rand(tokens), 0.2)
     return hidden, head, term, torch.rand(tokens)
 
 
@@ -146,9 +146,9 @@ def policy(tokens: int = 50, vocabulary: int = 37) -> tuple:
 def test_policy_gradient_by_hand_equals_autograd(coefficient, monkeypatch):
     monkeypatch.setitem(losses.CHUNK, "cpu", 7 * 37)
     hidden, head, term, weights = policy()
-    term = Policy(term.tokens, term.advantages, term.old, term.importance, term.clip, coefficient)
+    term = ClippedPolicy(term.tokens, term.advantages, term.old, term.importance, term.clip, coefficient)
     results = []
-    for function in (distill, distill_plain):
+    for function in (fused_loss, reference_loss):
         loss, sums = function(hidden, head, [term], weights)
         results.append((loss, sums, *torch.autograd.grad(3.0 * loss, [hidden, head.weight])))
     for chunked, plain in zip(*results):
@@ -157,7 +157,7 @@ def test_policy_gradient_by_hand_equals_autograd(coefficient, monkeypatch):
 
 def test_clipped_tokens_have_no_gradient():
     hidden, head, term, weights = policy()
-    loss, _ = distill(hidden, head, [term], weights)
+    loss, _ = fused_loss(hidden, head, [term], weights)
     still = torch.autograd.grad(loss, hidden)[0].abs().sum(-1) == 0
     log_q = (hidden @ head.weight.T).log_softmax(-1).gather(1, term.tokens[:, None]).squeeze(1)
     ratio = (log_q - term.old).exp() * term.importance
@@ -183,7 +183,7 @@ def test_whitening_with_and_without_padding(padding):
 
 def test_the_order_is_that_of_the_published_loaders():
     """10 prompts in chunks of 4 (the last of an epoch has 2), collections of 6, batches of 2, steps of 2 batches."""
-    windows = RolloutWindows(10, 6, 4, 2, 2, 2, seed=42)
+    windows = RolloutSampler(10, 6, 4, 2, 2, 2, seed=42)
     sampler = DistributedSampler(range(10), 1, 0, shuffle=True, seed=0, drop_last=True)
 
     def chunks():
@@ -200,22 +200,22 @@ def test_the_order_is_that_of_the_published_loaders():
             store += next(stream)
         del store[6:]
         rows += [row for _ in range(2) for batch in loader for row in batch]
-    assert [row for step in range(1, 16) for row in windows.of_step(step)] == rows[:60]
+    assert [row for step in range(1, 16) for row in windows.indices(step)] == rows[:60]
     assert windows.steps_per_epoch == 5 and windows.epoch_of(6) == 2
 
 
 def test_ranks_share_the_order_of_one():
-    alone = RolloutWindows(30, 8, 4, 2, 4, 1)
-    pair = [RolloutWindows(30, 8, 4, 2, 4, 1, ranks=2, rank=rank) for rank in (0, 1)]
+    alone = RolloutSampler(30, 8, 4, 2, 4, 1)
+    pair = [RolloutSampler(30, 8, 4, 2, 4, 1, ranks=2, rank=rank) for rank in (0, 1)]
     for step in range(1, 20):
-        together = zip(*(windows.of_step(step) for windows in pair))
-        assert [row for rows in together for row in rows] == alone.of_step(step)
+        together = zip(*(windows.indices(step) for windows in pair))
+        assert [row for rows in together for row in rows] == alone.indices(step)
     assert sorted([*pair[0].mine(), *pair[1].mine()]) == list(range(8))
 
 
 def test_every_rank_needs_a_prompt():
     with pytest.raises(UserError, match="1 prompts cannot be shared out to 2 ranks"):
-        RolloutWindows(1, 4, 2, 1, 2, 1, ranks=2)
+        RolloutSampler(1, 4, 2, 1, 2, 1, ranks=2)
 
 
 def test_mixed_sampling_has_the_mixtures_distribution():
@@ -228,7 +228,7 @@ def test_mixed_sampling_has_the_mixtures_distribution():
     rows, share = 4000, 0.3
     responses = decode(
         student, [[1, 2]] * rows, max_new_tokens=2, end_ids=[0], sampling=Sampling(), token_budget=100_000,
-        noise=lambda row: example_noise(3, row, count=2), mix=Mix(teacher, share),
+        noise=lambda row: uniform_draws(3, row, count=2), mix=TeacherMixture(teacher, share),
     ).responses  # fmt: skip
 
     def probabilities(ids):

@@ -20,7 +20,7 @@ from test_minillm import PROMPTS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from promptkd.generation.sampling import example_noise
+from promptkd.generation.sampling import uniform_draws
 from promptkd.training.setup import build_trainer
 from train import read_settings
 
@@ -86,7 +86,7 @@ def chosen(model, prompt: list[int], answer: list[int]) -> Tensor:
 
 @torch.no_grad()
 def collect(student, teacher, prompt: list[int], key: tuple[int, int], sampled: bool) -> Row:
-    noise = [example_noise(10, *key, n, count=LIMIT) if sampled else None for n in (0, 1)]
+    noise = [uniform_draws(10, *key, n, count=LIMIT) if sampled else None for n in (0, 1)]
     answer = write(student, teacher, prompt, noise[0], ALPHA)
     own = write(student, teacher, prompt, noise[1], 0.0)
     log_q, log_p = (chosen(model, prompt, answer) for model in (student, teacher))

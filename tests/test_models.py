@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_rollout import prompts, run, tiny
 
-from promptkd.data.batching import pack
+from promptkd.data.batching import make_micro_batches
 from promptkd.errors import UserError
 from promptkd.models.loading import fuse_activations, load_config, load_tokenizer
 from promptkd.models.soft_prompt import SoftPrompt, load_prompt, save_prompt
@@ -37,8 +37,8 @@ def test_packed_sequences_equal_single_ones(family, prompted):
     seen = LanguageModel(model, SoftPrompt(soft) if prompted else None)
     given, responses = pairs()
     with torch.no_grad():
-        for batch in pack(given, responses, [1.0] * len(given), 60, CPU):
-            states = seen.states(batch).split([len(responses[i]) for i in batch.members])
+        for batch in make_micro_batches(given, responses, [1.0] * len(given), 60, CPU):
+            states = seen.hidden_states(batch).split([len(responses[i]) for i in batch.members])
             for i, ours in zip(batch.members, states):
                 alone = states_alone(model, given[i], responses[i], soft if prompted else None)
                 torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
@@ -60,8 +60,8 @@ def test_the_gradient_reaches_the_prompt_alone(family):
     model = tiny(family).requires_grad_(False)
     seen = LanguageModel(model, SoftPrompt(torch.randn(3, 16)))
     given, responses = pairs()
-    (batch,) = pack(given, responses, [1.0] * len(given), 10_000, CPU)
-    seen.states(batch).square().sum().backward()
+    (batch,) = make_micro_batches(given, responses, [1.0] * len(given), 10_000, CPU)
+    seen.hidden_states(batch).square().sum().backward()
     assert seen.prompt.embeddings.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -96,10 +96,10 @@ def test_packing_keeps_the_budget_and_the_wanted_number():
     given, responses = pairs()
     sizes = [len(p) + len(r) for p, r in zip(given, responses)]
     for budget in (20, 40, 80):
-        for batch in pack(given, responses, [0.5] * 6, budget, CPU):
+        for batch in make_micro_batches(given, responses, [0.5] * 6, budget, CPU):
             assert len(batch.members) == 1 or len(batch.members) * max(sizes[i] for i in batch.members) <= budget
     for wanted in (1, 4, 6, 9):
-        batches = pack(given, responses, [0.5] * 6, 10_000, CPU, wanted)
+        batches = make_micro_batches(given, responses, [0.5] * 6, 10_000, CPU, wanted)
         assert len(batches) == wanted
         assert float(sum(batch.weights.sum() for batch in batches)) == pytest.approx(0.5 * sum(map(len, responses)))
 

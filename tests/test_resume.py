@@ -23,7 +23,10 @@ OFTEN = {1: {(1, True, False), (2, False, True), (3, False, False), (3, True, Tr
 
 def engines(ranks: int) -> list:
     """All of ENGINES as parameters; those that do not run on so many ranks every time are slow tests."""
-    return [pytest.param(*engine, marks=() if engine in OFTEN[ranks] else pytest.mark.slow) for engine in ENGINES]
+    return [
+        pytest.param(*engine, special_token_ids=() if engine in OFTEN[ranks] else pytest.mark.slow)
+        for engine in ENGINES
+    ]
 
 
 def check_resume(options, tmp_path, *extra: str, method: str = "promptkd") -> None:

@@ -10,7 +10,7 @@ import pytest
 from conftest import train_here
 from runs import crash_at, rows_of, tiny_argv
 
-from promptkd.checkpointing.fingerprint import Identity
+from promptkd.checkpointing.fingerprint import RunFingerprint
 from promptkd.config.options import DataSettings, DecodingSettings, ModelSettings, RunSettings, TrainingParallelSettings
 from promptkd.config.parser import declared_options
 from promptkd.config.values import option
@@ -67,20 +67,22 @@ def test_every_option_is_classified_and_the_free_ones_are_known():
 def test_identity_differs_by_what_matters_and_by_nothing_else(method):
     declared = options_of(method)
     values = {name: field.default for name, field in declared.items()}
-    saved = vars(Identity.of(values, {}, {}, 1))
+    saved = vars(RunFingerprint.of(values, {}, {}, 1))
     for name, field in declared.items():
-        now = Identity.of({**values, name: "another"}, {}, {}, 1)
+        now = RunFingerprint.of({**values, name: "another"}, {}, {}, 1)
         assert bool(now.differences(saved, declared)) == field.metadata["numbers"], name
 
 
 def test_identity_takes_an_option_that_an_older_checkpoint_lacks_as_its_default():
     declared = options_of("sft")
     values = {name: field.default for name, field in declared.items()}
-    saved = vars(Identity.of({name: value for name, value in values.items() if name != "weight_decay"}, {}, {}, 1))
-    assert not Identity.of(values, {}, {}, 1).differences(saved, declared)
-    assert Identity.of({**values, "weight_decay": 0.5}, {}, {}, 1).differences(saved, declared)
+    saved = vars(
+        RunFingerprint.of({name: value for name, value in values.items() if name != "weight_decay"}, {}, {}, 1)
+    )
+    assert not RunFingerprint.of(values, {}, {}, 1).differences(saved, declared)
+    assert RunFingerprint.of({**values, "weight_decay": 0.5}, {}, {}, 1).differences(saved, declared)
     gone = {**saved, "options": {**saved["options"], "an_older_option": 3}}
-    assert Identity.of(values, {}, {}, 1).differences(gone, declared) == ["--an-older-option None (there: 3)"]
+    assert RunFingerprint.of(values, {}, {}, 1).differences(gone, declared) == ["--an-older-option None (there: 3)"]
 
 
 @pytest.mark.parametrize("method", ["promptkd", "minillm"])

@@ -6,8 +6,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
 from promptkd.generation.decode import decode
-from promptkd.generation.ngrams import RepeatGuard
-from promptkd.generation.sampling import Mix, Sampling, choose, example_noise
+from promptkd.generation.ngrams import NoRepeatNgram
+from promptkd.generation.sampling import Sampling, TeacherMixture, sample_token, uniform_draws
 
 EOS = 3
 
@@ -71,13 +71,13 @@ def test_sampling_depends_on_the_example_alone():
     model, given = tiny("gpt2"), prompts()
 
     def noise(row):
-        return example_noise(7, 1, row, count=20)
+        return uniform_draws(7, 1, row, count=20)
 
     whole = run(model, given, sampling=Sampling(), noise=noise).responses
     packed = run(model, given, sampling=Sampling(), noise=noise, token_budget=64).responses
     alone = run(model, given[4:5], sampling=Sampling(), noise=lambda row: noise(4)).responses
     again = run(model, given, sampling=Sampling(), noise=noise).responses
-    other = run(model, given, sampling=Sampling(), noise=lambda row: example_noise(8, 1, row, count=20)).responses
+    other = run(model, given, sampling=Sampling(), noise=lambda row: uniform_draws(8, 1, row, count=20)).responses
     assert [r.tolist() for r in whole] == [r.tolist() for r in packed] == [r.tolist() for r in again]
     assert alone[0].tolist() == whole[4].tolist()
     assert [r.tolist() for r in whole] != [r.tolist() for r in other]
@@ -91,7 +91,7 @@ def test_sampling_has_the_models_distribution():
     prompt = np.array([1, 2])
     responses = run(
         model, [prompt] * rows, max_new_tokens=2, end_ids=[0], sampling=Sampling(),
-        noise=lambda row: example_noise(3, row, count=2),
+        noise=lambda row: uniform_draws(3, row, count=2),
     ).responses  # fmt: skip
     with torch.no_grad():
         first = model(torch.tensor([[1, 2]])).logits[0, -1].softmax(-1)
@@ -108,7 +108,7 @@ def test_sampling_has_the_models_distribution():
 
 def test_responses_end_with_the_first_end_of_text_or_at_the_limit():
     model, given = tiny("gpt2"), prompts(40)
-    responses = run(model, given, sampling=Sampling(), noise=lambda row: example_noise(1, row, count=20)).responses
+    responses = run(model, given, sampling=Sampling(), noise=lambda row: uniform_draws(1, row, count=20)).responses
     for response in responses:
         assert EOS not in response[:-1]
         assert response[-1] == EOS or len(response) == 20
@@ -117,22 +117,22 @@ def test_responses_end_with_the_first_end_of_text_or_at_the_limit():
 
 def test_choose_inverts_the_cumulative_distribution():
     logits = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).repeat(5, 1)
-    picked = choose(logits, Sampling(), torch.tensor([0.0, 0.25, 0.49, 0.51, 1.0]))
+    picked = sample_token(logits, Sampling(), torch.tensor([0.0, 0.25, 0.49, 0.51, 1.0]))
     assert picked.tolist() == [0, 0, 0, 2, 2]  # a token of probability 0 never comes, even at u = 1
 
 
 def test_top_k_and_top_p_and_temperature():
     logits = torch.log(torch.tensor([[0.1, 0.5, 0.15, 0.25]])).repeat(200, 1)
     uniform = torch.linspace(0, 0.999, 200)
-    assert set(choose(logits, Sampling(top_k=2), uniform).tolist()) == {1, 3}
-    assert set(choose(logits, Sampling(top_p=0.6), uniform).tolist()) == {1, 3}
-    assert set(choose(logits, Sampling(top_p=0.5), uniform).tolist()) == {1}
-    cold = choose(logits, Sampling(temperature=0.1), uniform)
+    assert set(sample_token(logits, Sampling(top_k=2), uniform).tolist()) == {1, 3}
+    assert set(sample_token(logits, Sampling(top_p=0.6), uniform).tolist()) == {1, 3}
+    assert set(sample_token(logits, Sampling(top_p=0.5), uniform).tolist()) == {1}
+    cold = sample_token(logits, Sampling(temperature=0.1), uniform)
     assert (cold == 1).float().mean() > 0.98
 
 
 def test_repeat_guard_bans_what_would_complete_an_ngram():
-    guard = RepeatGuard(3, [1, 2, 3, 1, 2])
+    guard = NoRepeatNgram(3, [1, 2, 3, 1, 2])
     assert guard.banned() == [3]
     guard.add(5)
     assert guard.banned() == []
@@ -144,4 +144,4 @@ def test_repeat_guard_bans_what_would_complete_an_ngram():
 def test_mixing_and_a_prefix_exclude_each_other():
     model = tiny("gpt2")
     with pytest.raises(ValueError, match="mix and prefix"):
-        run(model, prompts(1), mix=Mix(model, 0.5), prefix=torch.zeros(2, 32))
+        run(model, prompts(1), mix=TeacherMixture(model, 0.5), prefix=torch.zeros(2, 32))

@@ -12,8 +12,8 @@ import torch
 from tiny_models import make_model
 
 from promptkd.errors import UserError
-from promptkd.generation.backends import Request, VllmEngine
-from promptkd.generation.sampling import Mix, Sampling
+from promptkd.generation.backends import GenerationRequest, VllmBackend
+from promptkd.generation.sampling import Sampling, TeacherMixture
 from promptkd.methods.promptkd import PromptKDSettings
 
 
@@ -55,8 +55,8 @@ def vllm(monkeypatch):
 
 def request(**changes):
     how = Sampling(temperature=0.7, top_p=0.9)
-    return Request(**{**dict(prompts=[[1, 2], [3]], keys=[(1, 0), (1, 1)], seed=10, max_new_tokens=4, end_ids=[0],
-                             sampling=how), **changes})  # fmt: skip
+    given = dict(prompts=[[1, 2], [3]], keys=[(1, 0), (1, 1)], seed=10, max_new_tokens=4, end_ids=[0], sampling=how)
+    return GenerationRequest(**{**given, **changes})
 
 
 def test_without_vllm_the_option_is_refused(monkeypatch):
@@ -73,7 +73,7 @@ def test_without_a_gpu_the_option_is_refused(monkeypatch):
 
 
 def test_each_rollout_brings_the_present_weights_and_forgets_old_keys(vllm, student):
-    engine = VllmEngine(32)
+    engine = VllmBackend(32)
     engine.answer(student, request())
     with torch.no_grad():
         student.model.get_input_embeddings().weight += 1
@@ -85,7 +85,7 @@ def test_each_rollout_brings_the_present_weights_and_forgets_old_keys(vllm, stud
 
 
 def test_sampling_options_and_a_seed_of_its_own_reach_each_prompt(vllm, student):
-    engine = VllmEngine(32)
+    engine = VllmBackend(32)
     engine.answer(student, request())
     prompts, parameters = engine.llm.asked
     assert [prompt["prompt_token_ids"] for prompt in prompts] == [[1, 2], [3]]
@@ -97,4 +97,4 @@ def test_sampling_options_and_a_seed_of_its_own_reach_each_prompt(vllm, student)
 
 def test_mixed_sampling_is_refused(vllm, student):
     with pytest.raises(UserError, match="rollout-engine hf"):
-        VllmEngine(32).answer(student, request(mix=Mix(None, 0.2)))
+        VllmBackend(32).answer(student, request(mix=TeacherMixture(None, 0.2)))

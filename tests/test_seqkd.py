@@ -129,7 +129,7 @@ def seqkd_argv(data, save, *extra: str) -> list[str]:
 
 def test_the_student_learns_the_teachers_words(answers, data, save, monkeypatch):
     """One epoch sees each row once: the loss's targets are the answers' tokens. It neither has nor asks a teacher."""
-    targets, hard = [], kd.Hard
+    targets, hard = [], kd.CrossEntropy
 
     def watched(tokens, *rest):
         targets.append(tokens)

@@ -23,7 +23,7 @@ from promptkd.distributed.ranks import setup
 from promptkd.errors import UserError
 from promptkd.evaluation.session import run as evaluate
 from promptkd.models.loading import load_causal_lm
-from promptkd.models.tensor_parallel import TensorGroup, load_shard
+from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from promptkd.training.setup import tensor_groups
 from train import read_settings
 
@@ -108,7 +108,7 @@ def alone(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "student, teacher, stage", [(2, 2, 0), (1, 2, 1), pytest.param(2, 1, 2, marks=pytest.mark.slow)]
+    "student, teacher, stage", [(2, 2, 0), (1, 2, 1), pytest.param(2, 1, 2, special_token_ids=pytest.mark.slow)]
 )
 def test_together_with_data_parallelism(student, teacher, stage, alone, tmp_path):
     """Four ranks, two shares of the examples; also where student and teacher are held by groups of other sizes."""
@@ -170,14 +170,16 @@ def test_ranks_and_groups(tmp_path):
 def main() -> None:
     """What each of four ranks of `test_ranks_and_groups` looks at."""
     ranks = setup(copies=2)
-    world = ranks.world.rank
-    assert (ranks.rank, ranks.place, ranks.size, ranks.world.size) == (world // 2, world % 2, 2, 4)
-    assert ranks.agree(torch.tensor([world])).item() == world // 2 * 2
-    assert ranks.total(torch.tensor([10**world])).item() == (101 if world % 2 == 0 else 1010)
-    assert ranks.gather([world]) == [world % 2, world % 2 + 2] and ranks.world.gather([world]) == [0, 1, 2, 3]
-    assert ranks.largest(world) == 3 and ranks.first == (world == 0)
+    world = ranks.world.dp_rank
+    assert (ranks.dp_rank, ranks.tp_rank, ranks.dp_size, ranks.world.dp_size) == (world // 2, world % 2, 2, 4)
+    assert ranks.broadcast_tp(torch.tensor([world])).item() == world // 2 * 2
+    assert ranks.all_reduce_sum(torch.tensor([10**world])).item() == (101 if world % 2 == 0 else 1010)
+    assert ranks.all_gather_objects([world]) == [world % 2, world % 2 + 2] and ranks.world.all_gather_objects(
+        [world]
+    ) == [0, 1, 2, 3]
+    assert ranks.all_reduce_max(world) == 3 and ranks.is_main == (world == 0)
     for size, expected in ((2, (world % 2, world // 2, 2)), (4, (world, 0, 1))):
-        group = TensorGroup(ranks, size)
+        group = TensorParallelGroup(ranks, size)
         assert (group.rank, group.data_rank, group.data_size) == expected
     ranks.barrier()  # the first one is not to leave while others make groups
 

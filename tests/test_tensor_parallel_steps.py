@@ -47,7 +47,7 @@ def test_the_plain_steps_are_those_of_the_recording(prompts):
     assert_equal(made.losses, expected[:6])
 
 
-@pytest.mark.parametrize("family", ["opt", pytest.param("llama", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["opt", pytest.param("llama", special_token_ids=pytest.mark.slow)])
 def test_two_ranks_step_and_answer_as_plain_torch_does(family, prompts, tmp_path):
     student, teacher = tmp_path / "student", tmp_path / "teacher"
     for folder, layers in ((student, 2), (teacher, 3)):

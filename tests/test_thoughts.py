@@ -13,7 +13,7 @@ import evaluate
 import train
 from promptkd.data.chat_arguments import bind_arguments
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.templates import ChatTemplate, response_ends
+from promptkd.data.templates import ChatTemplate, response_stop_ids
 from promptkd.data.thoughts import answer_text, thought_markers
 from promptkd.errors import UserError
 from promptkd.evaluation.tables import Row, summary
@@ -60,7 +60,7 @@ def test_chat_prompt_is_the_templates_own_before_a_plain_answer(template, values
     tokenizer = make_tokenizer(template, values)
     chat = ChatTemplate(tokenizer)
     assert chat(ROW) == prompt == chat({"prompt": prompt})
-    assert response_ends(tokenizer, [prompt]) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert response_stop_ids(tokenizer, [prompt]) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     for split in ("train", "valid"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(ROW) + "\n")
     trained = ExampleSet.open(tmp_path, "train", tokenizer, 96, 128, template="chat")[0].prompt.tolist()

@@ -14,11 +14,11 @@ from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM, PreTrainedTok
 
 import evaluate
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.templates import ChatTemplate, response_ends, turn_end
+from promptkd.data.templates import ChatTemplate, end_of_turn_id, response_stop_ids
 from promptkd.data.token_file import TokenFile, split_row
 from promptkd.evaluation.session import run as evaluate_run
 from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Sampling, example_noise
+from promptkd.generation.sampling import Sampling, uniform_draws
 from promptkd.models.loading import end_ids, load_causal_lm
 from tools import generate, process_data
 
@@ -69,12 +69,12 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("template, end", [(None, END), (GEMMA, TURN), (LLAMA2, END), (BARE, END)])
 def test_the_end_of_a_turn_is_the_templates(template, end):
-    assert turn_end(make_tokenizer(template)) == end
+    assert end_of_turn_id(make_tokenizer(template)) == end
 
 
 def test_a_broken_template_that_nobody_asked_for_changes_nothing():
     broken = make_tokenizer("{{ raise_exception('no') }}")
-    assert turn_end(broken) == END and response_ends(broken, ["say one"]) == [END]
+    assert end_of_turn_id(broken) == END and response_stop_ids(broken, ["say one"]) == [END]
 
 
 def test_a_template_that_puts_nothing_around_what_is_said():
@@ -87,7 +87,7 @@ def test_prompts_of_another_day_are_not_made_again():
     chat = ChatTemplate(make_tokenizer(dated))
     earlier = chat(ROWS[0])
     assert chat({"prompt": earlier}) == earlier != chat(ROWS[0])
-    assert response_ends(chat.tokenizer, [earlier, "say one"]) == [TURN, END]
+    assert response_stop_ids(chat.tokenizer, [earlier, "say one"]) == [TURN, END]
 
 
 def test_what_ends_a_response(folder):
@@ -99,7 +99,7 @@ def test_what_ends_a_response(folder):
     free, ended = (
         decode(
             model, prompts, max_new_tokens=8, end_ids=ends, sampling=Sampling(), token_budget=10_000,
-            noise=lambda row: example_noise(1, row, count=8),
+            noise=lambda row: uniform_draws(1, row, count=8),
         ).responses
         for ends in ([END], end_ids(tokenizer, model))
     )  # fmt: skip

@@ -15,10 +15,19 @@ from test_rollout import prompts, run, tiny
 
 from promptkd import losses
 from promptkd.errors import UserError
-from promptkd.generation.sampling import Mix, Sampling, example_noise
-from promptkd.losses import Fixed, Forward, Hard, Policy, Reverse, distill, distill_plain, log_probs
+from promptkd.generation.sampling import Sampling, TeacherMixture, uniform_draws
+from promptkd.losses import (
+    ClippedPolicy,
+    CrossEntropy,
+    ForwardKL,
+    FrozenLogits,
+    ReverseKL,
+    fused_loss,
+    log_probs,
+    reference_loss,
+)
 from promptkd.models.vocabulary import SharedVocabulary, shared_vocabulary
-from promptkd.models.wrapper import Head
+from promptkd.models.wrapper import LMHead
 
 WORDS = {word: i for i, word in enumerate("abcdefgh")}
 STUDENT, TEACHER = 21, 24  # rows of the heads
@@ -90,15 +99,15 @@ def test_losses_equal_plain_ones_over_the_shared_ids(kinds, excluded, monkeypatc
     count, over = 30, shared(excluded)
     ids = [i for i in range(19) if i not in excluded]
     hidden, weight, bias = (torch.randn(*s).requires_grad_() for s in ((count, 8), (STUDENT, 8), (STUDENT,)))
-    target = Fixed(torch.randn(count, 5), Head(torch.randn(TEACHER, 5), None, over))
+    target = FrozenLogits(torch.randn(count, 5), LMHead(torch.randn(TEACHER, 5), None, over))
     target.head.weight[19:] *= 9  # rows beyond the student's vocabulary would matter
     tokens = torch.tensor(ids)[torch.randint(len(ids), (count,))]
     parts = {"advantages": torch.randn(count), "old": torch.randn(count) * 0.1 - 3}
-    policy = Policy(tokens, importance=torch.ones(count), clip=0.2, **parts)
+    policy = ClippedPolicy(tokens, importance=torch.ones(count), clip=0.2, **parts)
     made = {
-        "reverse": Reverse(target, 0.7),
-        "forward": Forward(target, 0.7),
-        "hard": Hard(tokens, 0.3),
+        "reverse": ReverseKL(target, 0.7),
+        "forward": ForwardKL(target, 0.7),
+        "hard": CrossEntropy(tokens, 0.3),
         "policy": policy,
     }
     weights = torch.rand(count) / count
@@ -107,8 +116,8 @@ def test_losses_equal_plain_ones_over_the_shared_ids(kinds, excluded, monkeypatc
         term = plain_loss(kind, hidden @ weight.T + bias, target.hidden @ target.head.weight.T, ids, tokens, parts)
         expected = expected + made[kind].coefficient * (term * weights).sum()
     wanted = torch.autograd.grad(expected, [hidden, weight, bias])
-    for function in (distill, distill_plain):
-        loss, _ = function(hidden, Head(weight, bias, over), [made[kind] for kind in kinds], weights)
+    for function in (fused_loss, reference_loss):
+        loss, _ = function(hidden, LMHead(weight, bias, over), [made[kind] for kind in kinds], weights)
         assert float(loss) == pytest.approx(float(expected), abs=1e-5)
         for ours, theirs in zip(torch.autograd.grad(loss, [hidden, weight, bias]), wanted):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -118,19 +127,21 @@ def test_losses_equal_plain_ones_over_the_shared_ids(kinds, excluded, monkeypatc
 
 def test_log_probs_are_those_of_the_shared_ids():
     torch.manual_seed(0)
-    head, hidden, tokens = Head(torch.randn(TEACHER, 5), None, shared((4,))), torch.randn(6, 5), torch.arange(5, 11)
+    head, hidden, tokens = LMHead(torch.randn(TEACHER, 5), None, shared((4,))), torch.randn(6, 5), torch.arange(5, 11)
     ids = [i for i in range(19) if i != 4]
     plain = torch.log_softmax((hidden @ head.weight.T)[:, ids], -1)[torch.arange(6), [ids.index(t) for t in tokens]]
-    torch.testing.assert_close(log_probs(Fixed(hidden, head), tokens), plain)
+    torch.testing.assert_close(log_probs(FrozenLogits(hidden, head), tokens), plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_excluded_ids_out(dtype):
     torch.manual_seed(0)
     over = shared((4,))
-    target = Fixed(torch.randn(6, 5).to(dtype), Head(torch.randn(TEACHER, 5).to(dtype), None, over))
+    target = FrozenLogits(torch.randn(6, 5).to(dtype), LMHead(torch.randn(TEACHER, 5).to(dtype), None, over))
     hidden, weight = torch.randn(6, 8, dtype=dtype), torch.randn(STUDENT, 8, dtype=dtype).requires_grad_()
-    loss, _ = distill(hidden, Head(weight, None, over), [Reverse(target), Forward(target)], torch.full((6,), 1 / 6))
+    loss, _ = fused_loss(
+        hidden, LMHead(weight, None, over), [ReverseKL(target), ForwardKL(target)], torch.full((6,), 1 / 6)
+    )
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(weight.grad).all() and not weight.grad[[4, 19, 20]].any()
 
@@ -144,8 +155,8 @@ def test_decoding_draws_from_the_shared_ids_renormalized():
     over = SharedVocabulary(38, (7,), (40, 46), 46)
     count, prompt = 4000, prompts()[0]
     drawn = run(
-        student, [prompt] * count, max_new_tokens=1, sampling=Sampling(), mix=Mix(teacher, 0.4), shared=over,
-        noise=lambda row: example_noise(3, row, count=1),
+        student, [prompt] * count, max_new_tokens=1, sampling=Sampling(), mix=TeacherMixture(teacher, 0.4), shared=over,
+        noise=lambda row: uniform_draws(3, row, count=1),
     ).responses  # fmt: skip
     ids = [i for i in range(38) if i != 7]
     with torch.no_grad():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from minillm_baselines.rollout_sampler import RolloutWindows
-from promptkd.data.sampler import Windows
+from minillm_baselines.rollout_sampler import RolloutSampler
+from promptkd.data.sampler import StepSampler
 
 
 @pytest.fixture
@@ -24,12 +24,12 @@ def drawn(monkeypatch) -> list[int]:
 
 
 def steps(windows, count: int) -> list[list[int]]:
-    return [windows.of_step(step) for step in range(1, count + 1)]
+    return [windows.indices(step) for step in range(1, count + 1)]
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_order_is_that_of_distributed_sampler(rank):
-    windows, sampler = Windows(23, 2, 2, ranks=2, rank=rank, seed=7), []
+    windows, sampler = StepSampler(23, 2, 2, ranks=2, rank=rank, seed=7), []
     for epoch in range(3):
         torch_own = DistributedSampler(range(23), 2, rank, seed=7, drop_last=True)
         torch_own.set_epoch(epoch)
@@ -39,22 +39,22 @@ def test_order_is_that_of_distributed_sampler(rank):
 
 @pytest.mark.parametrize("published", [False, True])
 def test_order_is_drawn_once_an_epoch(published, drawn):
-    windows = Windows(50, 2, 2, published=published)
+    windows = StepSampler(50, 2, 2, published=published)
     steps(windows, 3 * windows.steps_per_epoch)
     assert drawn == [50] * 3
-    fresh = [Windows(50, 2, 2, published=published).of_step(step) for step in range(1, 31)]
+    fresh = [StepSampler(50, 2, 2, published=published).indices(step) for step in range(1, 31)]
     assert steps(windows, 30) == fresh  # also after a jump back to the first epoch
 
 
 def test_rollout_windows_draw_prompts_and_corpus_once_an_epoch(drawn):
-    corpus = Windows(40, 2, 1, seed=3)
-    windows = RolloutWindows(30, 6, 4, 1, 2, 1, corpus=corpus)
+    corpus = StepSampler(40, 2, 1, seed=3)
+    windows = RolloutSampler(30, 6, 4, 1, 2, 1, corpus=corpus)
     for step in range(1, 21):
-        windows.of_step(step), windows.corpus.of_step(step)
+        windows.indices(step), windows.corpus.indices(step)
     assert drawn.count(40) == 1 and drawn.count(30) <= 2
 
 
 def test_windows_with_equal_sizes_are_equal_whatever_they_have_drawn():
-    one, other = Windows(50, 2, 2), Windows(50, 2, 2)
-    one.of_step(1)
+    one, other = StepSampler(50, 2, 2), StepSampler(50, 2, 2)
+    one.indices(1)
     assert one == other and repr(one) == repr(other)

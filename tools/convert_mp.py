@@ -80,9 +80,12 @@ def build_parser() -> Parser:
 
 def main() -> None:
     args = build_parser().parse(sys.argv[1:])
-    from promptkd.weights.convert import Request, convert  # not at the top, so that --help does not wait for torch
+    from promptkd.weights.convert import (
+        GenerationRequest,
+        convert,
+    )  # not at the top, so that --help does not wait for torch
 
-    print(convert(Request(**vars(args))))
+    print(convert(GenerationRequest(**vars(args))))
 
 
 if __name__ == "__main__":

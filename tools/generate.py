@@ -179,7 +179,7 @@ def run(settings) -> None:
     from promptkd.evaluation.session import choose_dtype
     from promptkd.generation.budget import decoding_budget
     from promptkd.models.loading import check_positions, load_causal_lm, load_config, load_own_tokenizer
-    from promptkd.models.tensor_parallel import tensor_group
+    from promptkd.models.tensor_parallel import tensor_parallel_group
 
     what, data = settings.generation, settings.data
     config = load_config(what.model_path, "--model-path")
@@ -187,26 +187,26 @@ def run(settings) -> None:
     check_positions(config, data.max_length, "--model-path")
     ranks = setup(settings.parallel.size, settings.device)
     start = None if what.overwrite else recorded_time(Path(what.save))
-    bind_settings(tokenizer, data, ranks.world.gather([start or now()])[0])
+    bind_settings(tokenizer, data, ranks.world.all_gather_objects([start or now()])[0])
     asked = read_prompts(settings, tokenizer)
     texts, prompts = asked.texts, asked.ids
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     store = AnswerStore(Path(what.save), identity(settings, texts, dtype), what.overwrite, ranks)
-    for note in asked.notes if ranks.first else []:
+    for note in asked.notes if ranks.is_main else []:
         print(f"generate.py: {note}", file=sys.stderr, flush=True)
     todo = [i for i in range(len(prompts)) if i not in store.answers]
-    todo = sorted(todo, key=lambda i: -len(prompts[i]))[ranks.rank :: ranks.size]
+    todo = sorted(todo, key=lambda i: -len(prompts[i]))[ranks.dp_rank :: ranks.dp_size]
     thoughts = 0
-    if ranks.largest(len(todo)):
-        group = tensor_group(ranks, settings.parallel.size)
+    if ranks.all_reduce_max(len(todo)):
+        group = tensor_parallel_group(ranks, settings.parallel.size)
         model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
         data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
-        bar = AnswerBar(len(todo), ranks.first)
+        bar = AnswerBar(len(todo), ranks.is_main)
         bar.start("generate")
         thoughts = answer(settings, model, tokenizer, prompts, todo, store, bar)
         bar.close()
-    thoughts = sum(ranks.gather([thoughts]))  # and every rank has written its last answer
-    if ranks.first:
+    thoughts = sum(ranks.all_gather_objects([thoughts]))  # and every rank has written its last answer
+    if ranks.is_main:
         store.finish(
             {"prompt": text, "gen_answer": said, "output": references if len(references) > 1 else references[0]}
             for text, references, said in zip(texts, asked.gold, store.in_order(len(texts)))
@@ -227,7 +227,7 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
     from promptkd.data.thoughts import answer_text
     from promptkd.generation.answers import without_end
     from promptkd.generation.decode import decode
-    from promptkd.generation.sampling import Sampling, example_noise
+    from promptkd.generation.sampling import Sampling, uniform_draws
     from promptkd.models.loading import end_ids
 
     ends, thoughts = end_ids(tokenizer, model), 0
@@ -240,10 +240,10 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
             max_new_tokens=new_tokens,
             end_ids=ends,
             sampling=Sampling(**dataclasses.asdict(settings.decoding)),
-            noise=lambda place, rows=rows: example_noise(settings.generation.seed, rows[place], count=new_tokens),
+            noise=lambda place, rows=rows: uniform_draws(settings.generation.seed, rows[place], count=new_tokens),
             token_budget=data.token_budget,
             progress=bar,
-            agree=store.ranks.agree,
+            agree=store.ranks.broadcast_tp,
         ).responses
         said = [
             answer_text(tokenizer, without_end(response.tolist(), ends), prompts[row])

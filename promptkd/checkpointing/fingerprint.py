@@ -15,7 +15,7 @@ INPUTS = {"student": "model_path", "teacher": "teacher_model_path", "data": "dat
 
 
 @dataclass(frozen=True)
-class Identity:
+class RunFingerprint:
     """What decides a run's numbers: all options, the DeepSpeed file's content, fingerprints of what is read."""
 
     options: dict[str, Any]
@@ -24,7 +24,7 @@ class Identity:
     ranks: int
 
     @classmethod
-    def of(cls, *values: Any) -> Identity:
+    def of(cls, *values: Any) -> RunFingerprint:
         """From any values, as they read after a way through JSON."""
         return cls(*json.loads(json.dumps(values)))
 

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from safetensors import SafetensorError
 
-from promptkd.checkpointing.fingerprint import PARALLEL, Identity, _check_identity, _option
+from promptkd.checkpointing.fingerprint import PARALLEL, RunFingerprint, _check_identity, _option
 from promptkd.checkpointing.integrity import find_damage, read_state
 from promptkd.checkpointing.optimizer_state import is_sharded, restore, saved_state, state_numbers, state_tensors
 from promptkd.config.values import moment
@@ -40,7 +40,7 @@ class Checkpoints:
     def __init__(self, run: Path, ranks: Ranks, keep: int, every: int, minutes: float) -> None:
         self.run, self.folder, self.ranks = run, run / "checkpoints", ranks
         self.keep, self.every, self.minutes = keep, every, minutes
-        self.identity: Identity | None = None  # the first rank's
+        self.identity: RunFingerprint | None = None  # the first rank's
         self.declared: dict[str, Field] = {}  # likewise: the options that it holds
         self.lock: IO[str] | None = None  # the first rank's; held while open
         self.start: str | None = None  # the checkpoint that the run goes on from
@@ -53,7 +53,7 @@ class Checkpoints:
     def is_late(self) -> bool:
         """Whether --checkpoint-minutes have passed, by the first rank's clock."""
         age = time.monotonic() - self.saved_at
-        return self.ranks.first and 0 < self.minutes * 60 < age
+        return self.ranks.is_main and 0 < self.minutes * 60 < age
 
     def write(self, step: int, method: Method, numbers: dict[str, Any]) -> None:
         """Write <save>/checkpoints/step-<step>; drop the oldest beyond --keep-checkpoints. All ranks call it.
@@ -63,13 +63,13 @@ class Checkpoints:
         """
         place, beside = self.folder / f"step-{step}", self.folder / f".step-{step}.new"
         try:
-            if self.ranks.first:
+            if self.ranks.is_main:
                 self._sweep()
                 self.folder.mkdir(exist_ok=True)  # the run's folder itself is not made again if it has vanished
                 beside.mkdir()
             self.ranks.barrier()
-            files = dict(self.ranks.world.gather(self._write_tensors(beside, method)))
-            if self.ranks.first:
+            files = dict(self.ranks.world.all_gather_objects(self._write_tensors(beside, method)))
+            if self.ranks.is_main:
                 learners = {name: state_numbers(learner) for name, learner in method.learners().items()}
                 state = {"step": step, "identity": vars(self.identity), "learners": learners, **numbers}
                 state["method_tensors"] = sorted(method.state())
@@ -92,11 +92,11 @@ class Checkpoints:
     def _write_tensors(self, beside: Path, method: Method) -> list:
         written = []
         for name, learner in method.learners().items():
-            if learner.share == 0 or is_sharded(learner):
-                file = f"{name}-rank{self.ranks.world.rank}.safetensors"
+            if learner.dp_rank == 0 or is_sharded(learner):
+                file = f"{name}-rank{self.ranks.world.dp_rank}.safetensors"
                 written.append([file, write_tensors(beside / file, state_tensors(learner))])
-        if self.ranks.place == 0 and (tensors := method.state()):
-            file = f"method-rank{self.ranks.rank}.safetensors"
+        if self.ranks.tp_rank == 0 and (tensors := method.state()):
+            file = f"method-rank{self.ranks.dp_rank}.safetensors"
             written.append([file, write_tensors(beside / file, tensors)])
         return written
 
@@ -128,12 +128,12 @@ class Checkpoints:
         if learners.keys() != state["learners"].keys():
             raise ValueError(f"state.json is of {', '.join(state['learners']) or 'no learner'}")
         for key, learner in learners.items():
-            ranks = state["identity"]["ranks"] * self.ranks.copies if is_sharded(learner) else learner.parts
-            same_part = range(self.ranks.world.rank % learner.parts, ranks, learner.parts)
+            ranks = state["identity"]["ranks"] * self.ranks.tp_size if is_sharded(learner) else learner.tp_size
+            same_part = range(self.ranks.world.dp_rank % learner.tp_size, ranks, learner.tp_size)
             files = [TensorFile(folder / f"{key}-rank{rank}.safetensors") for rank in same_part]
             restore(learner, saved_state(learner, files), state["learners"][key])
         if names := state["method_tensors"]:
-            own = TensorFile(folder / f"method-rank{self.ranks.rank}.safetensors")
+            own = TensorFile(folder / f"method-rank{self.ranks.dp_rank}.safetensors")
             try:
                 method.load_state({name: own[name] for name in names})
             except RuntimeError as error:  # lengths that do not fit each other
@@ -155,7 +155,7 @@ class Checkpoints:
 
     def prune(self, keep: int) -> None:
         """Keep the newest `keep` checkpoints."""
-        if self.ranks.first:
+        if self.ranks.is_main:
             for name in self._names()[keep:]:
                 _withdraw(self.folder / name)
 
@@ -188,7 +188,7 @@ def _write_synced(path: Path, content: Any) -> None:
 def recorded_time(run: Path) -> str | None:
     """The time that the chat template of an interrupted run wrote, by its newest checkpoint; None where there is none.
 
-    Whether that checkpoint can be used is for `choose_start` to say, which comes later.
+    Whether that checkpoint can be used is for `select_checkpoint` to say, which comes later.
     """
     steps = [int(path.name[5:]) for path in run.glob("checkpoints/step-*") if re.fullmatch(r"step-\d{1,12}", path.name)]
     try:
@@ -198,7 +198,7 @@ def recorded_time(run: Path) -> str | None:
         return None
 
 
-def choose_start(checkpoints: Checkpoints, run) -> str | None:
+def select_checkpoint(checkpoints: Checkpoints, run) -> str | None:
     """On the first rank: the checkpoint to go on from as --resume says, or None to start anew.
 
     Raises UserError when there is nothing to go on from (--resume) or when what decides the numbers differs

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from promptkd.checkpointing.integrity import LOSS_SCALE
 from promptkd.checkpointing.repartition import Resharded, pieces_of
-from promptkd.engine.engine import Learner
+from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError
 from promptkd.models.checks import is_finite
 from promptkd.weights.safetensors_io import TensorFile
@@ -23,12 +23,12 @@ SCHEDULE = ("last_epoch", "_step_count", "_last_lr")
 COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
-def is_sharded(learner: Learner) -> bool:
+def is_sharded(learner: TrainEngine) -> bool:
     """Whether each of a learner's shares has a state of its own; without ZeRO all have the same."""
     return learner.stage > 0
 
 
-def state_tensors(learner: Learner) -> dict[str, Tensor]:
+def state_tensors(learner: TrainEngine) -> dict[str, Tensor]:
     """This rank's masters ("<i>") and their optimizer states ("<i>.<name>"): the live tensors, not copies.
 
     With ZeRO, "<i>.pieces" tells which elements of which parameters they are.
@@ -48,7 +48,7 @@ def state_tensors(learner: Learner) -> dict[str, Tensor]:
     return tensors
 
 
-def state_numbers(learner: Learner) -> dict[str, Any]:
+def state_numbers(learner: TrainEngine) -> dict[str, Any]:
     """Rates, the schedule's place, counters, and the loss scale where there is one. The same on all ranks."""
     groups = _torch_optimizer(learner).param_groups
     numbers = {
@@ -62,17 +62,17 @@ def state_numbers(learner: Learner) -> dict[str, Any]:
     return numbers
 
 
-def saved_state(learner: Learner, files: list[TensorFile]) -> Mapping[str, Tensor] | Resharded:
+def saved_state(learner: TrainEngine, files: list[TensorFile]) -> Mapping[str, Tensor] | Resharded:
     """This rank's tensors in the files of all shares of its part of the model, however many shares there were."""
     if not is_sharded(learner):
         return files[0]
-    if len(files) == learner.shares:
-        return files[learner.share]
+    if len(files) == learner.dp_size:
+        return files[learner.dp_rank]
     return Resharded(learner, files, [master.numel() for master in _masters(learner)])
 
 
 @torch.no_grad()
-def restore(learner: Learner, tensors: Mapping[str, Tensor] | Resharded, numbers: dict[str, Any]) -> None:
+def restore(learner: TrainEngine, tensors: Mapping[str, Tensor] | Resharded, numbers: dict[str, Any]) -> None:
     """Put back what `state_tensors` and `state_numbers` gave. All ranks call it.
 
     `tensors` may read from disk: each is fetched once. Raises UserError when sizes do not fit.
@@ -124,18 +124,18 @@ def _example_states(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[st
     return {name: torch.as_tensor(value) for name, value in fresh.state[parameter].items()}
 
 
-def _masters(learner: Learner) -> list[Tensor]:
+def _masters(learner: TrainEngine) -> list[Tensor]:
     if learner.stage == 3:
         return learner.engine.optimizer.fp32_partitioned_groups_flat
     return [master for group in _torch_optimizer(learner).param_groups for master in group["params"]]
 
 
-def _torch_optimizer(learner: Learner) -> torch.optim.Optimizer:
+def _torch_optimizer(learner: TrainEngine) -> torch.optim.Optimizer:
     optimizer = learner.engine.optimizer
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _loss_scaler(learner: Learner) -> Any:
+def _loss_scaler(learner: TrainEngine) -> Any:
     """The object that holds the loss scale. ZeRO's optimizers have one in every precision, others have none."""
     return getattr(learner.engine.optimizer, "loss_scaler", None)
 
@@ -149,7 +149,7 @@ def _fill(target: Tensor, saved: Tensor) -> None:
     target.data.copy_(saved)
 
 
-def _restore_numbers(learner: Learner, numbers: dict[str, Any]) -> None:
+def _restore_numbers(learner: TrainEngine, numbers: dict[str, Any]) -> None:
     groups, schedule = _torch_optimizer(learner).param_groups, numbers["schedule"]
     if {len(groups)} != {len(numbers["groups"]), len(schedule["_last_lr"])}:
         raise UserError("the checkpoint holds another number of parameter groups than the run has: another model's?")
@@ -163,7 +163,7 @@ def _restore_numbers(learner: Learner, numbers: dict[str, Any]) -> None:
         setattr(_loss_scaler(learner), key, value)
 
 
-def _cast_down(learner: Learner) -> None:
+def _cast_down(learner: TrainEngine) -> None:
     """Make the weights that the model computes with from the masters, as an optimizer step ends."""
     optimizer = learner.engine.optimizer
     if learner.stage in (1, 2):

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from promptkd.engine.engine import Learner
+from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError
 from promptkd.weights.safetensors_io import TensorFile
 
 
-def pieces_of(learner: Learner, i: int) -> Tensor:
+def pieces_of(learner: TrainEngine, i: int) -> Tensor:
     """What this rank's master `i` holds: int64 [pieces, 4]: parameter, first element, elements, place in the master."""
-    optimizer, rank = learner.engine.optimizer, learner.share
+    optimizer, rank = learner.engine.optimizer, learner.dp_rank
     found = []
     if learner.stage == 3:
         place = 0
@@ -40,7 +40,7 @@ def pieces_of(learner: Learner, i: int) -> Tensor:
 class Resharded:
     """The files of all ranks then, as the mapping of this rank's tensors now (see engine_state.state_tensors)."""
 
-    def __init__(self, learner: Learner, files: Sequence[TensorFile], sizes: Sequence[int]) -> None:
+    def __init__(self, learner: TrainEngine, files: Sequence[TensorFile], sizes: Sequence[int]) -> None:
         self.learner, self.files, self.sizes = learner, files, sizes
         self.then = [[file[f"{i}.pieces"].tolist() for i in range(len(sizes))] for file in files]
 

@@ -24,7 +24,7 @@ class MicroBatch:
     weights: Tensor  # float32 [response tokens]: the share of each token's loss in the step's loss
 
 
-def pack(
+def make_micro_batches(
     prompts: Sequence[Sequence[int]],
     responses: Sequence[Sequence[int]],
     weights: Sequence[float],

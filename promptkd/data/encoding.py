@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from promptkd.data.special_tokens import SpecialTokens, added_around
-from promptkd.data.templates import ChatTemplate, Template, prompt_and_references, response_ends
+from promptkd.data.templates import ChatTemplate, Template, prompt_and_references, response_stop_ids
 from promptkd.errors import UserError
 
 # Texts behind which a text is tokenized that continues another one.
@@ -104,7 +104,7 @@ class TextEncoder:
             UserError: A prompt has no token.
         """
         texts = [self.text(prompt) for prompt, _ in pairs]
-        ends = response_ends(self.tokenizer, texts)
+        ends = response_stop_ids(self.tokenizer, texts)
         encoded = []
         for (prompt, response), text, (ids, joined), end in zip(pairs, texts, self._ids_of_pairs(pairs), ends):
             if not ids:

@@ -11,7 +11,7 @@ from promptkd.errors import UserError
 
 
 @dataclass(frozen=True)
-class Windows:
+class StepSampler:
     """The examples of each optimizer step: a pure function of the step, so that resuming needs no state.
 
     The order is that of `DistributedSampler(shuffle=True, seed, drop_last=True)` with `set_epoch`. A window
@@ -53,7 +53,7 @@ class Windows:
             self._orders[epoch] = order[: self.examples // self.ranks * self.ranks][self.rank :: self.ranks].clone()
         return self._orders[epoch]
 
-    def of_step(self, step: int) -> list[int]:
+    def indices(self, step: int) -> list[int]:
         """This rank's examples of optimizer step `step` (from 1): batch_size x accumulation row numbers."""
         size = self.batch_size * self.accumulation
         if not self.published:

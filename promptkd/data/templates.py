@@ -146,7 +146,7 @@ class ChatTemplate:
         return tail if said and asked else None
 
 
-def turn_end(tokenizer) -> int:
+def end_of_turn_id(tokenizer) -> int:
     """The token that ends what an assistant says: the chat template's, which need not be end-of-text (Gemma, Phi 3)."""
     if not getattr(tokenizer, "chat_template", None):
         return tokenizer.eos_token_id
@@ -156,19 +156,19 @@ def turn_end(tokenizer) -> int:
     except Exception:  # others wrote it; who asks for it with --template chat is told so there
         return tokenizer.eos_token_id
     ids = tokenizer(behind, add_special_tokens=False)["input_ids"]
-    return next((token for token in ids if token in marks(tokenizer)), tokenizer.eos_token_id)
+    return next((token for token in ids if token in special_token_ids(tokenizer)), tokenizer.eos_token_id)
 
 
-def response_ends(tokenizer, prompts: list[str]) -> list[int]:
+def response_stop_ids(tokenizer, prompts: list[str]) -> list[int]:
     """The token that ends the response to each prompt: end-of-text, behind a chat template's prompt its turn's end."""
-    end = turn_end(tokenizer)
+    end = end_of_turn_id(tokenizer)
     if end == tokenizer.eos_token_id:
         return [end] * len(prompts)
     chat = ChatTemplate(tokenizer)
     return [end if chat.made(prompt) else tokenizer.eos_token_id for prompt in prompts]
 
 
-def marks(tokenizer) -> set[int]:
+def special_token_ids(tokenizer) -> set[int]:
     """Tokens that stand for no text."""
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 

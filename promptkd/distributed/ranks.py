@@ -13,73 +13,79 @@ import torch.distributed as dist
 from torch import Tensor
 
 from promptkd.distributed.device import DeviceSettings, choose_device
-from promptkd.distributed.rendezvous import _meet, _part, environment_number, neighbours
+from promptkd.distributed.rendezvous import _rendezvous, _shutdown, environment_number, tensor_parallel_groups
 from promptkd.errors import UserError
 from promptkd.utils.memory import keep_freed_memory
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes as those see them that share out examples: this one has share `rank` of `size`.
+    """This process's position in the data-parallel x tensor-parallel grid.
 
-    With tensor parallelism `copies` neighbours have the same share; `place` is this one's among them, `mates` are the
-    neighbours and `peers` those of the same place in every share. Otherwise each process has a share of its own.
+    Attributes:
+        dp_rank: Index of this process's share of the examples.
+        dp_size: Number of shares.
+        device: The device of this process.
+        tp_size: Number of neighboring processes that work on the same examples.
+        tp_rank: Index of this process among them.
+        tp_group: The processes that work on the same examples. None if there is one.
+        dp_group: The processes with the same `tp_rank`. None if there is one share.
     """
 
-    rank: int
-    size: int
+    dp_rank: int
+    dp_size: int
     device: torch.device
-    copies: int = 1
-    place: int = 0
-    mates: dist.ProcessGroup | None = None
-    peers: dist.ProcessGroup | None = None
+    tp_size: int = 1
+    tp_rank: int = 0
+    tp_group: dist.ProcessGroup | None = None
+    dp_group: dist.ProcessGroup | None = None
 
     @property
     def world(self) -> Ranks:
         """All processes, one by one."""
-        return Ranks(self.rank * self.copies + self.place, self.size * self.copies, self.device)
+        return Ranks(self.dp_rank * self.tp_size + self.tp_rank, self.dp_size * self.tp_size, self.device)
 
     @property
-    def first(self) -> bool:
-        return self.rank == self.place == 0
+    def is_main(self) -> bool:
+        return self.dp_rank == self.tp_rank == 0
 
-    def total(self, values: Tensor) -> Tensor:
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
         """Sum over shares, in place."""
-        if self.size > 1:
-            dist.all_reduce(values, group=self.peers)
+        if self.dp_size > 1:
+            dist.all_reduce(values, group=self.dp_group)
         return values
 
-    def agree(self, values: Tensor) -> Tensor:
+    def broadcast_tp(self, values: Tensor) -> Tensor:
         """What the first of the processes of a share has, on all of them, in place."""
-        if self.copies > 1:
-            dist.broadcast(values, self.rank * self.copies, group=self.mates)
+        if self.tp_size > 1:
+            dist.broadcast(values, self.dp_rank * self.tp_size, group=self.tp_group)
         return values
 
-    def largest(self, value: int) -> int:
+    def all_reduce_max(self, value: int) -> int:
         """The largest of all processes' values."""
-        if self.world.size == 1:
+        if self.world.dp_size == 1:
             return value
         held = torch.tensor(value, device=self.device)
         dist.all_reduce(held, op=dist.ReduceOp.MAX)
         return int(held)
 
-    def gather(self, objects: list[Any]) -> list[Any]:
+    def all_gather_objects(self, objects: list[Any]) -> list[Any]:
         """The lists of all shares, one after another in their order, on every rank. JSON, never pickle."""
-        if self.size == 1:
+        if self.dp_size == 1:
             return objects
         mine = torch.frombuffer(bytearray(json.dumps(objects).encode()), dtype=torch.uint8)
-        longest = self.largest(len(mine))
+        longest = self.all_reduce_max(len(mine))
         padded = torch.zeros(longest + 8, dtype=torch.uint8)
         padded[:8] = torch.tensor([len(mine)], dtype=torch.int64).view(torch.uint8)
         padded[8 : 8 + len(mine)] = mine
-        parts = [torch.empty_like(padded, device=self.device) for _ in range(self.size)]
-        dist.all_gather(parts, padded.to(self.device), group=self.peers)
+        parts = [torch.empty_like(padded, device=self.device) for _ in range(self.dp_size)]
+        dist.all_gather(parts, padded.to(self.device), group=self.dp_group)
         texts = [part.cpu() for part in parts]
         lengths = [int(text[:8].clone().view(torch.int64)) for text in texts]
         return [x for text, n in zip(texts, lengths) for x in json.loads(bytes(text[8 : 8 + n].tolist()))]
 
     def barrier(self) -> None:
-        if self.world.size > 1:
+        if self.world.dp_size > 1:
             dist.barrier()
 
 
@@ -129,7 +135,7 @@ def setup(copies: int = 1, settings: DeviceSettings | None = None) -> Ranks:
         keep_freed_memory()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if not dist.is_initialized():
-        _meet(device, rank, size)
-        atexit.register(_part)
-    groups = neighbours(size, copies) if copies > 1 else (None, None)
+        _rendezvous(device, rank, size)
+        atexit.register(_shutdown)
+    groups = tensor_parallel_groups(size, copies) if copies > 1 else (None, None)
     return Ranks(rank // copies, size // copies, device, copies, rank % copies, *groups)

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from promptkd.errors import RunError, UserError
 
 # Within which ranks that start together have to find each other: imports lie before, and test sets, but no model.
-MEET = datetime.timedelta(minutes=5)
+RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)
 # The longest that a rank waits for others in a collective: one of them may be writing a checkpoint.
-WAIT = datetime.timedelta(minutes=30)
+COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def environment_number(name: str, default: int = 0) -> int:
@@ -26,11 +26,11 @@ def environment_number(name: str, default: int = 0) -> int:
     return int(text)
 
 
-def neighbours(processes: int, size: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
+def tensor_parallel_groups(processes: int, size: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
     """This process' `size` neighbours, and the processes that have its place among theirs. All processes call it."""
     blocks = [list(range(start, start + size)) for start in range(0, processes, size)]
     places = [list(column) for column in zip(*blocks)]
-    return tuple(dist.new_subgroups_by_enumeration(ranks, timeout=WAIT)[0] for ranks in (blocks, places))
+    return tuple(dist.new_subgroups_by_enumeration(ranks, timeout=COLLECTIVE_TIMEOUT)[0] for ranks in (blocks, places))
 
 
 def _open_store(rank: int, size: int) -> dist.Store:
@@ -39,11 +39,11 @@ def _open_store(rank: int, size: int) -> dist.Store:
         return dist.HashStore()  # no port: it talks to nobody
     inherited = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address = os.environ["MASTER_ADDR"], environment_number("MASTER_PORT")
-    store = dist.TCPStore(*address, size, is_master=rank == 0 and not inherited, timeout=MEET)
-    return unused_part(store, rank, size) if inherited else store
+    store = dist.TCPStore(*address, size, is_master=rank == 0 and not inherited, timeout=RENDEZVOUS_TIMEOUT)
+    return fresh_prefix_store(store, rank, size) if inherited else store
 
 
-def unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
+def fresh_prefix_store(store: dist.Store, rank: int, size: int) -> dist.Store:
     """A part of `store` that these ranks alone write to, none of an earlier start.
 
     torchrun keeps one store over its restarts, and torch (2.13) leaves the addresses of dead ranks in it under the
@@ -58,13 +58,13 @@ def unused_part(store: dist.Store, rank: int, size: int) -> dist.Store:
         part = store.get(f"promptkd/answer/{mine}").decode()
         store.set(f"{part}/has/{rank}", "")
         return dist.PrefixStore(part, store)
-    others, end = range(1, size), time.monotonic() + MEET.total_seconds()
+    others, end = range(1, size), time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     while not store.check([f"{mine}/has/{other}" for other in others]):
         for other in others:
             if store.check([f"promptkd/asks/{other}"]):  # by this rank, or by one of an earlier start: no matter
                 store.set(f"promptkd/answer/{store.get(f'promptkd/asks/{other}').decode()}", mine)
         if time.monotonic() > end:
-            raise dist.DistStoreError(f"some did not come within {MEET.total_seconds():.0f} s")
+            raise dist.DistStoreError(f"some did not come within {RENDEZVOUS_TIMEOUT.total_seconds():.0f} s")
         time.sleep(0.02)
     return dist.PrefixStore(mine, store)
 
@@ -82,25 +82,25 @@ def check_own_gpus(store: dist.Store, rank: int, size: int, device: torch.device
             )
 
 
-def _meet(device: torch.device, rank: int, size: int) -> None:
+def _rendezvous(device: torch.device, rank: int, size: int) -> None:
     try:
         store = _open_store(rank, size)
         if device.type == "cuda" and size > 1:
             check_own_gpus(store, rank, size, device)
         # With device_id NCCL connects the ranks now, to their own GPUs, and not in the first collective.
         nccl = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
-        dist.init_process_group(**nccl, store=store, rank=rank, world_size=size, timeout=MEET)
+        dist.init_process_group(**nccl, store=store, rank=rank, world_size=size, timeout=RENDEZVOUS_TIMEOUT)
     except dist.DistError as error:
         where, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).partition("\n")[0][:200]
         raise RunError(
             f"rank {rank} of {size} cannot meet the others at {where} ({reason}): a rank has ended, and said why, or "
             "the address is wrong, or the port is taken"
         ) from None
-    dist.group.WORLD.set_timeout(WAIT)
-    store.set_timeout(WAIT)  # NCCL's subgroups connect through it when models have been loaded
+    dist.group.WORLD.set_timeout(COLLECTIVE_TIMEOUT)
+    store.set_timeout(COLLECTIVE_TIMEOUT)  # NCCL's subgroups connect through it when models have been loaded
 
 
-def _part() -> None:
+def _shutdown() -> None:
     """End the groups' threads while Python still runs: one that wants the interpreter afterwards aborts the process.
 
     NCCL's end by themselves, and would wait here for ranks that have failed.

@@ -15,20 +15,20 @@ from promptkd.config.deepspeed import DTYPES, precision, prepare_deepspeed, with
 from promptkd.data.batching import MicroBatch
 from promptkd.distributed.ranks import Ranks
 from promptkd.engine.loss_scale import LossScale
-from promptkd.engine.optim import Optimization, make_schedule
-from promptkd.models.deferred import share_out
-from promptkd.models.tensor_parallel import is_part, whole_state
-from promptkd.models.wrapper import Head, LanguageModel
+from promptkd.engine.optim import OptimizerConfig, make_schedule
+from promptkd.models.deferred import partition_params
+from promptkd.models.tensor_parallel import gather_state_dict, is_tp_sharded
+from promptkd.models.wrapper import LanguageModel, LMHead
 from promptkd.utils.profiling import part
 
 # Names (parts of them) of parameters without weight decay, as published (utils.py, get_optimizer_params).
 NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
 
 
-class Learner:
+class TrainEngine:
     """A model with a DeepSpeed engine around it: it learns from a window's micro-batches, one step at a time."""
 
-    def __init__(self, model: LanguageModel, how: Optimization, config: dict[str, Any], ranks: Ranks) -> None:
+    def __init__(self, model: LanguageModel, how: OptimizerConfig, config: dict[str, Any], ranks: Ranks) -> None:
         deepspeed = prepare_deepspeed(ranks.device)
         self.ranks, self.how, self.group = ranks, how, model.group
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
@@ -51,9 +51,9 @@ class Learner:
             trained = sum(p.numel() for _, p in named)
             settings["zero_optimization"] = with_bucket_for(config["zero_optimization"], trained)
         if zero_stage(config) == 3:
-            share_out(model, settings, DTYPES[precision(config)], ranks.device)
+            partition_params(model, settings, DTYPES[precision(config)], ranks.device)
         # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to fetch it for us.
-        for parameter in model.head_parameters():
+        for parameter in model.lm_head_parameters():
             deepspeed.zero.register_external_parameter(model, parameter)
         self._claim_deepspeed()
         self.engine, _, _, self.schedule = deepspeed.initialize(
@@ -65,18 +65,18 @@ class Learner:
         self.loss_scale = LossScale(self.engine) if self.engine.fp16_enabled() else None
 
     @property
-    def parts(self) -> int:
+    def tp_size(self) -> int:
         """Ranks that hold the model together; what they hold is the same on all `shares` groups but for ZeRO."""
         return 1 if self.group is None else self.group.size
 
     @property
-    def share(self) -> int:
+    def dp_rank(self) -> int:
         """Which of the groups this rank is in, and so which of ZeRO's shares of its part of the model it has."""
-        return self.ranks.world.rank // self.parts
+        return self.ranks.world.dp_rank // self.tp_size
 
     @property
-    def shares(self) -> int:
-        return self.ranks.world.size // self.parts
+    def dp_size(self) -> int:
+        return self.ranks.world.dp_size // self.tp_size
 
     @property
     def module(self) -> LanguageModel:
@@ -90,7 +90,7 @@ class Learner:
         """Switch dropout on or off."""
         self.engine.train(mode)
 
-    def learn(self, batches: list[MicroBatch], loss_of: Callable[[MicroBatch], Callable]) -> Tensor:
+    def update(self, batches: list[MicroBatch], loss_of: Callable[[MicroBatch], Callable]) -> Tensor:
         """One optimizer step on the whole window. Returns the loss terms, summed over micro-batches and ranks.
 
         `loss_of(batch)` gives a function (hidden states, head) -> (loss, terms); its loss is the batch's
@@ -107,10 +107,10 @@ class Learner:
             # Shares are of the mean over all ranks' tokens, but DeepSpeed averages over ranks (the copies of one
             # share of the examples have the same gradient, so it is the shares that count).
             with part("backward"):
-                self.engine.backward(loss * self.ranks.size)
+                self.engine.backward(loss * self.ranks.dp_size)
             terms = sums if terms is None else terms + sums
             if last:
-                terms = self.ranks.total(terms)
+                terms = self.ranks.all_reduce_sum(terms)
                 self.grad_norm = self._norm()
                 if not math.isfinite(self.grad_norm):
                     # No update, as ZeRO's optimizers do by themselves.
@@ -134,10 +134,12 @@ class Learner:
         if self.stage:
             return 0.0
         with_gradient = [p for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if not is_part(p)])
+        norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if not is_tp_sharded(p)])
         if self.group is None:
             return float(norm)
-        parts = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if is_part(p)]).square().to(norm.device)
+        parts = (
+            torch.nn.utils.get_total_norm([p.grad for p in with_gradient if is_tp_sharded(p)]).square().to(norm.device)
+        )
         torch.distributed.all_reduce(parts, group=self.group.group)
         return float((norm.square() + parts).sqrt())
 
@@ -148,19 +150,19 @@ class Learner:
         groups.mpu = self.group
 
     @torch.no_grad()
-    def states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
+    def hidden_states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
         """Hidden states at the response positions, without gradient: [response tokens, width]."""
         with part("fixed forward"):
             return self.engine(batch, lambda hidden, head: hidden, prompted)
 
     @contextlib.contextmanager
-    def head(self) -> Iterator[Head]:
+    def lm_head(self) -> Iterator[LMHead]:
         """The output head, whole."""
-        with self._gathered(self.module.head_parameters()):
-            yield self.module.head()
+        with self._gathered(self.module.lm_head_parameters()):
+            yield self.module.lm_head()
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[PreTrainedModel]:
+    def gathered_model(self) -> Iterator[PreTrainedModel]:
         """The transformers model in eval mode with all its weights here, for decoding."""
         self.train(False)
         if self.stage < 3:
@@ -175,13 +177,13 @@ class Learner:
     def model_state(self) -> dict[str, Tensor]:
         """The transformers model's weights, whole, in the engine's precision; if sharded, on the first rank alone."""
         if self.group is not None:
-            return whole_state(self.module.model)
+            return gather_state_dict(self.module.model)
         if self.stage < 3:
             return self.module.model.state_dict()
         state = self.engine._consolidated_16bit_state_dict() or {}
         return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
-    def full(self, parameter: torch.nn.Parameter) -> Tensor:
+    def full_param(self, parameter: torch.nn.Parameter) -> Tensor:
         """A trained parameter in float32, whole, detached: the optimizer's copy where there is one."""
         from deepspeed.utils import safe_get_full_fp32_param
 
@@ -196,22 +198,22 @@ class Learner:
         return deepspeed.zero.GatheredParameters(parameters)
 
 
-class FrozenTeacher:
+class FrozenModel:
     """A teacher that only answers: no prompt, no gradient, no engine."""
 
     def __init__(self, model: LanguageModel, device: torch.device) -> None:
         self.module = model.to(device).eval().requires_grad_(False)
 
     @contextlib.contextmanager
-    def whole(self) -> Iterator[PreTrainedModel]:
+    def gathered_model(self) -> Iterator[PreTrainedModel]:
         """As a Learner's: the transformers model, for decoding."""
         yield self.module.model
 
     @torch.no_grad()
-    def states(self, batch: MicroBatch) -> Tensor:
+    def hidden_states(self, batch: MicroBatch) -> Tensor:
         with part("fixed forward"):
-            return self.module.states(batch)
+            return self.module.hidden_states(batch)
 
     @contextlib.contextmanager
-    def head(self) -> Iterator[Head]:
-        yield self.module.head()
+    def lm_head(self) -> Iterator[LMHead]:
+        yield self.module.lm_head()

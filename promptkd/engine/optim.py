@@ -16,7 +16,7 @@ NOAM_END = 1e-7  # where the published schedule ends: transformers' default `lr_
 
 
 @dataclass(frozen=True)
-class Optimization:
+class OptimizerConfig:
     """How one model learns: AdamW, a schedule over `total` optimizer steps, clipping."""
 
     lr: float
@@ -29,7 +29,7 @@ class Optimization:
     betas: tuple[float, float] = (0.9, 0.999)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, how: Optimization) -> LRScheduler:
+def make_schedule(optimizer: torch.optim.Optimizer, how: OptimizerConfig) -> LRScheduler:
     """Return the published schedule: torch's cosine (without warm-up), transformers' constant, cosine or noam.
 
     A schedule never ends above the peak rate: a learner with rate 0 stays frozen under each of them.

@@ -40,15 +40,15 @@ class AnswerStore:
         if found is None and self.file.exists() and not overwrite:
             raise UserError(f"{self.file} is there already: name another folder, or pass --overwrite")
         ranks.barrier()  # every rank has looked
-        if ranks.first:
+        if ranks.is_main:
             self._tidy(identity, keep=found is not None)
         ranks.barrier()
         self.answers = dict(_rows([self._path("done")]))
-        self.part = None if ranks.place else self._path(str(ranks.rank)).open("w", encoding="utf-8")
+        self.part = None if ranks.tp_rank else self._path(str(ranks.dp_rank)).open("w", encoding="utf-8")
 
     def add(self, answers: dict[int, str]) -> None:
         """Write a batch of this rank's answers down."""
-        if self.ranks.place:
+        if self.ranks.tp_rank:
             return  # another rank has the same answers
         self.part.writelines(json.dumps([row, text]) + "\n" for row, text in answers.items())
         self.part.flush()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from promptkd.config.deepspeed import DTYPES
 from promptkd.config.options import TOKEN_BUDGET
-from promptkd.data.batching import group_by_length, pack
+from promptkd.data.batching import group_by_length, make_micro_batches
 from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
 from promptkd.distributed.ranks import Ranks, setup
@@ -35,8 +35,8 @@ from promptkd.evaluation.test_sets import TestSet, find_sets, notes_on_sets, rea
 from promptkd.generation.answers import share
 from promptkd.generation.budget import decoding_budget
 from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Sampling, example_noise
-from promptkd.losses import Fixed, kl_divergences
+from promptkd.generation.sampling import Sampling, uniform_draws
+from promptkd.losses import FrozenLogits, kl_divergences
 from promptkd.models.loading import (
     check_pair,
     check_positions,
@@ -47,7 +47,7 @@ from promptkd.models.loading import (
     load_tokenizer,
 )
 from promptkd.models.soft_prompt import SoftPrompt, load_prompt
-from promptkd.models.tensor_parallel import tensor_group
+from promptkd.models.tensor_parallel import tensor_parallel_group
 from promptkd.models.wrapper import LanguageModel
 from promptkd.training.metrics import peak_memory_gb
 from promptkd.utils.run_files import fingerprint, write_json
@@ -105,18 +105,18 @@ def accumulated_errors(
                 max_new_tokens=how.max_new_tokens,
                 end_ids=enders,
                 sampling=how.sampling,
-                noise=lambda i, b=batch: example_noise(how.seed, b[i][1], b[i][0], count=how.max_new_tokens),
+                noise=lambda i, b=batch: uniform_draws(how.seed, b[i][1], b[i][0], count=how.max_new_tokens),
                 token_budget=how.token_budget,
                 prefix=None if writer.prompt is None else writer.prompt.embeddings,
                 shared=writer.shared,
                 progress=progress,
-                agree=ranks.agree,
+                agree=ranks.broadcast_tp,
             ).responses
             states = published_states(asked, responses, how.end_ids[0]) if how.published else (asked, responses)
             for (_, row), errors in zip(batch, state_errors(student, teacher, *states, how.forward_budget)):
                 sums[source, row, : len(errors)] += errors
                 alive[source, row, : len(errors)] += 1
-    sums, alive = ranks.total(sums), ranks.total(alive)
+    sums, alive = ranks.all_reduce_sum(sums), ranks.all_reduce_sum(alive)
     means = sums / (alive + 1e-3) if how.published else sums / alive.clamp(min=1)
     return means.cpu().cumsum(-1)  # CUDA has no deterministic cumsum of floats
 
@@ -126,8 +126,10 @@ def state_errors(student: LanguageModel, teacher: LanguageModel, prompts, respon
     errors: list[Tensor] = [torch.empty(0)] * len(responses)
     rows = [row for row, response in enumerate(responses) if len(response)]
     prompts, responses = ([texts[row] for row in rows] for texts in (prompts, responses))
-    for batch in pack(prompts, responses, [1.0] * len(rows), token_budget, student.head().weight.device):
-        theirs, ours = (Fixed(model.states(batch), model.head()) for model in (teacher, student))
+    for batch in make_micro_batches(
+        prompts, responses, [1.0] * len(rows), token_budget, student.lm_head().weight.device
+    ):
+        theirs, ours = (FrozenLogits(model.hidden_states(batch), model.lm_head()) for model in (teacher, student))
         parts = kl_divergences(theirs, ours).double().split([len(responses[i]) for i in batch.members])
         for i, part in zip(batch.members, parts):
             errors[rows[i]] = part
@@ -187,7 +189,7 @@ def run(settings: SimpleNamespace) -> None:
         check_positions(load_config(path, option), data.max_length, option)
     tokenizer = load_own_tokenizer(what.model_path, load_config(what.model_path, "--model-path"), "--model-path")
     ranks = setup(settings.parallel.size, settings.device)
-    bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
+    bind_settings(tokenizer, data, ranks.world.all_gather_objects([now()])[0])
     data.special_tokens = choose_rule(data.special_tokens, what.model_path, how.teacher_model_path)
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
     sets = [read_set(name, path, tokenizer, *reading) for name, path in found.items()]
@@ -208,7 +210,7 @@ def run(settings: SimpleNamespace) -> None:
     if (shared := student.shared) is not None:
         for each in sets:
             shared.check_inputs((f"{each.path}: prompt {i + 1}", ids) for i, ids in enumerate(each.prompts))
-        if ranks.first:
+        if ranks.is_main:
             print(f"evaluate.py: note: {shared.notice(protocol.end_ids)}", file=sys.stderr, flush=True)
     warn_of_missing(missing, ranks)
     claim(folder, ranks)
@@ -220,7 +222,7 @@ def run(settings: SimpleNamespace) -> None:
         results["protocol"]["shared_tokens"] = len(shared)
     results["teacher"] = _described(how.teacher_model_path) | {"prompt": how.teacher_prompt}
     measure_sets(sets, student, teacher, protocol, ranks, results, folder)
-    if ranks.first:
+    if ranks.is_main:
         results["run"]["peak_memory_gb"] = round(peak_memory_gb(ranks.device), 3)
         text = markdown(results)
         write_text(folder / "results.md", text)
@@ -247,7 +249,7 @@ def check_settings(settings: SimpleNamespace) -> None:
 def load_pair(settings: SimpleNamespace, tokenizer, dtype: torch.dtype, ranks: Ranks):
     """Student and teacher (with its prompt, if one is named), checked against each other."""
     what, data, how = settings.evaluation, settings.data, settings.exposure_bias
-    group = tensor_group(ranks, settings.parallel.size)
+    group = tensor_parallel_group(ranks, settings.parallel.size)
     student = load_causal_lm(what.model_path, dtype, "--model-path", what.model_type, group)
     teacher = load_causal_lm(how.teacher_model_path, dtype, "--teacher-model-path", group=group)
     shared = check_pair(student, teacher, tokenizer, load_tokenizer(how.teacher_model_path))
@@ -264,7 +266,7 @@ def measure_sets(
 ) -> None:
     """Fill in `results["sets"]`; write each set's curves, to a folder of its own where there are several sets."""
     total = sum(len(share(each.prompts, protocol.samples, ranks)) for each in sets)
-    bar = AnswerBar(2 * total, ranks.first)
+    bar = AnswerBar(2 * total, ranks.is_main)
     for each in sets:
         began = time.perf_counter()
         bar.start(each.name)
@@ -276,7 +278,7 @@ def measure_sets(
         }  # fmt: skip
         last = {name: values[-1] for name, values in found.items()}
         results["sets"][each.name] = about | last | {"seconds": round(time.perf_counter() - began, 3)}
-        if ranks.first:
+        if ranks.is_main:
             place = folder if len(sets) == 1 else folder / each.name
             place.mkdir(exist_ok=True)
             same = {key: results[key] for key in ("type", "model", "teacher", "protocol", "seeds")}

@@ -27,7 +27,7 @@ from promptkd.generation.answers import decode_share, share
 from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
 from promptkd.models.loading import check_positions, end_ids, load_causal_lm, load_config, load_own_tokenizer
-from promptkd.models.tensor_parallel import tensor_group
+from promptkd.models.tensor_parallel import tensor_parallel_group
 from promptkd.training.metrics import peak_memory_gb
 from promptkd.utils.run_files import fingerprint, write_json
 
@@ -46,13 +46,13 @@ def run(settings: SimpleNamespace) -> None:
     check_positions(config, data.max_length, "--model-path")
     tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
     ranks = setup(settings.parallel.size, settings.device)
-    bind_settings(tokenizer, data, ranks.world.gather([now()])[0])
+    bind_settings(tokenizer, data, ranks.world.all_gather_objects([now()])[0])
     data.special_tokens = choose_rule(data.special_tokens, what.model_path)
     how = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
     sets = [read_set(name, path, tokenizer, *how) for name, path in found.items()]
     dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
     warn_of_missing(missing, ranks)
-    group = tensor_group(ranks, settings.parallel.size)
+    group = tensor_parallel_group(ranks, settings.parallel.size)
     model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
     data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
     claim(folder, ranks)
@@ -60,7 +60,7 @@ def run(settings: SimpleNamespace) -> None:
     results = header(settings, missing, ranks, dtype)
     results["protocol"]["rouge_tokenizer"] = what.rouge_tokenizer
     evaluate_sets(settings, sets, model, tokenizer, ranks, results)
-    if ranks.first:
+    if ranks.is_main:
         results["run"]["peak_memory_gb"] = round(peak_memory_gb(ranks.device), 3)
         write_text(folder / "results.md", markdown(results))
         write_json(folder / RESULTS, results)
@@ -70,20 +70,20 @@ def run(settings: SimpleNamespace) -> None:
 
 def warn_of_missing(missing: list[Missing], ranks: Ranks) -> None:
     """Name the sets that are not there on stderr, with what gets them."""
-    for lost in missing if ranks.first else []:
+    for lost in missing if ranks.is_main else []:
         print(f"evaluate.py: warning: {lost}", file=sys.stderr, flush=True)
 
 
 def say_notes(notes: list[str], ranks: Ranks) -> None:
     """Print notes on the prompts to stderr, once."""
-    for note in notes if ranks.first else []:
+    for note in notes if ranks.is_main else []:
         print(f"evaluate.py: {note}", file=sys.stderr, flush=True)
 
 
 def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokenizer, ranks: Ranks, results) -> None:
     """Fill in `results["sets"]`, and write the answers of each set when it is done."""
     seeds, folder = settings.evaluation.seeds, Path(settings.evaluation.save)
-    bar = AnswerBar(sum(len(share(s.prompts, len(seeds), ranks)) for s in sets), ranks.first)
+    bar = AnswerBar(sum(len(share(s.prompts, len(seeds), ranks)) for s in sets), ranks.is_main)
     local_ranks = environment_number("LOCAL_WORLD_SIZE", 1)
     with ScoringPool(default_workers(local_ranks)) as pool:
         for test_set in sets:
@@ -92,7 +92,7 @@ def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokeniz
             rows = answer_and_score(settings, test_set, model, tokenizer, ranks, pool, bar)
             answers = by_seed(rows, len(seeds))
             results["sets"][test_set.name] = summary(test_set, answers, time.perf_counter() - began)
-            for seed, rows_of_seed in zip(seeds, answers if ranks.first else []):
+            for seed, rows_of_seed in zip(seeds, answers if ranks.is_main else []):
                 write_answers(folder / test_set.name / f"seed{seed}", rows_of_seed)
     bar.close()
 
@@ -121,7 +121,7 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
         for batch, said, scores in pending
         for (seed, index, ids), (text, thought), score in zip(batch, said, scores.result())
     ]
-    return [Row(*row) for row in ranks.gather(mine)]
+    return [Row(*row) for row in ranks.all_gather_objects(mine)]
 
 
 def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def header(settings: SimpleNamespace, missing: list, ranks: Ranks, dtype: str) -
             "dtype": dtype,
             "device": ranks.device.type,
             **dataclasses.asdict(settings.device),
-            "ranks": ranks.world.size,
+            "ranks": ranks.world.dp_size,
             "token_budget": data.token_budget,
             "template_time": data.template_time,
         },
@@ -181,7 +181,7 @@ def check_save(folder: Path, overwrite: bool) -> None:
 def claim(folder: Path, ranks: Ranks) -> None:
     """Make the folder, without what an earlier evaluation left there; no rank goes on before that is done."""
     ranks.barrier()  # every rank has looked for earlier results by now
-    if ranks.first:
+    if ranks.is_main:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -11,7 +11,7 @@ from promptkd.data.batching import group_by_length
 from promptkd.data.thoughts import answer_text
 from promptkd.distributed.ranks import Ranks
 from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Sampling, example_noise
+from promptkd.generation.sampling import Sampling, uniform_draws
 
 Decoded = tuple[int, int, list[int]]  # place of the seed, place of the prompt, token ids without what ends them
 
@@ -42,7 +42,7 @@ def answer(
         (seed, prompt, text_of(tokenizer, ids, prompts[prompt])) for batch in batches for seed, prompt, ids in batch
     ]
     answers = [[""] * len(prompts) for _ in seeds]
-    for seed, prompt, text in ranks.gather(mine):
+    for seed, prompt, text in ranks.all_gather_objects(mine):
         answers[seed][prompt] = text
     return answers
 
@@ -73,10 +73,10 @@ def decode_share(
             max_new_tokens=max_new_tokens,
             end_ids=end_ids,
             sampling=sampling,
-            noise=lambda row, b=batch: example_noise(seeds[b[row][0]], b[row][1], count=max_new_tokens),
+            noise=lambda row, b=batch: uniform_draws(seeds[b[row][0]], b[row][1], count=max_new_tokens),
             token_budget=token_budget,
             progress=progress,
-            agree=ranks.agree,
+            agree=ranks.broadcast_tp,
         )
         yield [(*pair, without_end(ids.tolist(), end_ids)) for pair, ids in zip(batch, rollout.responses)]
 
@@ -84,7 +84,7 @@ def decode_share(
 def share(prompts: Sequence[np.ndarray], seeds: int, ranks: Ranks) -> list[tuple[int, int]]:
     """The (seed place, prompt place) pairs of this rank: sorted by length, then dealt in turn, so all have alike."""
     pairs = [(seed, prompt) for prompt in range(len(prompts)) for seed in range(seeds)]
-    return sorted(pairs, key=lambda pair: -len(prompts[pair[1]]))[ranks.rank :: ranks.size]
+    return sorted(pairs, key=lambda pair: -len(prompts[pair[1]]))[ranks.dp_rank :: ranks.dp_size]
 
 
 def without_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:

@@ -11,9 +11,9 @@ from promptkd.config.values import option
 from promptkd.errors import UserError
 
 if TYPE_CHECKING:
-    from promptkd.engine.engine import Learner
+    from promptkd.engine.engine import TrainEngine
     from promptkd.generation.decode import Rollout
-    from promptkd.generation.sampling import Mix, Sampling
+    from promptkd.generation.sampling import Sampling, TeacherMixture
     from promptkd.models.vocabulary import SharedVocabulary
 
 # vLLM's share of a GPU's memory: the student's weights once more and the keys and values of a window.
@@ -32,7 +32,7 @@ class RolloutSettings:
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """Prompts (token ids) to answer.
 
     keys: what each row's sampling noise belongs to, besides the seed. token_budget: --rollout-token-budget.
@@ -44,35 +44,35 @@ class Request:
     max_new_tokens: int
     end_ids: Sequence[int]
     sampling: Sampling
-    mix: Mix | None = None
+    mix: TeacherMixture | None = None
     keep_states: bool = False
     token_budget: int | None = None
     shared: SharedVocabulary | None = None  # answers consist of these tokens
 
 
-class RolloutEngine(Protocol):
-    def answer(self, student: Learner, request: Request) -> Rollout:
+class GenerationBackend(Protocol):
+    def answer(self, student: TrainEngine, request: GenerationRequest) -> Rollout:
         """The student, in eval mode and with its present weights, answers. An engine may leave `states` out."""
 
 
-def rollout_engine(name: str, max_length: int) -> RolloutEngine:
+def rollout_engine(name: str, max_length: int) -> GenerationBackend:
     """The engine that an option's value `hf` or `vllm` names."""
-    return VllmEngine(max_length) if name == "vllm" else HuggingFaceEngine()
+    return VllmBackend(max_length) if name == "vllm" else TransformersBackend()
 
 
-class HuggingFaceEngine:
+class TransformersBackend:
     """Our own decoding (promptkd/rollout.py), in this process, on the model that learns."""
 
-    def answer(self, student: Learner, request: Request) -> Rollout:
+    def answer(self, student: TrainEngine, request: GenerationRequest) -> Rollout:
         from promptkd.generation.budget import decoding_budget
         from promptkd.generation.decode import decode
-        from promptkd.generation.sampling import example_noise
+        from promptkd.generation.sampling import uniform_draws
 
         def noise(row: int):
-            return example_noise(request.seed, *request.keys[row], count=request.max_new_tokens)
+            return uniform_draws(request.seed, *request.keys[row], count=request.max_new_tokens)
 
         longest = max(map(len, request.prompts), default=0) + request.max_new_tokens
-        with student.whole() as model:
+        with student.gathered_model() as model:
             models = [model, request.mix.model] if request.mix else [model]
             return decode(
                 model,
@@ -85,11 +85,11 @@ class HuggingFaceEngine:
                 keep_states=request.keep_states,
                 mix=request.mix,
                 shared=request.shared,
-                agree=student.ranks.agree,
+                agree=student.ranks.broadcast_tp,
             )
 
 
-class VllmEngine:
+class VllmBackend:
     """vLLM in this process, beside the model that learns; its weights are brought up to date before each rollout.
 
     Sampling is seeded for each example, but the stream is vLLM's: other draws than HuggingFaceEngine's, and no
@@ -99,7 +99,7 @@ class VllmEngine:
     def __init__(self, max_length: int) -> None:
         self.max_length, self.llm = max_length, None
 
-    def answer(self, student: Learner, request: Request) -> Rollout:
+    def answer(self, student: TrainEngine, request: GenerationRequest) -> Rollout:
         import torch
         from vllm import SamplingParams
 
@@ -127,10 +127,10 @@ class VllmEngine:
         answers = self.llm.generate(prompts, drawn, use_tqdm=False)
         return Rollout([torch.tensor(answer.outputs[0].token_ids) for answer in answers])
 
-    def _load(self, student: Learner) -> None:
+    def _load(self, student: TrainEngine) -> None:
         from vllm import LLM
 
-        with student.whole() as model:
+        with student.gathered_model() as model:
             if self.llm is None:
                 self.llm = LLM(
                     model=model.name_or_path,

@@ -39,7 +39,7 @@ def decoding_budget(models: Sequence[PreTrainedModel], length: int, ranks: Ranks
     config = models[0].config.get_text_config()
     free = _free_memory(device) if device.type == "cuda" else None
     own = decoding_tokens(device.type, free, length, cache, work, config.num_hidden_layers, config.vocab_size)
-    return -ranks.largest(-own)
+    return -ranks.all_reduce_max(-own)
 
 
 _INNER = ("intermediate_size", "ffn_dim", "n_inner")  # what configurations call the feed-forward width

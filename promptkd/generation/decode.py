@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from promptkd.data.batching import group_by_length
 from promptkd.generation.kv_cache import GrowingCache, takes_padding
-from promptkd.generation.ngrams import RepeatGuard, ban
-from promptkd.generation.sampling import Mix, Noise, Sampling, choose
+from promptkd.generation.ngrams import NoRepeatNgram, ban
+from promptkd.generation.sampling import Noise, Sampling, TeacherMixture, sample_token
 from promptkd.models.vocabulary import SharedVocabulary
 
 
@@ -46,7 +46,7 @@ def decode(
     noise: Noise | None,
     token_budget: int,
     keep_states: bool = False,
-    mix: Mix | None = None,
+    mix: TeacherMixture | None = None,
     prefix: Tensor | None = None,
     shared: SharedVocabulary | None = None,
     progress: Callable[[int], None] | None = None,
@@ -122,7 +122,7 @@ class _Batch:
     sampling: Sampling
     noise: Noise | None
     rollout: Rollout
-    mix: Mix | None
+    mix: TeacherMixture | None
     prefix: Tensor | None
     shared: SharedVocabulary | None
     agree: Callable[[Tensor], Tensor] | None
@@ -151,7 +151,7 @@ class _Batch:
         self.uniform = self._uniform(device)
         self.repeats = None
         if self.sampling.no_repeat_ngram_size:
-            self.repeats = [RepeatGuard(self.sampling.no_repeat_ngram_size, p.tolist()) for p in prompts]
+            self.repeats = [NoRepeatNgram(self.sampling.no_repeat_ngram_size, p.tolist()) for p in prompts]
         self.states: Tensor | None = None
         self.length = 0
 
@@ -170,14 +170,14 @@ class _Batch:
         if self.repeats is not None:
             ban(logits, [guard.banned() for guard in self.repeats])
         uniform = None if self.uniform is None else self.uniform[:, self.length]
-        tokens = choose(logits, self.sampling, uniform)
+        tokens = sample_token(logits, self.sampling, uniform)
         if self.agree is not None:
             tokens = self.agree(tokens)
-        self._keep(tokens, hidden)
+        self._append(tokens, hidden)
         ended = torch.isin(tokens, self.ends) | (self.length == self.max_new_tokens)
         count = int(ended.sum())
         if count:
-            self._leave(ended)
+            self._evict_finished(ended)
         self.inputs = {"input_ids": self.made[:, self.length - 1 : self.length]}
         self.positions = self.positions[:, -1:] + 1
         return count
@@ -195,7 +195,7 @@ class _Batch:
             use_cache=True,
         ).last_hidden_state[:, -1]
 
-    def _keep(self, tokens: Tensor, hidden: Tensor) -> None:
+    def _append(self, tokens: Tensor, hidden: Tensor) -> None:
         if self.rollout.states is not None:
             if self.states is None:
                 self.states = hidden.new_zeros(len(self.rows), self.max_new_tokens, hidden.size(1))
@@ -207,7 +207,7 @@ class _Batch:
             for guard, token in zip(self.repeats, tokens.tolist()):
                 guard.add(token)
 
-    def _leave(self, ended: Tensor) -> None:
+    def _evict_finished(self, ended: Tensor) -> None:
         """Write down the rows that ended and drop them from the batch."""
         for place in ended.nonzero().flatten().tolist():
             self.rollout.responses[self.rows[place]] = self.made[place, : self.length].cpu()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class RepeatGuard:
+class NoRepeatNgram:
     """Tokens that would complete an n-gram the sequence already holds, known without searching it again."""
 
     def __init__(self, size: int, tokens: list[int]) -> None:

@@ -23,7 +23,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Mix:
+class TeacherMixture:
     """Draw from (1 - share) * the model's distribution + share * this one's. `model` is in eval mode."""
 
     model: PreTrainedModel
@@ -35,12 +35,12 @@ class Mix:
         return torch.lerp(mine, theirs, self.share).log()
 
 
-def example_noise(seed: int, *key: int, count: int) -> np.ndarray:
+def uniform_draws(seed: int, *key: int, count: int) -> np.ndarray:
     """`count` uniform numbers that belong to (seed, *key), float64 in [0, 1): counter-based, no state."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key]))).random(count)
 
 
-def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
+def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
     """The next token of each row: int64 [rows]. logits [rows, vocabulary]; uniform [rows] when sampling.
 
     The token at which the cumulative probability first exceeds the row's uniform number.
@@ -61,13 +61,13 @@ def choose(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor
         dropped = before >= sampling.top_p
         dropped[:, 0] = False  # the likeliest token stays, however small --top-p is
         logits = logits.masked_fill(dropped.gather(1, order.argsort(-1)), -torch.inf)
-    return _invert(logits.softmax(-1), uniform)
+    return _inverse_cdf(logits.softmax(-1), uniform)
 
 
 _SPAN = 256
 
 
-def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
+def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """The first token of each row whose cumulative probability exceeds the row's number: int64 [rows].
 
     First the span of 256 tokens in which that happens, by the spans' sums, then the token within the span:
@@ -78,11 +78,11 @@ def _invert(probabilities: Tensor, uniform: Tensor) -> Tensor:
     spans = probabilities[:, :whole].unflatten(1, (-1, _SPAN)).sum(-1)
     spans = running_sums(torch.cat([spans, probabilities[:, whole:].sum(-1, keepdim=True)], dim=1))
     aim = uniform[:, None] * spans[:, -1:]
-    span = _first_above(spans, aim)
+    span = _searchsorted_above(spans, aim)
     aim = aim - spans.gather(1, (span - 1).clamp(min=0)).masked_fill(span == 0, 0)
     within = span * _SPAN + torch.arange(_SPAN, device=span.device)
     inside = probabilities.gather(1, within.clamp(max=vocabulary - 1)).masked_fill(within >= vocabulary, 0)
-    return (span * _SPAN + _first_above(running_sums(inside), aim)).squeeze(1)
+    return (span * _SPAN + _searchsorted_above(running_sums(inside), aim)).squeeze(1)
 
 
 def running_sums(values: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def running_sums(values: Tensor) -> Tensor:
     return values.cummax(-1).values
 
 
-def _first_above(cumulative: Tensor, aim: Tensor) -> Tensor:
+def _searchsorted_above(cumulative: Tensor, aim: Tensor) -> Tensor:
     """The first place whose cumulative sum exceeds the row's aim: [rows, 1].
 
     An aim that rounding has put at or above the total means the last place that adds anything.

@@ -14,16 +14,16 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.config.options import OptimizerSettings
-from promptkd.data.batching import MicroBatch, group_by_length, pack
+from promptkd.data.batching import MicroBatch, group_by_length, make_micro_batches
 from promptkd.data.dataset import Example, ExampleSet
-from promptkd.data.sampler import Windows
+from promptkd.data.sampler import StepSampler
 from promptkd.distributed.ranks import Ranks
-from promptkd.engine.engine import FrozenTeacher, Learner
-from promptkd.engine.optim import Optimization
+from promptkd.engine.engine import FrozenModel, TrainEngine
+from promptkd.engine.optim import OptimizerConfig
 from promptkd.errors import UserError
-from promptkd.generation.backends import HuggingFaceEngine, Request, RolloutEngine
+from promptkd.generation.backends import GenerationBackend, GenerationRequest, TransformersBackend
 from promptkd.generation.decode import Rollout
-from promptkd.generation.sampling import Mix, Sampling
+from promptkd.generation.sampling import Sampling, TeacherMixture
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.utils.profiling import phase
@@ -35,7 +35,7 @@ class NoSettings:
 
 
 @dataclass(frozen=True)
-class Limits:
+class LengthLimits:
     """Sizes in tokens: of prompt and response together, of a prompt, of one padded forward pass.
 
     end_ids: the tokens that end a response. rollout_token_budget: of one decoding batch; None: what memory allows.
@@ -68,26 +68,26 @@ class Data:
 
 
 @dataclass
-class Context:
+class MethodContext:
     """What the trainer hands to a method: the two models and what it takes to use them."""
 
-    student: Learner
+    student: TrainEngine
     teacher: PreTrainedModel | None
     tokenizer: Any
     ranks: Ranks
-    limits: Limits
+    limits: LengthLimits
     sampling: Sampling
     seed: int
-    optimization: Optimization  # the student's; a method that trains more builds on it
-    learner: Callable[[LanguageModel, Optimization], Learner]  # makes a further engine, for the teacher
+    optimization: OptimizerConfig  # the student's; a method that trains more builds on it
+    learner: Callable[[LanguageModel, OptimizerConfig], TrainEngine]  # makes a further engine, for the teacher
     data: Data
-    windows: Windows
+    windows: StepSampler
     shared: SharedVocabulary | None = None  # what the models' distributions are compared over; None: everything
     published_mean: bool = False  # mean of micro-batch means instead of the window's mean
 
 
 @dataclass
-class Window:
+class StepBatch:
     """This rank's examples of one optimizer step, in order; micro-batches are `batch_size` of them."""
 
     step: int  # from 1
@@ -112,10 +112,10 @@ class Method(ABC):
     OptimizerSettings: ClassVar[type] = OptimizerSettings
     has_teacher: ClassVar[bool] = True
     teacher_has_engine: ClassVar[bool] = False  # one that ZeRO-3 can share out
-    teacher: Learner | FrozenTeacher  # of a method that asks one
-    rollout_engine: RolloutEngine = HuggingFaceEngine()
+    teacher: TrainEngine | FrozenModel  # of a method that asks one
+    rollout_engine: GenerationBackend = TransformersBackend()
 
-    def __init__(self, context: Context, settings: Any) -> None:
+    def __init__(self, context: MethodContext, settings: Any) -> None:
         self.context, self.settings = context, settings
         self.student = context.student
 
@@ -138,19 +138,19 @@ class Method(ABC):
         return Data(train, dev, {"data": data.data_dir})
 
     @classmethod
-    def make_windows(cls, settings: SimpleNamespace, data: Data, ranks: Ranks) -> Windows:
+    def make_sampler(cls, settings: SimpleNamespace, data: Data, ranks: Ranks) -> StepSampler:
         """Which of the training examples make up each optimizer step."""
         how = settings.optimizer
-        return Windows(
-            len(data.train), how.batch_size, how.gradient_accumulation_steps, ranks.size, ranks.rank,
+        return StepSampler(
+            len(data.train), how.batch_size, how.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
             seed=settings.run.seed_order, published=how.loss_normalization == "micro-batch",
         )  # fmt: skip
 
     @abstractmethod
-    def step(self, window: Window) -> dict[str, float]:
+    def step(self, window: StepBatch) -> dict[str, float]:
         """Take one optimizer step; return what the log should hold: means over the window's response tokens."""
 
-    def learners(self) -> dict[str, Learner]:
+    def learners(self) -> dict[str, TrainEngine]:
         """Everything that learns, by name."""
         return {"student": self.student}
 
@@ -169,12 +169,12 @@ class Method(ABC):
         self,
         examples: Sequence[Example],
         keys: Sequence[tuple[int, ...]],
-        mix: Mix | None = None,
+        mix: TeacherMixture | None = None,
         keep_states: bool = False,
     ) -> Rollout:
         """The student, in eval mode, answers every prompt. keys: what each row's sampling noise belongs to."""
         limits = self.context.limits
-        request = Request(
+        request = GenerationRequest(
             [example.prompt for example in examples],
             keys,
             self.context.seed,
@@ -188,22 +188,22 @@ class Method(ABC):
         )
         return self.rollout_engine.answer(self.student, request)
 
-    def micro_batches(self, window: Window, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
+    def micro_batches(self, window: StepBatch, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
         """Pack prompts with `responses`; as many micro-batches on each rank. Also the window's response tokens."""
         context = self.context
         lengths = [len(response) for response in responses]
-        tokens = int(context.ranks.total(torch.tensor(sum(lengths), device=context.ranks.device)))
+        tokens = int(context.ranks.all_reduce_sum(torch.tensor(sum(lengths), device=context.ranks.device)))
         weights = self._shares(lengths, tokens, window.batch_size)
         prompts = [example.prompt for example in window.examples]
         sizes = [len(prompt) + length for prompt, length in zip(prompts, lengths)]
         budget = context.limits.token_budget
-        count = context.ranks.largest(len(group_by_length(sizes, budget)))
-        return pack(prompts, responses, weights, budget, context.ranks.device, count), tokens
+        count = context.ranks.all_reduce_max(len(group_by_length(sizes, budget)))
+        return make_micro_batches(prompts, responses, weights, budget, context.ranks.device, count), tokens
 
     def _shares(self, lengths: list[int], tokens: int, batch_size: int) -> list[float]:
         """Each example's weight for one of its tokens. They make packing free: it cannot change the loss."""
         if not self.context.published_mean:
             return [1 / max(tokens, 1)] * len(lengths)
-        means = len(lengths) // batch_size * self.context.ranks.size
+        means = len(lengths) // batch_size * self.context.ranks.dp_size
         sums = [sum(lengths[i : i + batch_size]) for i in range(0, len(lengths), batch_size)]
         return [1 / (max(sums[i // batch_size], 1) * means) for i in range(len(lengths))]

@@ -11,8 +11,8 @@ from promptkd.config.values import at_least, is_text, option
 from promptkd.data.batching import MicroBatch
 from promptkd.errors import UserError
 from promptkd.generation.backends import RolloutSettings, rollout_engine
-from promptkd.losses import Fixed, distill, divergence
-from promptkd.methods.base import Context, Method, Window
+from promptkd.losses import FrozenLogits, divergence, fused_loss
+from promptkd.methods.base import Method, MethodContext, StepBatch
 from promptkd.models.loading import check_positions
 from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
 from promptkd.models.wrapper import LanguageModel, without_dropout
@@ -53,7 +53,7 @@ class PromptKD(Method):
     Settings = PromptKDSettings
     teacher_has_engine = True
 
-    def __init__(self, context: Context, settings: PromptKDSettings) -> None:
+    def __init__(self, context: MethodContext, settings: PromptKDSettings) -> None:
         super().__init__(context, settings)
         teacher = context.teacher.requires_grad_(False)
         check_positions(teacher.config, context.limits.max_length + settings.prompt_len, "--teacher-model-path")
@@ -74,9 +74,9 @@ class PromptKD(Method):
 
     def prompt(self) -> torch.Tensor:
         """P as it is now: float32 [prompt_len, width]."""
-        return self.teacher.full(self.teacher.module.prompt.embeddings)
+        return self.teacher.full_param(self.teacher.module.prompt.embeddings)
 
-    def step(self, window: Window) -> dict[str, float]:
+    def step(self, window: StepBatch) -> dict[str, float]:
         with window.clock("rollout"):
             keys = [(window.step, example.index) for example in window.examples]
             rollout = self.rollout(window.examples, keys, keep_states=True)
@@ -107,33 +107,35 @@ class PromptKD(Method):
 
         def loss_of(batch: MicroBatch):
             if student_states is None:
-                student_hidden = self.student.states(batch)
+                student_hidden = self.student.hidden_states(batch)
             else:
                 student_hidden = torch.cat([student_states[i] for i in batch.members])
-            teacher_hidden = self.teacher.states(batch, prompted=False)
+            teacher_hidden = self.teacher.hidden_states(batch, prompted=False)
 
             def loss(hidden, head):
-                with self.student.head() as student_head:
-                    against_student = divergence(how.teacher_kld_type, Fixed(student_hidden, student_head))
-                    against_teacher = divergence(how.base_kld_type, Fixed(teacher_hidden, head), base_coef)
-                    return distill(hidden, head, [against_student, against_teacher], batch.weights)
+                with self.student.lm_head() as student_head:
+                    against_student = divergence(how.teacher_kld_type, FrozenLogits(student_hidden, student_head))
+                    against_teacher = divergence(how.base_kld_type, FrozenLogits(teacher_hidden, head), base_coef)
+                    return fused_loss(hidden, head, [against_student, against_teacher], batch.weights)
 
             return loss
 
-        return self.teacher.learn(batches, loss_of).tolist()
+        return self.teacher.update(batches, loss_of).tolist()
 
     def distill_student(self, batches: list[MicroBatch]) -> float:
         """Phase 3: KL(student || prompted teacher) with the updated P, a step on the student (dropout on)."""
         self.student.train()
 
         def loss_of(batch: MicroBatch):
-            teacher_hidden = self.teacher.states(batch)
+            teacher_hidden = self.teacher.hidden_states(batch)
 
             def loss(hidden, head):
-                with self.teacher.head() as teacher_head:
-                    against_teacher = divergence(self.settings.student_kld_type, Fixed(teacher_hidden, teacher_head))
-                    return distill(hidden, head, [against_teacher], batch.weights)
+                with self.teacher.lm_head() as teacher_head:
+                    against_teacher = divergence(
+                        self.settings.student_kld_type, FrozenLogits(teacher_hidden, teacher_head)
+                    )
+                    return fused_loss(hidden, head, [against_teacher], batch.weights)
 
             return loss
 
-        return float(self.student.learn(batches, loss_of)[0])
+        return float(self.student.update(batches, loss_of)[0])

@@ -19,7 +19,7 @@ from promptkd.utils.memory import give_back_freed_memory
 from promptkd.weights.layout import FAMILIES, HEAD
 
 
-def load_lazily(
+def load_deferred(
     path: str, config, dtype: torch.dtype, option: str, check: Callable[[str, Tensor], None]
 ) -> PreTrainedModel:
     """The causal LM in folder `path`, in `dtype` on the CPU, its layers' weights on `meta`.
@@ -43,7 +43,7 @@ def load_lazily(
     return model
 
 
-def share_out(model: nn.Module, settings: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+def partition_params(model: nn.Module, settings: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
     """Share the parameters of a `LanguageModel` out over all ranks, one after another. All ranks call it.
 
     settings: DeepSpeed's, with ZeRO-3. What a device holds at most is its share and the largest tensor.

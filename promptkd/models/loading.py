@@ -16,12 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.activations import NewGELUActivation
 from transformers.utils import logging as transformers_logging
 
-from promptkd.data.templates import marks, turn_end
+from promptkd.data.templates import end_of_turn_id, special_token_ids
 from promptkd.errors import UserError, is_out_of_memory
 from promptkd.models.adapters import base_of, is_adapter, merge
 from promptkd.models.checks import check_family, check_number, check_numbers, check_unexpected
-from promptkd.models.deferred import load_lazily
-from promptkd.models.tensor_parallel import TensorGroup, load_shard
+from promptkd.models.deferred import load_deferred
+from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from promptkd.models.validation import check_files, check_model_folder, hub_advice, looks_local
 from promptkd.models.vocabulary import SharedVocabulary, shared_vocabulary
 from promptkd.weights.layout import FAMILIES
@@ -63,8 +63,8 @@ def end_ids(tokenizer, *models: PreTrainedModel) -> tuple[int, ...]:
     """
     named = [model.generation_config.eos_token_id for model in models]
     flat = [token for each in named for token in (each if isinstance(each, list) else [each])]
-    known = marks(tokenizer)
-    ends = [tokenizer.eos_token_id, turn_end(tokenizer), *(token for token in flat if token in known)]
+    known = special_token_ids(tokenizer)
+    ends = [tokenizer.eos_token_id, end_of_turn_id(tokenizer), *(token for token in flat if token in known)]
     return tuple(dict.fromkeys(ends))
 
 
@@ -73,7 +73,7 @@ def load_causal_lm(
     dtype: torch.dtype,
     option: str,
     model_type: str | None = None,
-    group: TensorGroup | None = None,
+    group: TensorParallelGroup | None = None,
     packed: Mapping[str, Any] = MappingProxyType({}),
     lazily: bool = False,
 ) -> PreTrainedModel:
@@ -97,7 +97,7 @@ def load_causal_lm(
         check_numbers(model, path, option)
         return fuse_activations(model).eval()
     if lazily and base == path and config.model_type in FAMILIES and os.path.isdir(path):
-        model = load_lazily(path, config, dtype, option, lambda name, value: check_number(name, value, path, option))
+        model = load_deferred(path, config, dtype, option, lambda name, value: check_number(name, value, path, option))
     else:
         model = _load_whole(base, dtype, option, packed)
         model = model if base == path else merge(model, path, option)

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from promptkd.distributed.ranks import Ranks
-from promptkd.distributed.rendezvous import neighbours
+from promptkd.distributed.rendezvous import tensor_parallel_groups
 from promptkd.errors import UserError
 from promptkd.models.checks import check_unexpected
 from promptkd.weights import checks
@@ -38,7 +38,7 @@ BLOCKS = {"gpt2": ("attn", "mlp"), "opt": ("self_attn", "fc1")}
 BLOCKS |= dict.fromkeys(("llama", "mistral", "qwen2"), ("self_attn", "mlp"))
 
 
-class TensorGroup:
+class TensorParallelGroup:
     """The `size` neighbouring ranks that hold a model together; this is number `rank` of them.
 
     DeepSpeed takes it as its model parallel unit and asks it what is below.
@@ -48,11 +48,11 @@ class TensorGroup:
         world = ranks.world
         self.size, self.rank, self.data_rank, self.data_size = (
             size,
-            world.rank % size,
-            world.rank // size,
-            world.size // size,
+            world.dp_rank % size,
+            world.dp_rank // size,
+            world.dp_size // size,
         )
-        self.group, self.data_group = neighbours(world.size, size)
+        self.group, self.data_group = tensor_parallel_groups(world.dp_size, size)
 
     def get_model_parallel_rank(self) -> int:
         return self.rank
@@ -73,9 +73,9 @@ class TensorGroup:
         return self.data_group
 
 
-def tensor_group(ranks: Ranks, size: int) -> TensorGroup | None:
+def tensor_parallel_group(ranks: Ranks, size: int) -> TensorParallelGroup | None:
     """The ranks that hold a model together with this one, None if there are no others. All ranks call it."""
-    return TensorGroup(ranks, size) if size > 1 else None
+    return TensorParallelGroup(ranks, size) if size > 1 else None
 
 
 class _SumForward(torch.autograd.Function):
@@ -110,7 +110,7 @@ class _SumBackward(torch.autograd.Function):
 class ShardedLayer(nn.Module):
     """A Linear or Conv1D of which this rank holds some outputs or, `by_inputs`, some inputs; then its bias is whole."""
 
-    def __init__(self, layer: nn.Linear | Conv1D, by_inputs: bool, group: TensorGroup) -> None:
+    def __init__(self, layer: nn.Linear | Conv1D, by_inputs: bool, group: TensorParallelGroup) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
         self.inputs_first = isinstance(layer, Conv1D)
@@ -124,7 +124,7 @@ class ShardedLayer(nn.Module):
         return outputs if self.bias is None else outputs + self.bias
 
 
-def load_shard(path: str, config, dtype: torch.dtype, group: TensorGroup, option: str) -> PreTrainedModel:
+def load_shard(path: str, config, dtype: torch.dtype, group: TensorParallelGroup, option: str) -> PreTrainedModel:
     """This rank's part of the causal LM in folder `path`, in `dtype`, on the CPU; its `config` is the whole model's.
 
     Reads the whole model's files or, where there are none, shards (mp<N>/) of this or any other size. option: the
@@ -185,7 +185,7 @@ def open_source(root: Path, size: int, family: Family) -> SourceModel:
     return SourceModel(root, size if shard_folder(root, size).is_dir() else sizes[0], family)
 
 
-def shard(model: PreTrainedModel, group: TensorGroup) -> None:
+def shard(model: PreTrainedModel, group: TensorParallelGroup) -> None:
     """Put sharded layers in the place of the whole ones of a model without weights. `model.tensor_group` is `group`."""
     kind = model.config.model_type
     for name, module in list(model.named_modules()):
@@ -198,10 +198,10 @@ def shard(model: PreTrainedModel, group: TensorGroup) -> None:
         for count in ("num_heads", "split_size"):  # what gpt2 and opt reshape by; the others look at the tensors
             if isinstance(getattr(module, count, None), int):
                 setattr(module, count, getattr(module, count) // group.size)
-    model.tensor_group = group
+    model.tensor_parallel_group = group
 
 
-def _sum_gradients(group: TensorGroup):
+def _sum_gradients(group: TensorParallelGroup):
     def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         if args:
             return (_SumBackward.apply(args[0], group.group), *args[1:]), kwargs
@@ -212,7 +212,7 @@ def _sum_gradients(group: TensorGroup):
 
 def fill(model: PreTrainedModel, source: SourceModel, names: Container[str], dtype: torch.dtype) -> None:
     """Read the weights of a model that `shard` was called for; `names` has the head's unless it is tied."""
-    kind, group = model.config.model_type, model.tensor_group
+    kind, group = model.config.model_type, model.tensor_parallel_group
     for name, parameter in list(model.named_parameters()):
         if name == HEAD and HEAD not in names:
             continue
@@ -225,7 +225,7 @@ def fill(model: PreTrainedModel, source: SourceModel, names: Container[str], dty
     model.tie_weights()
 
 
-def is_part(parameter: nn.Parameter) -> bool:
+def is_tp_sharded(parameter: nn.Parameter) -> bool:
     """Whether the group's other ranks hold other parts of the parameter."""
     return getattr(parameter, "model_parallel", False)
 
@@ -237,9 +237,9 @@ def _cut(kind: str, name: str) -> Cut | None:
 
 
 @torch.no_grad()
-def whole_state(model: PreTrainedModel) -> dict[str, Tensor]:
+def gather_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
     """The whole model's weights on the CPU of the first rank, nothing on the others. All ranks call it."""
-    group, state = model.tensor_group, {}
+    group, state = model.tensor_parallel_group, {}
     if group.data_rank:  # the first group has all
         return state
     for name, value in model.state_dict().items():

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from promptkd.data.batching import MicroBatch
 from promptkd.models.soft_prompt import SoftPrompt
-from promptkd.models.tensor_parallel import TensorGroup
+from promptkd.models.tensor_parallel import TensorParallelGroup
 from promptkd.models.vocabulary import SharedVocabulary
 
 
-class Head(NamedTuple):
+class LMHead(NamedTuple):
     """What turns hidden states into logits: weight [vocabulary, width], bias [vocabulary] or None.
 
     shared: the ids that a divergence compares; None for all of them.
@@ -46,18 +46,18 @@ class LanguageModel(nn.Module):
         self.shared = shared
 
     @property
-    def group(self) -> TensorGroup | None:
+    def group(self) -> TensorParallelGroup | None:
         """The ranks that hold the model together, None for whole models."""
         return getattr(self.model, "tensor_group", None)
 
-    def head(self) -> Head:
+    def lm_head(self) -> LMHead:
         linear = self.model.get_output_embeddings()
-        return Head(linear.weight, linear.bias, self.shared)
+        return LMHead(linear.weight, linear.bias, self.shared)
 
-    def head_parameters(self) -> list[nn.Parameter]:
+    def lm_head_parameters(self) -> list[nn.Parameter]:
         return list(self.model.get_output_embeddings().parameters())
 
-    def states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
+    def hidden_states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
         """Hidden states that predict the response tokens of `batch`: [response tokens, width].
 
         Rows are padded on the right and attention is causal, so no real token sees padding and no mask is
@@ -73,8 +73,8 @@ class LanguageModel(nn.Module):
         hidden = self.model.base_model(**inputs, position_ids=positions, use_cache=False).last_hidden_state
         return hidden[:, skip:].flatten(0, 1)[batch.where]
 
-    def forward(self, batch: MicroBatch, loss: Callable[[Tensor, Head], Any], prompted: bool = True) -> Any:
-        return loss(self.states(batch, prompted), self.head())
+    def forward(self, batch: MicroBatch, loss: Callable[[Tensor, LMHead], Any], prompted: bool = True) -> Any:
+        return loss(self.hidden_states(batch, prompted), self.lm_head())
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -66,10 +66,10 @@ def _section(section: Section) -> str:
         for shown, svg in section.pictures.items()
     ]
     curves = [f'<div class="curves">\n{"".join(figures)}</div>'] if figures else []
-    return "\n".join(["<section>", *heading, *curves, *map(_part, section.parts), "</section>"])
+    return "\n".join(["<section>", *heading, *curves, *map(_shutdown, section.parts), "</section>"])
 
 
-def _part(part: str | Table | Answer) -> str:
+def _shutdown(part: str | Table | Answer) -> str:
     if isinstance(part, Table):
         return part.html()
     if isinstance(part, Answer):

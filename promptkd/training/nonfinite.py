@@ -6,22 +6,22 @@ import math
 from pathlib import Path
 
 from promptkd.distributed.ranks import Ranks
-from promptkd.engine.engine import Learner
+from promptkd.engine.engine import TrainEngine
 from promptkd.errors import RunError
-from promptkd.methods.base import Window
+from promptkd.methods.base import StepBatch
 from promptkd.utils.run_files import write_json
 
 PARTS = {"teacher": "prompt"}  # what learns in a learner, where that is not its name
 
 
-class FiniteGuard:
+class NonFiniteGuard:
     """Looks at what the log holds anyway, so it costs no wait for the device.
 
     Losses and norms are sums over ranks: all ranks see the same. A gradient that overflows fp16 is no fault while the
     loss scale can adapt: it is counted in the metrics. At the smallest scale it ends the run.
     """
 
-    def __init__(self, method: str, learners: dict[str, Learner], allowed: int, skipped: int) -> None:
+    def __init__(self, method: str, learners: dict[str, TrainEngine], allowed: int, skipped: int) -> None:
         self.method, self.learners, self.allowed, self.skipped = method, learners, allowed, skipped
         for learner in learners.values() if allowed else ():
             learner.drop_nonfinite()  # at some cost; without allowance the run ends and keeps no weights
@@ -56,16 +56,16 @@ class FiniteGuard:
             row |= {f"{prefix}{key}": value for key, value in values.items()}
         return row
 
-    def report(self, step: int, wrong: dict[str, float], window: Window, ranks: Ranks, folder: Path) -> None:
+    def report(self, step: int, wrong: dict[str, float], window: StepBatch, ranks: Ranks, folder: Path) -> None:
         """Save the step for study; raise RunError unless --skip-nonfinite allows one more."""
         mine = [
             {"index": int(e.index), "prompt": e.prompt.tolist(), "response": e.response.tolist()}
             for e in window.examples
         ]
-        examples = ranks.gather(mine)
+        examples = ranks.all_gather_objects(mine)
         path = folder / f"nonfinite-step-{step}.json"
         values = {key: str(value) for key, value in wrong.items()}
-        if ranks.first:
+        if ranks.is_main:
             content = {"step": step, "method": self.method, "values": values, "examples": examples}
             write_json(path, content)
         self.skipped += 1

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from promptkd.data.prompt_format import RECORD, PromptFormat
-from promptkd.engine.engine import Learner
+from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError
 from promptkd.utils.run_files import fingerprint, remove, write_folder, write_json
 
@@ -71,14 +71,14 @@ def clear_folder(folder: Path) -> None:
     (folder / "metrics.jsonl").unlink()  # the last: until then the folder counts as taken
 
 
-def save_model(learner: Learner, tokenizer, folder: Path, prompts: PromptFormat) -> None:
+def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFormat) -> None:
     """Write the model as a Hugging Face folder with its tokenizer and a record of how training's prompts were made.
 
     All ranks call it; the first one writes.
     """
     model = learner.module.model
     state = learner.model_state()
-    if learner.ranks.first:
+    if learner.ranks.is_main:
 
         def fill(beside: Path) -> None:
             model.save_pretrained(beside, state_dict=state)

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from promptkd.checkpointing.fingerprint import Identity
-from promptkd.checkpointing.manager import Checkpoints, choose_start, recorded_time
+from promptkd.checkpointing.fingerprint import RunFingerprint
+from promptkd.checkpointing.manager import Checkpoints, recorded_time, select_checkpoint
 from promptkd.config.deepspeed import (
     DTYPES,
     check_with_deepspeed,
@@ -26,13 +26,13 @@ from promptkd.config.parser import declared_options, flat
 from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.dataset import vocabulary_size
 from promptkd.data.prompt_format import mismatch
-from promptkd.data.sampler import Windows
+from promptkd.data.sampler import StepSampler
 from promptkd.distributed.ranks import Ranks, setup
-from promptkd.engine.engine import Learner
-from promptkd.engine.optim import Optimization
+from promptkd.engine.engine import TrainEngine
+from promptkd.engine.optim import OptimizerConfig
 from promptkd.errors import UserError
 from promptkd.generation.sampling import Sampling
-from promptkd.methods.base import Context, Data, Limits, Method
+from promptkd.methods.base import Data, LengthLimits, Method, MethodContext
 from promptkd.methods.registry import method_class
 from promptkd.models.adapters import base_of, is_adapter
 from promptkd.models.loading import (
@@ -46,7 +46,7 @@ from promptkd.models.loading import (
     load_tokenizer,
 )
 from promptkd.models.quantization import check_quantization, loading_options
-from promptkd.models.tensor_parallel import TensorGroup, tensor_group
+from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.training.run_folder import check_vacant, clear_folder, describe_run, lock_folder
@@ -69,11 +69,11 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     path = settings.models.model_path
     tokenizer = load_own_tokenizer(path, load_config(path, "--model-path"), "--model-path")
     recorded = recorded_time(Path(settings.run.save)) if settings.run.resume != "never" else None
-    bind_settings(tokenizer, settings.data, ranks.world.gather([recorded or now()])[0])
+    bind_settings(tokenizer, settings.data, ranks.world.all_gather_objects([recorded or now()])[0])
     data = kind.open_data(settings, tokenizer)
     if settings.run.eval_gen and data.dev is not None and data.dev.references is None:
         raise UserError("the dev set has no reference texts (valid.jsonl): add it or pass --no-eval-gen")
-    windows = kind.make_windows(settings, data, ranks)
+    windows = kind.make_sampler(settings, data, ranks)
     check_exposure_bias(settings, data)
     student, teacher, shared = load_models(settings, teacher_config, tokenizer, groups, ranks)
     check_data(settings, shared, data, tokenizer)
@@ -94,7 +94,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
     except BaseException:
         checkpoints.unlock()
         raise
-    if ranks.first:
+    if ranks.is_main:
         for line in notes_on_data(settings, data):
             print(f"train.py: {line}", file=sys.stderr, flush=True)
     context, published = method.context, method.context.published_mean
@@ -134,7 +134,7 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
     run, start, described = settings.run, None, {}
     folder = Path(run.save)
     checkpoints = Checkpoints(folder, ranks, run.keep_checkpoints, run.checkpoint_every, run.checkpoint_minutes)
-    if ranks.first:
+    if ranks.is_main:
         if run.resume == "must" and not checkpoints.folder.is_dir():
             raise UserError(f"--resume: {checkpoints.folder} is not there: --resume auto starts anew then")
         groups = {k: v for k, v in vars(settings).items() if dataclasses.is_dataclass(v)}
@@ -146,24 +146,24 @@ def open_folder(settings: SimpleNamespace, config: dict, folders: dict[str, str]
         bases = {f"{name}_base": base_of(path, name) for name, path in inputs.items() if path and is_adapter(path)}
         inputs |= {name: path for name, path in bases.items() if os.path.isdir(path)}
         described = describe_run({"method": settings.method, **flat(groups)}, inputs)
-        checkpoints.identity = Identity.of(described["settings"], config, described["inputs"], ranks.size)
+        checkpoints.identity = RunFingerprint.of(described["settings"], config, described["inputs"], ranks.dp_size)
         checkpoints.declared = declared_options(map(type, groups.values()))
         checkpoints.lock = lock_folder(folder)
         try:
-            start = choose_start(checkpoints, run)
+            start = select_checkpoint(checkpoints, run)
             if start is None:
                 check_vacant(folder, run.overwrite, interrupted=run.resume == "auto")
         except UserError:
             checkpoints.unlock()
             raise
-    checkpoints.start = ranks.world.gather([start])[0]
+    checkpoints.start = ranks.world.all_gather_objects([start])[0]
     return checkpoints, described
 
 
 def begin_files(checkpoints: Checkpoints, described: dict) -> None:
     """On the first rank, when all is known to work: cut the metrics to the checkpoint, or make room for a new run."""
     folder = checkpoints.run
-    if not checkpoints.ranks.first:
+    if not checkpoints.ranks.is_main:
         return
     write_json(folder / "config.json", described)  # first: where it cannot be written, an earlier run stays whole
     if checkpoints.resumed is None:
@@ -194,7 +194,7 @@ def teacher_stage(kind: type[Method], config: dict) -> int:
     return zero_stage(config) if kind.teacher_has_engine else 0
 
 
-def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[TensorGroup | None, ...]:
+def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[TensorParallelGroup | None, ...]:
     """The ranks that hold the student together with this one, and those that hold the teacher; None: no others."""
     sizes = settings.parallel.size, settings.parallel.teacher_size
     if max(sizes) > 1 and stage > 2:
@@ -203,12 +203,16 @@ def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[
         raise UserError("--model-parallel does not go with --rollout-engine vllm: use --rollout-engine hf")
     if settings.parallel.teacher_model_parallel_size and not method_class(settings.method).has_teacher:
         raise UserError(f"--method {settings.method} has no teacher: leave --teacher-model-parallel-size out")
-    made = {size: tensor_group(ranks, size) for size in sorted(set(sizes))}
+    made = {size: tensor_parallel_group(ranks, size) for size in sorted(set(sizes))}
     return tuple(made[size] for size in sizes)
 
 
 def load_models(
-    settings: SimpleNamespace, teacher_config: dict, tokenizer, groups: tuple[TensorGroup | None, ...], ranks: Ranks
+    settings: SimpleNamespace,
+    teacher_config: dict,
+    tokenizer,
+    groups: tuple[TensorParallelGroup | None, ...],
+    ranks: Ranks,
 ):
     """Student, teacher if the method needs one, and the ids they share (None: all). teacher_config: DeepSpeed's."""
     models, data = settings.models, settings.data
@@ -250,32 +254,32 @@ def check_data(settings: SimpleNamespace, shared: SharedVocabulary | None, data:
             shared.check_inputs([(f"example {number + 1} of the {name} data", [*prompt, *response[:-1]])])
 
 
-def say_shared(context: Context, described: dict) -> None:
+def say_shared(context: MethodContext, described: dict) -> None:
     """On the first rank, put what the two vocabularies share on the screen and into config.json's content."""
-    if context.ranks.first and context.shared is not None:
+    if context.ranks.is_main and context.shared is not None:
         print(f"train.py: note: {context.shared.notice(context.limits.end_ids)}", file=sys.stderr, flush=True)
         student, teacher = context.shared.sizes
         described["vocabulary"] = {"student": student, "teacher": teacher, "shared": len(context.shared)}
 
 
-def build_method(settings, configs, models, tokenizer, data: Data, windows: Windows, ranks) -> Method:
+def build_method(settings, configs, models, tokenizer, data: Data, windows: StepSampler, ranks) -> Method:
     """Start the student's engine and make the method, which starts the teacher's if it trains something there.
 
     configs: of the student's engine and the teacher's. models: what `load_models` returns.
     """
     student, teacher, shared = models
     how, decoding, sizes = settings.optimizer, settings.decoding, settings.data
-    optimization = Optimization(
+    optimization = OptimizerConfig(
         how.lr, total_steps(how, windows), how.lr_decay_style, how.lr_min,
         how.warmup_iters, how.weight_decay, how.clip_grad, how.betas,
     )  # fmt: skip
     token_budget = how.token_budget or TOKEN_BUDGET[ranks.device.type]
-    context = Context(
-        student=Learner(LanguageModel(student, shared=shared), optimization, configs[0], ranks),
+    context = MethodContext(
+        student=TrainEngine(LanguageModel(student, shared=shared), optimization, configs[0], ranks),
         teacher=teacher,
         tokenizer=tokenizer,
         ranks=ranks,
-        limits=Limits(
+        limits=LengthLimits(
             sizes.max_length,
             sizes.max_prompt_length,
             token_budget,
@@ -285,7 +289,7 @@ def build_method(settings, configs, models, tokenizer, data: Data, windows: Wind
         sampling=Sampling(decoding.do_sample, decoding.temperature, decoding.top_k, decoding.top_p),
         seed=settings.run.seed,
         optimization=optimization,
-        learner=lambda model, optimization: Learner(model, optimization, configs[1], ranks),
+        learner=lambda model, optimization: TrainEngine(model, optimization, configs[1], ranks),
         data=data,
         windows=windows,
         shared=shared,

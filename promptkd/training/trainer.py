@@ -12,14 +12,14 @@ import torch
 
 from promptkd.checkpointing.manager import Checkpoints
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.sampler import Windows
+from promptkd.data.sampler import StepSampler
 from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
-from promptkd.methods.base import Method, Window
+from promptkd.methods.base import Method, StepBatch
 from promptkd.models.soft_prompt import save_prompt
 from promptkd.training.curves import draw_curves
 from promptkd.training.metrics import MetricsFile, StepTimes, logged_memory_gb, peak_memory_gb
-from promptkd.training.nonfinite import FiniteGuard
+from promptkd.training.nonfinite import NonFiniteGuard
 from promptkd.training.run_folder import save_model
 from promptkd.training.signals import StopSignals, name_of, status_of
 from promptkd.training.validation import DevSet
@@ -39,7 +39,7 @@ class Trainer:
         settings,
         method: Method,
         examples: ExampleSet,
-        windows: Windows,
+        windows: StepSampler,
         dev: DevSet,
         ranks: Ranks,
         checkpoints: Checkpoints,
@@ -52,10 +52,10 @@ class Trainer:
         self.done, skipped = 0, 0
         if (state := checkpoints.resumed) is not None:
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
-        self.guard = FiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.first)
+        self.guard = NonFiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.is_main)
         self.times = StepTimes()
-        self.progress = Progress(settings.method, self.total, ranks.first, self.done)
+        self.progress = Progress(settings.method, self.total, ranks.is_main, self.done)
         self.signals = StopSignals()
 
     def fit(self) -> None:
@@ -85,16 +85,16 @@ class Trainer:
 
     def record_memory(self) -> None:
         """Write memory.json: each rank's peak, unrounded (see `logged_memory_gb`), since the process began."""
-        peaks = self.ranks.world.gather([peak_memory_gb(self.ranks.device)])
-        if self.ranks.first:
+        peaks = self.ranks.world.all_gather_objects([peak_memory_gb(self.ranks.device)])
+        if self.ranks.is_main:
             write_json(self.folder / "memory.json", {"peak_memory_gb": peaks})
 
     def take(self, step: int) -> None:
         """One optimizer step and its row in the log."""
         began = time.perf_counter()
         window = self.window(step)
-        seed_step(self.settings.run.seed, step, self.ranks.rank)
-        profiled = self.settings.run.profile and step == self.done + 2 and self.ranks.first
+        seed_step(self.settings.run.seed, step, self.ranks.dp_rank)
+        profiled = self.settings.run.profile and step == self.done + 2 and self.ranks.is_main
         with profile_step(self.folder, profiled):
             row = self.method.step(window)
         wrong = self.guard.find(row)
@@ -108,7 +108,7 @@ class Trainer:
     def keep(self, step: int) -> None:
         """Write a checkpoint if one is due or a signal came on any rank; after a signal, leave."""
         late = 1 if self.checkpoints.is_late() else 0
-        asked = self.ranks.largest(late + 2 * self.signals.place)
+        asked = self.ranks.all_reduce_max(late + 2 * self.signals.place)
         stop = asked // 2
         keeps = self.checkpoints.keep > 0
         if keeps and (asked or self.checkpoints.is_due(step) or self.is_evaluation_due(step)):
@@ -119,13 +119,13 @@ class Trainer:
             self.progress.line(f"{name_of(stop)}: stopped after step {step} {how}")
             raise SystemExit(status_of(stop))
 
-    def window(self, step: int) -> Window:
+    def window(self, step: int) -> StepBatch:
         """This rank's examples of an optimizer step."""
-        rows = self.windows.of_step(step)
+        rows = self.windows.indices(step)
         batch_size = self.settings.optimizer.batch_size
-        return Window(step, self.total, [self.examples[row] for row in rows], batch_size)
+        return StepBatch(step, self.total, [self.examples[row] for row in rows], batch_size)
 
-    def log(self, step: int, row: dict[str, float], window: Window, seconds: float) -> None:
+    def log(self, step: int, row: dict[str, float], window: StepBatch, seconds: float) -> None:
         losses = {key: value for key, value in row.items() if key.endswith("loss")}
         self.progress.step(step, losses)
         self.times.add({**window.seconds, "step_seconds": seconds})
@@ -191,7 +191,7 @@ class Trainer:
         method = self.method
         save_model(method.student, method.context.tokenizer, self.folder / name, self.examples.format)
         prompt = method.prompt()
-        if prompt is not None and self.ranks.first:
+        if prompt is not None and self.ranks.is_main:
             config, path = method.context.teacher.config, self.settings.models.teacher_model_path
             where = self.folder / ("prompt" if name == "last" else f"{name}_prompt")
             write_folder(where, lambda beside: save_prompt(prompt, beside, path, config))
@@ -199,7 +199,7 @@ class Trainer:
 
     def draw(self) -> None:
         """Draw curves.png; the run goes on where that is not possible."""
-        if not self.ranks.first:
+        if not self.ranks.is_main:
             return
         picture = self.folder / "curves.png"
         try:
@@ -208,7 +208,7 @@ class Trainer:
             self.progress.line(f"{picture} cannot be drawn ({error}): the run goes on without it")
 
 
-def total_steps(optimizer, windows: Windows) -> int:
+def total_steps(optimizer, windows: StepSampler) -> int:
     """Optimizer steps of the whole run: --total-iters, or --epochs times the steps of one."""
     return optimizer.total_iters or optimizer.epochs * windows.steps_per_epoch
 

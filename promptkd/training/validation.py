@@ -7,17 +7,17 @@ from typing import Any
 import torch
 
 from promptkd.config.options import RougeTokenizer
-from promptkd.data.batching import pack
+from promptkd.data.batching import make_micro_batches
 from promptkd.data.dataset import ExampleSet
 from promptkd.distributed.ranks import Ranks
-from promptkd.engine.engine import FrozenTeacher, Learner
+from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
 from promptkd.evaluation.rouge import rouge_l
 from promptkd.generation.answers import answer
 from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
-from promptkd.losses import Hard, distill
-from promptkd.methods.base import Limits
+from promptkd.losses import CrossEntropy, fused_loss
+from promptkd.methods.base import LengthLimits
 
 
 class DevSet:
@@ -28,7 +28,7 @@ class DevSet:
         examples: ExampleSet | None,
         tokenizer,
         sampling: Sampling,
-        limits: Limits,
+        limits: LengthLimits,
         batch_size: int,
         seed: int,
         ranks: Ranks,
@@ -42,36 +42,40 @@ class DevSet:
     def __len__(self) -> int:
         return 0 if self.examples is None else len(self.examples)
 
-    def loss(self, student: Learner) -> float:
+    def loss(self, student: TrainEngine) -> float:
         """Mean cross-entropy over response tokens, or the published mean of the batches' means.
 
         The published code deals rows to ranks in turn, batches them, and averages over batches and ranks.
         """
         student.train(False)
-        rows = list(range(len(self)))[self.ranks.rank :: self.ranks.size]
+        rows = list(range(len(self)))[self.ranks.dp_rank :: self.ranks.dp_size]
         batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
         sums = torch.zeros(2, dtype=torch.float64)
-        with student.whole() as model, torch.no_grad():
+        with student.gathered_model() as model, torch.no_grad():
             for batch in batches:
                 total, tokens = self._batch_loss(student, batch)
                 sums += torch.tensor([total / max(tokens, 1), 1.0] if self.published_mean else [total, tokens])
-        total, count = self.ranks.total(sums.to(self.ranks.device)).tolist()
+        total, count = self.ranks.all_reduce_sum(sums.to(self.ranks.device)).tolist()
         del model
         return total / max(count, 1)
 
-    def _batch_loss(self, student: Learner, rows: list[int]) -> tuple[float, int]:
+    def _batch_loss(self, student: TrainEngine, rows: list[int]) -> tuple[float, int]:
         examples = [self.examples[row] for row in rows]
         prompts, responses = [e.prompt for e in examples], [e.response for e in examples]
         total = 0.0
-        for batch in pack(prompts, responses, [1.0] * len(rows), self.limits.token_budget, self.ranks.device):
-            loss, _ = student.module(batch, lambda h, head, b=batch: distill(h, head, [Hard(b.targets)], b.weights))
+        for batch in make_micro_batches(
+            prompts, responses, [1.0] * len(rows), self.limits.token_budget, self.ranks.device
+        ):
+            loss, _ = student.module(
+                batch, lambda h, head, b=batch: fused_loss(h, head, [CrossEntropy(b.targets)], b.weights)
+            )
             total += float(loss)
         return total, sum(map(len, responses))
 
-    def rouge_l(self, student: Learner) -> float:
+    def rouge_l(self, student: TrainEngine) -> float:
         """ROUGE-L x 100 of one sampled answer for each dev prompt, mean over rows."""
         limits = self.limits
-        with student.whole() as model:
+        with student.gathered_model() as model:
             answers = answer(
                 model,
                 self.tokenizer,
@@ -92,14 +96,14 @@ class DevSet:
         limits = self.limits
         return decoding_budget([model], limits.max_length, self.ranks, limits.rollout_token_budget)
 
-    def exposure_bias(self, student: Learner, teacher: Learner | FrozenTeacher, rows: int) -> dict[str, Any]:
+    def exposure_bias(self, student: TrainEngine, teacher: TrainEngine | FrozenModel, rows: int) -> dict[str, Any]:
         """Exposure bias on the first `rows` dev prompts, against the teacher with its prompt if it has one.
 
         The values at the last position, and ex_acc_err at all positions as `curve` (evaluation/exposure_bias.py).
         """
         limits = self.limits
         prompts = [self.examples[row].prompt for row in range(min(rows, len(self)))]
-        with student.whole(), teacher.whole():
+        with student.gathered_model(), teacher.gathered_model():
             protocol = Protocol(
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
                 end_ids=limits.end_ids,

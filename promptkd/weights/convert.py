@@ -30,7 +30,7 @@ Layout = dict[str, Tensor]  # tensors on the meta device
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """The options of a conversion."""
 
     input_path: Path
@@ -52,7 +52,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 @_one_line_errors()
-def convert(request: Request, max_file_bytes: int = MAX_FILE_BYTES) -> str:
+def convert(request: GenerationRequest, max_file_bytes: int = MAX_FILE_BYTES) -> str:
     """Convert a model to another tensor-parallel size, dtype or file format, one tensor at a time.
 
     Args:
@@ -94,7 +94,7 @@ def convert(request: Request, max_file_bytes: int = MAX_FILE_BYTES) -> str:
     )
 
 
-def _model_type(request: Request, config: Mapping[str, Any] | None) -> str:
+def _model_type(request: GenerationRequest, config: Mapping[str, Any] | None) -> str:
     configured = (config or {}).get("model_type")
     if request.model_type and configured and request.model_type != configured:
         raise UserError(f"--model_type {request.model_type}, but {request.input_path}/config.json says {configured}")
@@ -108,7 +108,7 @@ def _model_type(request: Request, config: Mapping[str, Any] | None) -> str:
     return chosen
 
 
-def _layout(model: SourceModel, names: Mapping[str, str], request: Request) -> Layout:
+def _layout(model: SourceModel, names: Mapping[str, str], request: GenerationRequest) -> Layout:
     """Return the tensors of one output shard on the meta device, the widest dtypes first so that all are aligned."""
     layout = {}
     for name, origin in names.items():
@@ -119,7 +119,7 @@ def _layout(model: SourceModel, names: Mapping[str, str], request: Request) -> L
     return dict(sorted(layout.items(), key=lambda item: -item[1].element_size()))
 
 
-def _plan_files(layout: Layout, request: Request, max_file_bytes: int) -> dict[str, tuple[Layout, int]]:
+def _plan_files(layout: Layout, request: GenerationRequest, max_file_bytes: int) -> dict[str, tuple[Layout, int]]:
     """Return the output's files: name -> (its tensors, its tensor-parallel rank)."""
     single, shard = FORMATS[request.format]
     if request.target_mp_size > 1:
