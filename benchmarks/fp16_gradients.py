@@ -2,9 +2,9 @@
 
 python benchmarks/fp16_gradients.py --tokens 256,4096,25600,262144
 
-Random models (tests/half_precision.py); the error is a share of the gradient's norm, for hidden states, head weight and
-head bias. In parentheses: the error of the float32 gradient rounded once, below which no result can be. Exit status 1
-when an error is above --allowed percent where the rounded gradient is finite.
+The models are random (tests/helpers/half_precision.py). The error is a share of the gradient's norm, for hidden
+states, head weight and head bias. In parentheses: the error of the float32 gradient rounded once. No result can be
+better. The exit status is 1 when an error is above --allowed percent where the rounded gradient is finite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
 from half_precision import PARTS, measure
 

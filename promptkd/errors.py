@@ -75,23 +75,21 @@ def exit_with(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, RunError) as error:
-        _evict_finished(str(error), BAD_INPUT if isinstance(error, UserError) else FAILED)
+        _leave(str(error), BAD_INPUT if isinstance(error, UserError) else FAILED)
     except MemoryError:
-        _evict_finished(_no_memory(""), FAILED)
+        _leave(_no_memory(""), FAILED)
     except OSError as error:
         if error.errno == errno.ENOMEM:
-            _evict_finished(_no_memory(""), FAILED)
+            _leave(_no_memory(""), FAILED)
         if error.filename is None:
             raise
-        _evict_finished(
-            f"{error.filename}: {error.strerror}: correct the path, its permissions or make room", BAD_INPUT
-        )
+        _leave(f"{error.filename}: {error.strerror}: correct the path, its permissions or make room", BAD_INPUT)
     except RuntimeError as error:
         text = str(error)
         if is_out_of_memory(error):  # first: NCCL reports missing memory as a failure of its own
-            _evict_finished(_no_memory(text), FAILED)
+            _leave(_no_memory(text), FAILED)
         if _mentions(text, PEER_LOST):
-            _evict_finished("another rank has ended: its last line says why", FAILED)
+            _leave("another rank has ended: its last line says why", FAILED)
         raise
     except KeyboardInterrupt:
         sys.exit(130)
@@ -115,6 +113,6 @@ def _no_memory(text: str) -> str:
     return f"{place} has not enough memory: {remedy}"
 
 
-def _evict_finished(text: str, status: int) -> NoReturn:
+def _leave(text: str, status: int) -> NoReturn:
     print(f"{os.path.basename(sys.argv[0])}: error: {text}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -28,7 +28,7 @@ def decoding_budget(models: Sequence[PreTrainedModel], length: int, ranks: Ranks
     device, cache, work = models[0].device, 0.0, 0.0
     for model in models:
         config = model.config.get_text_config()
-        group = getattr(model, "tensor_group", None)
+        group = getattr(model, "tensor_parallel_group", None)
         size = model.dtype.itemsize / (1 if group is None else group.size)
         heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -48,7 +48,7 @@ class LanguageModel(nn.Module):
     @property
     def group(self) -> TensorParallelGroup | None:
         """The ranks that hold the model together, None for whole models."""
-        return getattr(self.model, "tensor_group", None)
+        return getattr(self.model, "tensor_parallel_group", None)
 
     def lm_head(self) -> LMHead:
         linear = self.model.get_output_embeddings()

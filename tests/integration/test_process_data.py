@@ -1,0 +1,241 @@
+"""tools/process_data.py: the published bytes, whatever the number of workers; nothing written on bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from transformers import AutoTokenizer
+
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.token_file import TokenFile
+from promptkd.utils.jsonl import read_jsonl
+from tools import process_data
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+SHARED = ROOT.parent / "shared"
+TOKENIZER = GOLDEN / "models/gpt2_student"
+RAW, TEXT = GOLDEN / "data/raw.jsonl", GOLDEN / "data/corpus.txt"
+
+
+def command(*arguments):
+    return [sys.executable, "tools/process_data.py", *map(str, arguments)]
+
+
+def instructions(save, *more, raw=RAW, tokenizer=TOKENIZER, prompt=96, dev=12):
+    numbers = ("--max-prompt-length", prompt, "--dev-num", dev)
+    return "instructions", "--raw", raw, "--tokenizer", tokenizer, "--save", save, *numbers, *more
+
+
+def corpus(save, *more, raw=TEXT):
+    options = ("--max-length", 128, "--dev-num", 8)
+    return "corpus", "--raw", raw, "--tokenizer", TOKENIZER, "--save", save, *options, *more
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The tool within this process (a new one takes seconds): (exit status, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["process_data.py", *map(str, arguments)])
+        before = signal.getsignal(signal.SIGTERM)
+        try:
+            process_data.exit_with(process_data.main)
+            status = 0
+        except SystemExit as leaving:
+            status = leaving.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
+        return status, *capsys.readouterr()
+
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    return run
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_started_as_the_readme_says(tmp_path):
+    done = subprocess.run(command(*instructions(tmp_path / "out")), cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[0].startswith("valid: 8 rows, 4 dropped, prompt 66.6 tokens (at most 68)")
+    assert contents(tmp_path / "out") == contents(GOLDEN / "processed/dolly/full/gpt2")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("make", "more", "published"),
+    [
+        (instructions, (), "dolly/full/gpt2"),
+        (instructions, ("--only-prompt",), "dolly/prompt/gpt2"),
+        (corpus, ("--train-num", 64), "corpus/gpt2"),
+    ],
+)
+def test_published_bytes(run, tmp_path, monkeypatch, workers, make, more, published):
+    whole = process_data.chunks_of_lines
+    monkeypatch.setattr(process_data, "chunks_of_lines", lambda lines: whole(lines, most_lines=5))  # many chunks
+    status, _, errors = run(*make(tmp_path / "a/b", *more, "--workers", workers))
+    assert (status, errors) == (0, "")
+    assert contents(tmp_path / "a/b") == contents(GOLDEN / "processed" / published)
+
+
+@pytest.mark.skipif(not (SHARED / "data/dolly/raw.jsonl").is_file(), reason="../shared holds the real Dolly data")
+def test_real_dolly(run, tmp_path):
+    """Train is the published file byte by byte. The published dev rows are the same too, but a pool of workers
+    without order wrote them: its blocks of 50 rows are put back in order here."""
+    tokenizer, published = SHARED / "models/gpt2-dolly-student", SHARED / "data/minillm_processed/dolly/full/gpt2"
+    raw = SHARED / "data/dolly/raw.jsonl"
+    assert run(*instructions(tmp_path, raw=raw, tokenizer=tokenizer, prompt=256, dev=1000))[0] == 0
+    for name in ("train_0.bin", "train_0.idx"):
+        assert (tmp_path / name).read_bytes() == (published / name).read_bytes()
+    ours, theirs = ([row.tolist() for row in TokenFile(folder / "valid_0")] for folder in (tmp_path, published))
+    blocks = [ours[first : first + 50] for first in range(0, 1000, 50)]
+    order = [blocks.index(theirs[first : first + 50]) for first in range(0, 1000, 50)]
+    assert sorted(order) == list(range(20))
+
+
+def test_all_of_the_corpus(run, tmp_path):
+    assert run(*corpus(tmp_path))[0] == 0
+    valid, train = TokenFile(tmp_path / "valid_0"), TokenFile(tmp_path / "train_0")
+    assert (len(valid), len(train)) == (8, 271)
+    status, _, errors = run(*corpus(tmp_path, "--overwrite", "--train-num", 300))
+    assert status == 0 and "ended before --train-num 300 rows were full" in errors
+
+
+def test_documents_are_lines(tmp_path):
+    class Letters:
+        eos_token_id, name_or_path = 0, "letters"
+
+        def __call__(self, texts, **_):
+            return {"input_ids": [list(text.encode()) for text in texts]}
+
+    job = process_data.EncodeDocuments(TextEncoder(Letters()), "raw")
+    ids, spelled = job([(1, b"a<@x(x!>b\n"), (2, b"\n"), (3, b"c\rd\r\n"), (4, b"e")])
+    assert bytes(ids.tolist()) == b"a\nb\n\0\n\0c\nd\n\0e\0".replace(b"c\nd", b"c\n\0d") and not spelled
+
+
+def test_documents_that_spell_a_special_token_are_counted_and_stay_text(run, tmp_path):
+    raw = tmp_path / "text.txt"
+    raw.write_text("learn data <|endoftext|> token\n" + "learn data token\n" * 40)
+    save = tmp_path / "out"
+    status, _, said = run("corpus", "--raw", raw, "--tokenizer", TOKENIZER, "--save", save, "--max-length", 32,
+                          "--dev-num", 1, "--workers", 1)  # fmt: skip
+    ids = np.concatenate([*TokenFile(save / "valid_0"), *TokenFile(save / "train_0")])
+    text = AutoTokenizer.from_pretrained(TOKENIZER).decode(ids[: list(ids).index(0)])
+    assert status == 0 and text == "learn data <|endoftext|> token\n"
+    assert "1 documents spell a special token, which stays text" in said
+    assert "tokens do not fill a row and are left out" in said
+
+
+def test_packing():
+    pieces = [np.arange(3), np.arange(3, 10), np.arange(10, 11)]
+    assert [row.tolist() for row in process_data.packed(pieces, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_other_rows_and_wide_vocabularies(run, tmp_path, monkeypatch):
+    raw = tmp_path / "raw.jsonl"
+    rows = [
+        {"prompt": "Q:", "response": "a"},
+        {"instruction": "Say é", "output": ["b", "c"], "topic": "t"},
+        {"prompt": "R:", "instruction": "i", "input": "j", "output": "d"},
+    ]
+    raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(process_data, "vocabulary_size", lambda tokenizer: 151_936)
+    assert run(*instructions(tmp_path / "out", raw=raw, dev=1))[0] == 0
+    valid, train = (read_jsonl(tmp_path / f"out/{split}.jsonl") for split in ("valid", "train"))
+    assert valid == [{"prompt": "Q:", "output": "a"}]
+    assert [list(row) for row in train] == [["instruction", "prompt", "input", "output"]] * 2
+    assert train[0]["output"] == ["b", "c"] and train[0]["input"] == "" and train[1]["prompt"] == "R:"
+    file = TokenFile(tmp_path / "out/valid_0")
+    assert file.dtype == np.int32 and file.prompt_lengths().tolist() == [list(file[0]).index(2**31 - 1)]
+
+
+def test_max_length_cuts_responses(run, tmp_path):
+    assert run(*instructions(tmp_path, "--max-length", 97))[0] == 0
+    file, whole = TokenFile(tmp_path / "train_0"), TokenFile(GOLDEN / "processed/dolly/full/gpt2/train_0")
+    assert max(file.row_lengths()) == 98  # the marker is no token of the model's
+    assert all(np.array_equal(row, full[:98]) for row, full in zip(file, whole))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("instrutions",), "unknown command instrutions: did you mean instructions?"),
+        (instructions("{save}", "--over-write"), "unknown option --over-write: did you mean --overwrite?"),
+        (("corpus", "--raw", "x"), "--tokenizer is missing"),
+        (instructions("{save}", dev="many"), "--dev-num"),
+        (instructions("{save}", dev=0), "--dev-num 0 is under 1"),
+        (instructions("{save}", dev=60), "has 60 rows, --dev-num 60 leaves none"),
+        (instructions("{save}", prompt=5), "all 12 prompts of the valid split are over --max-prompt-length 5"),
+        (instructions("{save}", "--max-length", 96), "--max-length 96 has to be over"),
+        (instructions("{save}", "--workers", 0), "--workers 0 is under 1"),
+        (instructions("{save}", raw="none.jsonl"), "--raw none.jsonl: no such file"),
+        (instructions("{save}", raw="/dev/null"), "--raw /dev/null: no such file"),
+        (instructions("{save}", tokenizer="/none"), "/none: no tokenizer"),
+        (instructions("{save}", raw=TEXT), "corpus.txt, line 1: this is no JSON"),
+        (instructions(RAW), "raw.jsonl is a file"),
+        (corpus("{save}", "--dev-num", 279), "fills 279 rows of 128 tokens"),
+        (corpus("{save}", "--train-num", 0), "--train-num 0 is under 1"),
+    ],
+)
+def test_bad_input(run, tmp_path, arguments, message):
+    status, out, errors = run(*(str(part).replace("{save}", str(tmp_path / "a/b")) for part in arguments))
+    assert (status, out) == (2, "") and message in errors and errors.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", ["instructions", "corpus", "pseudo"])
+def test_a_dry_run_prints_the_settings_and_runs_nothing(run, tmp_path, command):
+    given = ("--data-dir", "x", "--generated", "y") if command == "pseudo" else ("--raw", "none.jsonl", "--dev-num", 7)
+    options = (*given, "--tokenizer", "/none", "--save", tmp_path / "out")
+    status, out, errors = run(command, *options, "--dry-run")
+    settings = json.loads(out)
+    assert (status, errors, settings["save"]) == (0, "", str(tmp_path / "out"))
+    assert settings["overwrite"] is False and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_bad_line_far_in(run, tmp_path, workers):
+    raw, save = tmp_path / "raw.jsonl", tmp_path / "out"
+    raw.write_bytes(RAW.read_bytes() * 20 + b'{"instruction": "x"}\n' + RAW.read_bytes() * 20)
+    status, _, errors = run(*instructions(save, "--workers", workers, raw=raw))
+    assert status == 2 and 'raw.jsonl, line 1201: it has no "output"' in errors and not save.exists()
+
+
+def test_what_is_there_stays(run, tmp_path):
+    save = tmp_path / "out"
+    assert run(*instructions(save))[0] == 0
+    before = contents(save)
+    status, _, errors = run(*instructions(save, "--only-prompt"))
+    assert status == 2 and "valid_0.bin is there already: --overwrite replaces it" in errors
+    status, _, errors = run(*instructions(save, "--only-prompt", "--overwrite", prompt=5))
+    assert status == 2 and contents(save) == before
+    status, _, errors = run(*instructions(save, "--overwrite", raw=save / "train.jsonl"))
+    assert status == 2 and "would be replaced by the output" in errors
+    status, _, errors = run(*corpus(save, "--overwrite"))
+    assert status == 2 and "belongs to instructions" in errors and contents(save) == before
+    assert run(*instructions(save, "--only-prompt", "--overwrite"))[0] == 0
+    assert contents(save) == contents(GOLDEN / "processed/dolly/prompt/gpt2")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_by_a_signal(tmp_path, number):
+    raw, save = tmp_path / "raw.jsonl", tmp_path / "out"
+    raw.write_bytes(RAW.read_bytes() * 5000)
+    process = subprocess.Popen(command(*instructions(save, "--workers", 2, raw=raw)), cwd=ROOT, stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not save.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (128 + number, b"")
+    assert not save.exists()

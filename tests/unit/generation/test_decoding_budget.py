@@ -1,0 +1,146 @@
+"""How much decodes together: from the device's free memory, the same on all ranks, and as tools/plan.py counts it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import GOLDEN, train_here
+from runs import rows_of, tiny_argv
+from test_plan import make
+from tiny_models import make_model
+
+from promptkd.generation import budget as budgets
+from promptkd.generation import decode as rollout
+from promptkd.generation.budget import decoding_budget
+from promptkd.generation.decode import decode
+from promptkd.generation.kv_cache import GrowingCache
+from promptkd.generation.sampling import Sampling
+from promptkd.planning.decoding import decoding, decoding_rows
+from promptkd.utils import memory_bounds
+
+STUDENT = str(GOLDEN / "models/gpt2_student")
+ALONE = SimpleNamespace(all_reduce_max=lambda value: value)
+GB = 10**9
+
+
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """The rows of each batch that is decoded."""
+    rows, made = [], rollout._Batch.__post_init__
+
+    def noted(batch):
+        rows.append(len(batch.rows))
+        made(batch)
+
+    monkeypatch.setattr(rollout._Batch, "__post_init__", noted)
+    return rows
+
+
+@pytest.mark.parametrize("method", ["promptkd", "minillm"])
+def test_rollout_token_budget_changes_batches_and_no_answer(method, tmp_path, batches):
+    """Training's rollouts, ROUGE-L of the dev set and exposure bias."""
+    often = ["--dev-num", "3", "--exposure-bias-every", "1", "--exposure-bias-rows", "3", "--eval-interval", "1"]
+    argv = ["--batch-size", "4", "--max-length", "100", "--total-iters", "1", *often]
+    for name, budget in (("all", []), ("one", ["--rollout-token-budget", "1"])):
+        batches.clear()
+        train_here(tiny_argv(method, tmp_path / name, *argv, *budget))
+        assert (set(batches) == {1}) == bool(budget), batches
+    for one, other in zip(rows_of(tmp_path / "one"), rows_of(tmp_path / "all"), strict=True):
+        assert one.keys() == other.keys()
+        assert one.get("response_tokens") == other.get("response_tokens") and one.get("rougeL") == other.get("rougeL")
+        for key in one.keys() - {"event", "curve"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6), key
+
+
+def test_decode_gives_the_same_tokens_for_two_budgets(tmp_path):
+    model = make_model("gpt2", tmp_path)
+    given = [list(range(1, 3 + row)) for row in range(6)]
+    greedy = {"max_new_tokens": 9, "end_ids": [0], "sampling": Sampling(do_sample=False), "noise": None}
+    small, large = (decode(model, given, token_budget=budget, **greedy).responses for budget in (1, 10_000))
+    assert all(map(torch.equal, small, large))
+
+
+def test_budget_on_a_cpu_is_that_of_half_a_gigabyte_of_cache(tmp_path):
+    model = make_model("llama", tmp_path)
+    config = model.config
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
+    assert decoding_budget([model], 512, ALONE) == 2**29 // token
+    assert decoding_budget([model, model], 512, ALONE) == 2**29 // (2 * token)
+    assert decoding_budget([model], 512, ALONE, given=77) == 77
+
+
+def on_gpu(model):
+    """The model as one that says that it is on a GPU."""
+    return SimpleNamespace(config=model.config, dtype=model.dtype, device=torch.device("cuda", 0))
+
+
+def test_budget_on_a_gpu_follows_free_memory_and_the_poorest_rank(tmp_path, monkeypatch):
+    model = on_gpu(make_model("llama", tmp_path))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device, n=name: 3 * GB if n == "memory_reserved" else GB)
+    found = {}
+    for free in (0, 2 * GB, 6 * GB):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 * GB))
+        found[free] = decoding_budget([model], 512, ALONE)
+    assert found[0] % 512 == 0 and found[2 * GB] == pytest.approx(2 * found[0], rel=0.01)  # 2 GB that torch keeps count
+    assert found[6 * GB] == pytest.approx(4 * found[0], rel=0.01)
+    poor = SimpleNamespace(all_reduce_max=lambda value: max(value, -1024))  # another rank has room for 1,024 tokens
+    assert decoding_budget([model], 512, poor) == 1024
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
+    monkeypatch.setattr(budgets, "_free_memory", lambda device: 0)
+    assert decoding_budget([model], 512, ALONE) == 512  # a row at least
+
+
+@pytest.mark.parametrize(("prompt", "new"), [(5, 3), (64, 64), (64, 65), (64, 66), (64, 131), (9, 200)])
+def test_plan_counts_the_cache_that_decode_allocates(prompt, new, tmp_path, monkeypatch):
+    setting = make("--cpu", "--batch-size", "3", "--max-prompt-length", str(prompt), "--max-length", str(prompt + new))
+    held, peaks, move = {}, [], GrowingCache(None).layer_class_to_replicate._move
+
+    def noted(layer, like, length, capacity):
+        old = held.get(id(layer), 0)
+        move(layer, like, length, capacity)
+        held[id(layer)] = layer._room.nbytes
+        copied = like.nbytes * 2 if not length and old else 0  # rows that stay, beside both buffers
+        peaks.append((sum(held.values()), old + copied))
+
+    monkeypatch.setattr(GrowingCache(None).layer_class_to_replicate, "_move", noted)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(STUDENT).eval()
+    model.config.max_position_embeddings = model.config.n_positions
+    never = [model.config.vocab_size]  # no answer ends before the limit
+    prompts = [[1] * prompt] * 3
+    decode(
+        model, prompts, max_new_tokens=new, end_ids=never, sampling=Sampling(do_sample=False), noise=None,
+        token_budget=10**9,
+    )  # fmt: skip
+    rows = decoding_rows(setting, setting.student, setting.rows)
+    planned = decoding(setting, setting.student, rows)["key-value cache"]
+    shape = setting.student.shape
+    final = max(total for total, _ in peaks)
+    assert rows == 3 and final == planned * shape.layers // (shape.layers + memory_bounds.MOVING_LAYERS)
+    assert max(total + extra for total, extra in peaks) <= planned
+
+
+def test_plan_and_core_agree_on_what_decodes_together(monkeypatch):
+    setting = make("--gpus", "2", "--gpu", "3090", "--batch-size", "100000", "--examples", "1000000")
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(STUDENT)
+    core = SimpleNamespace(config=model.config, dtype=torch.bfloat16, device=torch.device("cuda", 0))
+    free = {}
+    monkeypatch.setattr(
+        "promptkd.planning.decoding.decoding_tokens",
+        lambda device, bytes_free, *rest: (
+            free.update(now=bytes_free),
+            memory_bounds.decoding_tokens(device, bytes_free, *rest),
+        )[1],
+    )
+    rows = decoding_rows(setting, setting.student, setting.rows)
+    monkeypatch.setattr(budgets, "_free_memory", lambda device: free["now"])
+    assert 1 < rows < 100000 and rows == decoding_budget([core], setting.length, ALONE) // setting.length
+    given = replace(setting, rollout_token_budget=1000)
+    assert decoding_rows(given, setting.student, setting.rows) == 1000 // setting.length

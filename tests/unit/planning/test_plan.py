@@ -1,0 +1,221 @@
+"""The plan's formulas against models that are counted or worked out by hand, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN, ROOT
+from tiny_models import make_model
+
+sys.path.insert(0, str(ROOT / "tools"))
+import plan as tool  # tools/plan.py
+
+from promptkd.errors import UserError
+from promptkd.planning.held import CPU_FRAMEWORK
+from promptkd.planning.memory import memory_of
+from promptkd.planning.remedies import fits, remedies
+from promptkd.planning.shapes import MODELS, read_shape
+from promptkd.planning.show import plan_of, text_of
+from promptkd.planning.units import amount, duration, link, short
+from promptkd.planning.work import work_of
+
+STUDENT, TEACHER = (str(GOLDEN / "models" / name) for name in ("gpt2_student", "gpt2_teacher"))
+PAPER = {"gpt2-base": 124.4, "gpt2-medium": 354.8, "gpt2-large": 774.0, "gpt2-xlarge": 1557.6, "opt-1.3b": 1315.8}
+PAPER |= {"opt-2.7b": 2651.6, "opt-6.7b": 6658.5, "opt-13b": 12853.5, "llama-7b": 6738.4, "llama-13b": 13015.9}
+
+
+def make(*options: str, student: str = STUDENT, teacher: str = TEACHER, method: str = "promptkd"):
+    models = ["--method", method, "--model-path", student, *(["--teacher-model-path", teacher] if teacher else [])]
+    return tool.make([*models, "--max-length", "128", "--max-prompt-length", "64", *options])[0]
+
+
+def zero(folder: Path, stage: int, **more: object) -> list[str]:
+    file = folder / f"zero{stage}.json"
+    file.write_text(json.dumps({"zero_optimization": {"stage": stage, **more}}))
+    return ["--deepspeed_config", str(file)]
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt", "llama", "mistral", "qwen2"])
+def test_parameters_are_those_of_the_model(kind, tmp_path):
+    model = make_model(kind, tmp_path / "model")
+    assert read_shape(str(tmp_path / "model"), "--x").parameters() == sum(p.numel() for p in model.parameters())
+
+
+def test_models_of_the_paper_have_the_published_sizes():
+    for name, millions in PAPER.items():
+        assert read_shape(f"checkpoints/anywhere/{name.upper()}/", "--x").parameters() / 1e6 == pytest.approx(
+            millions, 1e-3
+        )
+    assert {folder.name for folder in MODELS.iterdir()} == {*PAPER, "llama-70b"}
+    whole, half = (read_shape("llama-70b", "--x").parameters(size) for size in (1, 2))
+    assert whole == 68_976_648_192 and half / whole == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_is_held_throughout_is_zeros_arithmetic(tmp_path):
+    """N weights, 4 N bytes of masters and 8 N of moments over D ranks; the frozen teacher has neither."""
+    count, teacher = (read_shape(path, "--x").parameters() for path in (STUDENT, TEACHER))
+    prompt = 7 * read_shape(TEACHER, "--x").width
+    for stage, ranks in ((0, 2), (1, 1), (1, 2), (2, 4), (3, 4)):
+        held = memory_of(make("--cpu", "--ranks", str(ranks), "--batch-size", "2", *zero(tmp_path, stage))).held
+        shared = ranks if stage == 3 else 1
+        assert held["weights of the student"] == 4 * count / shared
+        assert held["weights of the teacher"] == 4 * teacher / shared
+        assert held["optimizer states"] == pytest.approx(8 * (count + prompt) / (ranks if stage else 1))
+        assert held["master weights"] == pytest.approx(4 * (count + prompt) / ranks if stage else 0)
+
+
+def test_half_precision_has_masters_in_fp32_and_offload_moves_them_to_the_host():
+    setting = make(
+        "--gpus",
+        "4",
+        "--gpu",
+        "a100",
+        "--deepspeed_config",
+        str(ROOT / "configs/deepspeed/ds_config_zero2_offload.json"),
+    )
+    memory, count = memory_of(setting), setting.student.parameters
+    assert memory.held["weights of the student"] == 2 * count and memory.held["master weights"] == 0
+    assert memory.host["master weights"] == pytest.approx(count, rel=0.01) and memory.peak < 4e9
+
+
+def test_a_packed_teacher_holds_its_products_in_fewer_bits():
+    """By hand: matrices at 1 byte, or 1/2 byte and a float32 for each 64; all else in bf16."""
+    options = ["--gpus", "4", "--gpu", "a100", "--max-length", "512", "--max-prompt-length", "256"]
+    held = {}
+    for kind in ("none", "8bit", "4bit"):
+        setting = make(*options, "--teacher-quantization", kind, student="llama-7b", teacher="llama-13b")
+        held[kind] = memory_of(setting).held["weights of the teacher"]
+    shape = setting.teacher.shape
+    matrices = shape.layers * shape.layer_matrices
+    assert held["none"] - held["8bit"] == matrices and held["none"] - held["4bit"] == matrices * (2 - 0.5625)
+    assert held["4bit"] < 8e9 < 13e9 < held["8bit"] < 14e9
+    parts = ["--gpus", "2", "--gpu", "a100", "--model-parallel", "--model-parallel-size", "2"]
+    with pytest.raises(UserError, match="--teacher-quantization 8bit"):
+        make(*parts, "--teacher-quantization", "8bit")
+
+
+def test_phases_follow_the_window(tmp_path):
+    base = make("--cpu", "--batch-size", "32", *zero(tmp_path, 1))
+    assert base.micro_rows() == 16 and base.micro_batches() == 2  # 2048 tokens, sequences of 128
+    memory = memory_of(base)
+    phases = {"rollout", "prompt", "student", "update", "evaluation"}
+    assert set(memory.phases) == phases and memory.peak > CPU_FRAMEWORK
+    shape, rows = base.student.shape, 32
+    cache = 2 * (shape.layers + 2) * rows * (64 + 64) * shape.keys * 4  # 63 of 64 new tokens: the room never grows
+    assert memory.phases["rollout"]["key-value cache"] == cache
+    smaller = memory_of(replace(base, token_budget=1024))
+    assert smaller.phases["prompt"]["activations"] * 2 == memory.phases["prompt"]["activations"]
+    saved = memory_of(make("--cpu", "--batch-size", "32", "--gradient-checkpointing", *zero(tmp_path, 1)))
+    assert saved.phases["student"]["activations"] < memory.phases["student"]["activations"]
+    kd = memory_of(make("--cpu", "--batch-size", "32", method="kd"))
+    assert (
+        set(kd.phases) == {"student", "update", "evaluation"}
+        and kd.held["optimizer states"] < memory.held["optimizer states"]
+    )
+
+
+def test_work_is_counted_by_hand(tmp_path):
+    setting = make("--cpu", "--batch-size", "8", "--mean-prompt", "40", "--mean-response", "20", *zero(tmp_path, 1))
+    shape, tokens = setting.student.shape, 8 * 60
+    body = tokens * (2 * shape.layers * shape.layer_matrices + 4 * shape.layers * shape.queries * 30)
+    assert work_of(setting)["rollout"].flops == body + 2 * 8 * 20 * shape.vocab * shape.width
+    assert all(phase.sent == 0 for phase in work_of(setting).values())  # one rank talks to nobody
+    two = work_of(make("--cpu", "--ranks", "2", "--batch-size", "4", *zero(tmp_path, 1)))
+    assert two["student"].sent == 2 * 4 * shape.parameters() / 2 and two["update"].sent == 4 * shape.parameters() / 2
+
+
+def test_tensor_parallelism_divides_products_and_traffic_pays_for_it():
+    pair = {"student": "llama-7b", "teacher": "llama-13b"}
+    options = ["--gpus", "4", "--gpu", "a100", "--max-length", "512", "--max-prompt-length", "256"]
+    whole, cut = make(*options, **pair), make(*options, "--model-parallel", "--model-parallel-size", "2", **pair)
+    assert memory_of(cut).held["weights of the teacher"] / memory_of(whole).held["weights of the teacher"] < 0.53
+    assert work_of(cut)["prompt"].sent > work_of(whole)["prompt"].sent == 0
+    assert cut.data_ranks(cut.student) == 2
+
+
+def test_what_does_not_fit_is_given_an_option_that_does():
+    lengths = ["--batch-size", "16", "--max-length", "512", "--max-prompt-length", "256"]
+    setting = make("--gpus", "8", "--gpu", "3090", *lengths, student="gpt2-base", teacher="gpt2-xlarge")
+    small = replace(setting, hardware=replace(setting.hardware, memory=13e9))
+    assert not fits(small)
+    found = dict(remedies(small))
+    budget = next(int(text.split()[1]) for text in found if text.startswith("--token-budget"))
+    assert fits(replace(small, token_budget=budget)) and not fits(replace(small, token_budget=2 * budget))
+    assert not remedies(replace(setting, hardware=replace(setting.hardware, memory=1e9)))
+
+
+def test_text_and_json_say_the_same():
+    setting = make("--cpu", "--ranks", "2", "--batch-size", "2", "--gpu-memory", "8GB", "--examples", "64")
+    plan = plan_of(setting)
+    assert json.loads(json.dumps(plan))["steps"] == 16 and plan["fits"] and plan["examples_per_step"] == 4
+    text = text_of(plan, cpu=True)
+    for word in ("rollout", "prompt", "student", "update", "key-value cache", "fits", f"{plan['peak'] / 1e9:.2f} GB"):
+        assert word in text
+    assert set(plan["phases"]) == {*plan["work"], "evaluation"}
+
+
+def test_a_script_is_planned_without_its_models():
+    command = [sys.executable, "tools/plan.py", "--script", "scripts/opt/promptkd/promptkd_1.3B.sh", "--gpus", "4"]
+    done = subprocess.run([*command, "--gpu", "a100", "--json"], cwd=ROOT, capture_output=True, text=True)
+    plan = json.loads(done.stdout)
+    assert plan["models"]["teacher"]["config"] == "promptkd/configs/models/opt-13b" and plan["examples_per_step"] == 64
+
+
+def test_amounts_are_read_as_people_write_them():
+    assert amount("24GB", "B", "--x") == amount("24 gb", "B", "--x") == amount("24e9", "B", "--x") == 24e9
+    assert amount("1GiB", "B", "--x") == pytest.approx(2**30) and link("pcie4", "--x") == link("32GB/s", "--x") == 32e9
+    assert (short(1.5e9), duration(7300), duration(3)) == ("1.5 GB", "2.03 h", "3 s")
+
+
+def broken(folder: Path, **changes: object) -> str:
+    config = json.loads((Path(STUDENT) / "config.json").read_text())
+    config.update(changes)
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v != "gone"}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    "options, changes, message",
+    [
+        (["--cpu"], {"n_layer": "gone"}, "lacks n_layer"),
+        (["--cpu"], {"n_embd": "wide"}, "n_embd is 'wide'"),
+        (["--cpu"], {"model_type": "rwkv"}, "rwkv"),
+        (["--cpu"], {"n_positions": 64}, "positions"),
+        (["--cpu", "--gpu-memory", "lots"], {}, "--gpu-memory lots"),
+        (["--cpu", "--gpu-memory", "24GB/s"], {}, "24GB/s"),
+        (["--cpu", "--interconnect", "wifi"], {}, "pcie4"),
+        (["--gpus", "2"], {}, "--gpu-memory is missing"),
+        (["--cpu", "--ranks", "0"], {}, "--gpus 0"),
+        (["--cpu", "--deepspeed_config", "nowhere.json"], {}, "nowhere.json"),
+        (["--cpu", "--lrr", "1"], {}, "did you mean --lr"),
+        (["--script", "nowhere.sh", "--cpu"], {}, "nowhere.sh"),
+    ],
+)
+def test_bad_input_is_one_line(options, changes, message, tmp_path):
+    with pytest.raises(UserError) as said:
+        make(*options, student=broken(tmp_path / "model", **changes))
+    assert message in str(said.value) and "\n" not in str(said.value)
+
+
+def test_a_model_that_is_nowhere_names_the_known_ones():
+    with pytest.raises(UserError, match=r"none of the shapes known: gpt2-base, .*opt-6\.7b"):
+        make("--cpu", student="checkpoints/bloom-3b")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--model-parallel", "--model-parallel-size", "8"], r"12 heads.*use 1 or 2 or 4$"),
+        (["--model-parallel", "--model-parallel-size", "2"], r"25 heads.*use 1$"),
+        (["--model-parallel-size", "2"], r"go together"),
+    ],
+)
+def test_a_tensor_size_that_does_not_divide_names_those_that_do(options, message):
+    with pytest.raises(UserError, match=message):
+        make("--gpus", "8", "--gpu", "3090", *options, student="gpt2-base", teacher="gpt2-xlarge")
