@@ -47,7 +47,9 @@ def parse(argv: list[str], items: list[catalog.Item]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--list", action="store_true", help="list the items and their state, without network")
     parser.add_argument("--only", action="append", default=[], metavar="KEY", help="item, or pattern of items")
-    parser.add_argument("--models", nargs="+", default=[], choices=catalog.families(items), help="all models of a family")
+    parser.add_argument(
+        "--models", nargs="+", default=[], choices=catalog.families(items), help="all models of a family"
+    )
     parser.add_argument("--data", action="store_true", help="all raw and processed data sets")
     parser.add_argument(
         "--base-path",

@@ -47,6 +47,7 @@ class Family:
     gated: bool = False  # two products before the activation, RMS norms and rotary positions
     qkv_bias: bool = False  # biases of query, key and value in a gated family
     extra_positions: int = 0  # rows of a learned position table beyond the number of positions
+    relu: bool = False  # the activation is ReLU
     dropout: float = 0.0  # default of the dropout rates
 
     def is_tied(self, config: Mapping[str, Any] | None) -> bool:
@@ -112,6 +113,7 @@ _OPT = Family(
     tied=True,
     blocks=("self_attn", "fc1"),
     extra_positions=2,  # transformers: OPTLearnedPositionalEmbedding
+    relu=True,
     dropout=0.1,
     fields={key: field for key, field in _CONFIG.items() if key not in ("kv_heads", "head_dim")} | {"ffn": "ffn_dim"},
 )
