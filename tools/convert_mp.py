@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from promptkd.config.values import check_arguments
 from promptkd.errors import UserError, exit_with
-
-MODEL_TYPES = ("opt", "llama", "mistral", "qwen2", "gpt2")
+from promptkd.weights.families import FAMILIES
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,7 +61,7 @@ def build_parser() -> Parser:
     parser.option("input_path", type=Path, required=True, metavar="DIR", help="folder with the weights or with mp<N>/")
     parser.option("source_mp_size", type=size, default=1, metavar="N", help="size of the input (default: 1)")
     parser.option("target_mp_size", type=size, required=True, metavar="N", help="size of the output")
-    parser.option("model_type", type=model_type, choices=MODEL_TYPES, help="family (default: config.json's)")
+    parser.option("model_type", type=model_type, choices=tuple(FAMILIES), help="family (default: config.json's)")
     parser.option("output_path", type=Path, metavar="DIR", help="folder of the output (default: --input_path)")
     parser.option(
         "format",

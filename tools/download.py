@@ -43,11 +43,13 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parse(argv: list[str], items: list[catalog.Item]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--list", action="store_true", help="list the items and their state, without network")
     parser.add_argument("--only", action="append", default=[], metavar="KEY", help="item, or pattern of items")
-    parser.add_argument("--models", nargs="+", default=[], choices=catalog.FAMILIES, help="all models of a family")
+    parser.add_argument(
+        "--models", nargs="+", default=[], choices=catalog.families(items), help="all models of a family"
+    )
     parser.add_argument("--data", action="store_true", help="all raw and processed data sets")
     parser.add_argument(
         "--base-path",
@@ -60,10 +62,11 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 
 def main() -> None:
-    args = parse(sys.argv[1:])
+    items = catalog.load_catalog(ROOT / "configs/downloads.json")
+    args = parse(sys.argv[1:], items)
     if not args.base_path.is_dir():
         raise UserError(f"--base-path {args.base_path} is not a folder: create it first")
-    items = catalog.select(catalog.load_catalog(ROOT / "configs/downloads.json"), args.only, args.models, args.data)
+    items = catalog.select(items, args.only, args.models, args.data)
     if args.list:
         print(catalog.show(items, args.base_path))
         return

@@ -11,7 +11,6 @@ from promptkd.errors import UserError
 from promptkd.utils.format import format_bytes
 from promptkd.utils.strict_json import check_kind, is_kind, read_object
 
-FAMILIES = ("gpt2", "opt", "llama")
 ROW = {"key": str, "repo": (str, None), "type": str, "target": str, "bytes": (int, None), "licence": (str, None)}
 OPTIONAL = {"unverified": bool, "note": str, "subfolder": str, "needs": [str]}
 OPTIONAL_DEFAULTS = {"unverified": False, "note": "", "subfolder": "", "needs": []}
@@ -72,6 +71,11 @@ def load_catalog(path: Path) -> list[Item]:
         needs = tuple(row.pop("needs", ()))
         items.append(Item(kind=kind, size=size, target=target, needs=needs, **row))
     return items
+
+
+def families(items: list[Item]) -> list[str]:
+    """List the model families of a catalog's items, in the order of the catalog."""
+    return list(dict.fromkeys(item.family for item in items if item.family))
 
 
 def select(items: list[Item], only: list[str], models: list[str], data: bool) -> list[Item]:

@@ -9,11 +9,11 @@ from torch import Tensor
 from promptkd.errors import UserError
 from promptkd.utils.files import remove, write_json
 from promptkd.utils.strict_json import read_object
+from promptkd.weights.families import FAMILIES
 from promptkd.weights.safetensors_io import DTYPES, SafetensorsWriter, TensorFile, have_same_bytes
 from promptkd.weights.torch_files import read_tensors
 
 INDEX = "model.safetensors.index.json"
-TIED_BY_DEFAULT = ("gpt2", "opt")  # families that tie lm_head to the embedding unless config.json says otherwise
 
 
 class ConversionError(Exception):
@@ -65,7 +65,8 @@ def _is_tied(config: Path) -> bool:
         settings = read_object(config, "it cannot be used")
     except UserError as error:
         raise ConversionError(str(error)) from None
-    return bool(settings.get("tie_word_embeddings", settings.get("model_type") in TIED_BY_DEFAULT))
+    family = FAMILIES.get(str(settings.get("model_type")))
+    return family.is_tied(settings) if family else bool(settings.get("tie_word_embeddings"))
 
 
 def _without_tied_head(tensors: dict[str, Tensor], tied: bool) -> dict[str, Tensor]:

@@ -9,19 +9,22 @@ import numpy as np
 
 from promptkd.evaluation.tables import protocol_line
 from promptkd.utils.plotting import plain_text, shown
+from promptkd.utils.tables import Table
 
 
 def markdown(results: dict[str, Any]) -> str:
     """results.md: a line for each set, at the last position; then how it was measured."""
     teacher, protocol = results["teacher"], results["protocol"]
     prompted = f" with the prompt {teacher['prompt']}" if teacher["prompt"] else ""
+    table = Table(["set", "rows", "excess accumulated error, %", "95 % interval", "R", "eps", "seconds"])
+    for name, entry in results["sets"].items():
+        table.add(*_cells(name, entry))
+    for lost in results["missing"]:
+        table.add(lost["name"], "missing")
     lines = [
         f"# Exposure bias of {results['model']['path']}",
         "",
-        "| set | rows | excess accumulated error, % | 95 % interval | R | eps | seconds |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-        *(_line(name, entry) for name, entry in results["sets"].items()),
-        *(f"| {lost['name']} | missing | | | | | |" for lost in results["missing"]),
+        table.markdown(),
         "",
         f"Teacher: {teacher['path']}{prompted}. R and eps: KL(teacher || student) accumulated over "
         f"{protocol['max_length'] - protocol['max_prompt_length']} response tokens, on answers of the student and of "
@@ -33,15 +36,15 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(name: str, entry: dict[str, Any]) -> str:
+def _cells(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["partial"]:
         name += f" (partial: {entry['rows']:,} of {entry['published_rows']:,})"
     excess, low, high = (
         "-" if entry[key] is None else f"{entry[key]:.2f}"
         for key in ("ex_acc_err", "ex_acc_err_low", "ex_acc_err_high")
     )
-    sums = f"{entry['mean_R']:.4g} | {entry['mean_eps']:.4g}"
-    return f"| {name} | {entry['rows']:,} | {excess} | {low} to {high} | {sums} | {entry['seconds']:.1f} |"
+    sums = [f"{entry[key]:.4g}" for key in ("mean_R", "mean_eps")]
+    return [name, f"{entry['rows']:,}", excess, f"{low} to {high}", *sums, f"{entry['seconds']:.1f}"]
 
 
 @plain_text()

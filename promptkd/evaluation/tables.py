@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from promptkd.evaluation.rouge import mean
 from promptkd.evaluation.test_sets import TestSet
+from promptkd.utils.tables import Table
 
 
 class Row(NamedTuple):
@@ -58,13 +59,15 @@ def markdown(results: dict[str, Any]) -> str:
     """results.md: one line for each set, then the protocol."""
     protocol, seeds = results["protocol"], results["seeds"]
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
+    table = Table(["set", "rows", "cut", "ROUGE-L", "exact match", "tokens", "seconds"])
+    for name, entry in results["sets"].items():
+        table.add(*_cells(name, entry))
+    for lost in results["missing"]:
+        table.add(lost["name"], "missing")
     lines = [
         f"# {results['model']['path']}",
         "",
-        "| set | rows | cut | ROUGE-L | exact match | tokens | seconds |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-        *(_line(name, entry) for name, entry in results["sets"].items()),
-        *(f"| {lost['name']} | missing | | | | | |" for lost in results["missing"]),
+        table.markdown(),
         "",
         f"ROUGE-L (stemmed, best reference, x 100, --rouge-tokenizer {protocol['rouge_tokenizer']}): {over} "
         f"({', '.join(map(str, seeds))}). cut: prompts that lost their {protocol['prompt_cut']}; "
@@ -85,11 +88,11 @@ def protocol_line(results: dict[str, Any]) -> str:
     )
 
 
-def _line(name: str, entry: dict[str, Any]) -> str:
+def _cells(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["partial"]:
         name += f" (partial: {entry['rows']:,} of {entry['published_rows']:,})"
     values = [_spread(entry[key], digits) for key, digits in (("rougeL", 2), ("exact_match", 2), ("mean_length", 1))]
-    return f"| {name} | {entry['rows']:,} | {entry['rows_cut']} | {' | '.join(values)} | {entry['seconds']:.1f} |"
+    return [name, f"{entry['rows']:,}", str(entry["rows_cut"]), *values, f"{entry['seconds']:.1f}"]
 
 
 def _spread(value: dict[str, Any], digits: int) -> str:

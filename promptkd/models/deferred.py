@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from promptkd.models.tensor_parallel import open_model
 from promptkd.utils.memory import give_back_freed_memory
-from promptkd.weights.layout import FAMILIES, HEAD
+from promptkd.weights.families import FAMILIES, HEAD
 
 
 def load_deferred(

@@ -24,7 +24,7 @@ from promptkd.models.deferred import load_deferred
 from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from promptkd.models.validation import check_files, check_model_folder, hub_advice, looks_local
 from promptkd.models.vocabulary import SharedVocabulary, shared_vocabulary
-from promptkd.weights.layout import FAMILIES
+from promptkd.weights.families import FAMILIES
 
 transformers_logging.disable_progress_bar()  # its bars for loading and saving are noise beside ours
 

@@ -1,7 +1,7 @@
 """Tensor parallelism: several ranks hold a model together, each some heads and feed-forward units of every layer.
 
-Which tensor is cut where is `weights.layout`'s table, so a model can be read from shards of any size or from whole
-files; each rank reads its own part alone. A layer's first products are cut by outputs, its last one by inputs: the
+The table of `weights.families` says where each tensor is cut, so a model can be read from shards of any size or from
+whole files; each rank reads its own part only. A layer's first products are cut by outputs, its last one by inputs: the
 forward pass adds up what the ranks have at the end of a block, the backward pass at its beginning (Shoeybi et al.,
 Megatron-LM, 2019). All ranks get the same sums, hence the same states. Embeddings and head stand whole on every rank,
 so losses and decoding are those of one rank. All ranks of a group draw the same dropout masks; in attention that makes
@@ -30,12 +30,8 @@ from promptkd.distributed.rendezvous import tensor_parallel_groups
 from promptkd.errors import UserError
 from promptkd.models.checks import check_unexpected
 from promptkd.weights import checks
-from promptkd.weights.layout import FAMILIES, HEAD, Cut, Family
+from promptkd.weights.families import FAMILIES, HEAD, Cut, Family
 from promptkd.weights.reader import SourceModel, inside, model_files, read_json, shard_folder
-
-# Modules whose input goes to sharded layers alone: there the backward pass adds up the ranks' gradients.
-BLOCKS = {"gpt2": ("attn", "mlp"), "opt": ("self_attn", "fc1")}
-BLOCKS |= dict.fromkeys(("llama", "mistral", "qwen2"), ("self_attn", "mlp"))
 
 
 class TensorParallelGroup:
@@ -193,7 +189,7 @@ def shard(model: PreTrainedModel, group: TensorParallelGroup) -> None:
         if cut is not None:
             by_inputs = (cut.axis == 0) == isinstance(module, Conv1D)
             model.set_submodule(name, ShardedLayer(module, by_inputs, group))
-        if FAMILIES[kind].split(name)[1] in BLOCKS[kind]:
+        if FAMILIES[kind].split(name)[1] in FAMILIES[kind].blocks:
             model.get_submodule(name).register_forward_pre_hook(_sum_gradients(group), with_kwargs=True)
         for count in ("num_heads", "split_size"):  # what gpt2 and opt reshape by; the others look at the tensors
             if isinstance(getattr(module, count, None), int):

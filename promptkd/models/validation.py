@@ -9,6 +9,7 @@ from typing import Any
 from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import UserError
 from promptkd.utils.strict_json import read_object
+from promptkd.weights.families import field_names
 
 DOWNLOADS = Path(__file__).resolve().parents[1] / "configs" / "downloads.json"
 SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -16,14 +17,9 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 IMPLEMENTATIONS = ("eager", "sdpa")
 TEXTS = (".json", ".txt", ".jinja", ".model")
 LARGEST_TEXT = 1 << 27  # bytes; the largest vocabularies have a quarter of that
-SIZES = {  # what families call it; the least that is possible
-    "layers": ("num_hidden_layers", "n_layer"),
-    "width": ("hidden_size", "n_embd"),
-    "heads": ("num_attention_heads", "n_head"),
-    "vocabulary": ("vocab_size",),
-    "positions": ("max_position_embeddings", "n_positions"),
-    "labels": ("num_labels",),
-}
+# Size -> its names in the config.json of the families.
+SIZES = {size: field_names(size) for size in ("layers", "hidden", "heads", "vocab", "positions")}
+SIZES["labels"] = ("num_labels",)
 MOST_LABELS = 1 << 20  # transformers makes a name for each, whether a model classifies or not
 
 
@@ -76,12 +72,12 @@ def check_model_folder(folder: Path, option: str) -> None:
         raise UserError(f"{option} {folder}: quantised weights are not supported: name a folder of whole ones")
     if isinstance(config.get("text_config"), dict):  # a model of text and images has its sizes there
         config = {**config["text_config"], **config}
-    sizes = {what: _size(config, names, folder, option) for what, names in SIZES.items()}
+    sizes = {size: _size(config, names, folder, option) for size, names in SIZES.items()}
     if sizes["labels"] > MOST_LABELS:
         raise UserError(f"{option} {folder}: config.json speaks of {sizes['labels']} labels: take num_labels out")
     stored = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     # Every layer has a square matrix of its width at least, and there is an embedding; no number is under a byte.
-    claimed = sizes["layers"] * sizes["width"] ** 2 + sizes["vocabulary"] * sizes["width"]
+    claimed = sizes["layers"] * sizes["hidden"] ** 2 + sizes["vocab"] * sizes["hidden"]
     if claimed > stored > 0:
         raise UserError(
             f"{option} {folder}: config.json speaks of {claimed} numbers at least, the weights beside it have "

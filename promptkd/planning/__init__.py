@@ -1,1 +1,1 @@
-"""What a run will need before it is started: memory by rank and phase, work, traffic, time. Reads config.json files."""
+"""Compute from config.json files what memory a run needs on each rank and in each phase, before it starts."""

@@ -8,13 +8,13 @@ from promptkd.utils.memory_bounds import MOVING_LAYERS, cache_capacity, decoding
 
 
 def forward_only(engine: Engine, tokens: float) -> float:
-    """The most that is alive at once in a forward pass without gradient: inside one layer."""
+    """Compute the peak of a forward pass without gradient, which is inside one layer."""
     shape, cut = engine.shape, engine.tensor
     return engine.size * tokens * layer_work(shape.width, shape.inner // cut, shape.queries // cut, shape.gated)
 
 
 def decoding(setting: Setting, engine: Engine, rows: int) -> Parts:
-    """rollout.decode for `rows` rows of full length that are decoded together."""
+    """Compute the memory of decoding `rows` sequences of full length together."""
     shape, b, parts = engine.shape, engine.size, Parts()
     layer = 2 * rows * cache_capacity(setting.max_prompt + engine.prompt, setting.max_new) * shape.keys
     parts["key-value cache"] = (shape.layers + MOVING_LAYERS) * layer // engine.tensor * b
@@ -27,20 +27,20 @@ def decoding(setting: Setting, engine: Engine, rows: int) -> Parts:
 
 
 def decoding_weights(engine: Engine) -> float:
-    """Under ZeRO-3 all weights are gathered: decoding ranks are not in step."""
+    """Compute the weights gathered for decoding. Under ZeRO-3 these are all, because ranks decode independently."""
     return engine.size * engine.parameters if engine.stage == 3 else 0.0
 
 
 def decoding_rows(setting: Setting, engine: Engine, rows: int) -> int:
-    """Rows of full length, `rows` at most, that `engine` decodes together: decoding_budget.py on the plan's device."""
+    """Count the sequences of full length that decode together, at most `rows`, as generation/budget.py does."""
     budget = setting.rollout_token_budget
     if budget is None:
         shape, free = engine.shape, None
         if not setting.hardware.cpu:
-            both = [("student", setting.student), ("teacher", setting.teacher)]
-            held = sum(held_by(each, name, setting)[0].total() for name, each in both if each)
+            engines = [("student", setting.student), ("teacher", setting.teacher)]
+            held = sum(held_by(each, name, setting)[0].total() for name, each in engines if each)
             free = setting.hardware.memory * GPU_HEADROOM - GPU_FRAMEWORK - held - decoding_weights(engine)
         cache = 2 * shape.layers * shape.keys * engine.size / engine.tensor
         work = engine.size * layer_work(shape.width, shape.inner, shape.queries, gated=True)
-        budget = decoding_tokens(setting.device, free, setting.length, cache, work, shape.layers, shape.vocab)
+        budget = decoding_tokens(setting.hardware.device, free, setting.length, cache, work, shape.layers, shape.vocab)
     return min(rows, max(budget // (setting.length + engine.prompt), 1))

@@ -1,100 +1,106 @@
-"""Which option makes a run fit that does not: each alone, then together in the order of what they cost."""
+"""Find the options that make a run fit: each on its own, or else several, from the cheapest to the most costly."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 from promptkd.planning.decoding import decoding_rows
 from promptkd.planning.held import GPU_HEADROOM
 from promptkd.planning.memory import Memory, memory_of
-from promptkd.planning.setting import Engine, Setting, tensor_sizes
+from promptkd.planning.setting import Setting, tensor_sizes
 
 Change = tuple[str, Setting]
+Remedy = Callable[[Setting], Iterator[Change]]
 
 
 def fits(setting: Setting, memory: Memory | None = None) -> bool:
-    """Whether a rank's peak is within its device; on a CPU all ranks of a machine share its memory."""
-    peak = (memory or memory_of(setting)).peak
-    hardware = setting.hardware
+    """Whether a rank's peak fits into its device. On a CPU all ranks of a machine share its memory."""
+    peak, hardware = (memory or memory_of(setting)).peak, setting.hardware
     if hardware.cpu:
-        peak *= min(hardware.ranks, hardware.per_node)
-    return peak <= hardware.memory * (1.0 if hardware.cpu else GPU_HEADROOM)
+        return peak * min(hardware.ranks, hardware.per_node) <= hardware.memory
+    return peak <= hardware.memory * GPU_HEADROOM
 
 
 def remedies(setting: Setting) -> list[tuple[str, float]]:
-    """(options, peak bytes) that make it fit: single ones, else the first combination that does; else nothing."""
-    found = []
-    for step in STEPS:
-        for text, changed in step(setting):
+    """List (options, peak bytes) that make the run fit.
+
+    Returns:
+        Every single option that suffices, in its mildest value. If none does, the first combination, or nothing.
+    """
+    single = []
+    for remedy in REMEDIES:
+        for text, changed in remedy(setting):
             memory = memory_of(changed)
             if fits(changed, memory):
-                found.append((text, memory.peak))
-                break  # the mildest of its kind
-    return found or _together(setting)
+                single.append((text, memory.peak))
+                break
+    # Tensor parallelism and ZeRO-3 exclude each other, so that a combination leaves one of them out.
+    return single or _combined(setting, _tensor) or _combined(setting, _stages)
 
 
-def _together(setting: Setting) -> list[tuple[str, float]]:
-    """Apply one kind after the other, each as mildly as suffices or else as strongly as it goes."""
-    for left_out in (_tensor, _stages):  # tensor parallelism and ZeRO-3 exclude each other
-        if found := _in_order(setting, [step for step in STEPS if step is not left_out]):
-            return found
-    return []
-
-
-def _in_order(setting: Setting, steps: Sequence[Callable[[Setting], Iterator[Change]]]) -> list[tuple[str, float]]:
+def _combined(setting: Setting, left_out: Remedy) -> list[tuple[str, float]]:
+    """Apply one remedy after the other until the run fits, each with the value that saves most."""
     texts: list[str] = []
-    for step in steps:
-        best = None
-        for text, changed in step(setting):
+    peak = memory_of(setting).peak
+    for remedy in REMEDIES:
+        if remedy is left_out:
+            continue
+        best: tuple[float, str, Setting] | None = None
+        for text, changed in remedy(setting):
             memory = memory_of(changed)
-            if best is None or memory.peak < best[2]:
-                best = text, changed, memory.peak
             if fits(changed, memory):
                 return [(", ".join([*texts, text]), memory.peak)]
-        if best is not None and best[2] < memory_of(setting).peak:
-            texts.append(best[0])
-            setting = best[1]
+            if memory.peak < (best[0] if best else peak):
+                best = memory.peak, text, changed
+        if best:
+            peak, text, setting = best
+            texts.append(text)
     return []
+
+
+def _halved(rows: int, length: int) -> Iterator[int]:
+    """Yield token budgets of half the rows, a quarter, and so on down to one row."""
+    while rows > 1:
+        rows = (rows + 1) // 2
+        yield rows * length
 
 
 def _budgets(setting: Setting) -> Iterator[Change]:
-    rows = setting.micro_rows()
-    while rows > 1:
-        rows = (rows + 1) // 2
-        budget = rows * setting.length
+    for budget in _halved(setting.micro_rows(), setting.length):
         yield f"--token-budget {budget}", replace(setting, token_budget=budget)
 
 
 def _rollouts(setting: Setting) -> Iterator[Change]:
     rows = decoding_rows(setting, setting.student, max(setting.rows, setting.dev_rows))
-    while rows > 1:
-        rows = (rows + 1) // 2
-        budget = rows * setting.length
+    for budget in _halved(rows, setting.length):
         yield f"--rollout-token-budget {budget}", replace(setting, rollout_token_budget=budget)
 
 
 def _checkpointing(setting: Setting) -> Iterator[Change]:
     if not setting.student.checkpointing:
-        yield "--gradient-checkpointing", _each(setting, lambda engine: replace(engine, checkpointing=True))
+        yield "--gradient-checkpointing", _both(setting, checkpointing=True)
 
 
 def _stages(setting: Setting) -> Iterator[Change]:
     for stage in range(max(2, setting.student.stage + 1), 4):
         if setting.hardware.ranks // setting.tensor > 1 and (stage < 3 or setting.tensor == 1):
-            yield f"ZeRO stage {stage} (--deepspeed_config)", _each(setting, lambda e, s=stage: replace(e, stage=s))
+            yield f"ZeRO stage {stage} (--deepspeed_config)", _both(setting, stage=stage)
 
 
 def _tensor(setting: Setting) -> Iterator[Change]:
     engines = [engine for engine in (setting.student, setting.teacher) if engine]
+    if any(engine.stage == 3 for engine in engines):
+        return
     ranks = setting.hardware.ranks
-    sizes = set.intersection(*(set(tensor_sizes(engine.shape, ranks)) for engine in engines))
-    for size in sorted(sizes):
-        stages = {engine.stage for engine in engines}
-        if setting.tensor < size <= setting.hardware.per_node and 3 not in stages:  # they do not go together
-            # The effective batch stays: fewer groups, each with more rows.
+    for size in sorted(set.intersection(*(set(tensor_sizes(engine.shape, ranks)) for engine in engines))):
+        if setting.tensor < size <= setting.hardware.per_node:
+            # The effective batch size stays the same: fewer groups, each with more examples.
             rows = setting.rows * size // setting.tensor
-            changed = replace(_each(setting, lambda e, n=size: replace(e, tensor=n), always=True), rows=rows)
+            teacher = replace(setting.teacher, tensor=size) if setting.teacher else None
+            student = replace(setting.student, tensor=size)
+            changed = replace(setting, student=student, teacher=teacher, rows=rows)
             yield f"--model-parallel --model-parallel-size {size}", changed
 
 
@@ -105,19 +111,16 @@ def _offload(setting: Setting) -> Iterator[Change]:
         student = replace(setting.student, offload_optimizer=True, stage=max(setting.student.stage, 1))
         yield "offload_optimizer to the CPU (--deepspeed_config)", replace(setting, student=student)
     if setting.student.stage == 3:
-
-        def offload(engine: Engine) -> Engine:
-            return replace(engine, offload_optimizer=True, offload_parameters=True)
-
-        yield "offload_optimizer and offload_param to the CPU (--deepspeed_config)", _each(setting, offload)
+        changed = _both(setting, offload_optimizer=True, offload_parameters=True)
+        yield "offload_optimizer and offload_param to the CPU (--deepspeed_config)", changed
 
 
-def _each(setting: Setting, change: Callable[[Engine], Engine], always: bool = False) -> Setting:
-    """The same change to both engines; a teacher that is no engine (KD) has no ZeRO to change."""
+def _both(setting: Setting, **fields: Any) -> Setting:
+    """Change both engines. A frozen teacher (KD) has no engine to change."""
     teacher = setting.teacher
-    if teacher is not None and (always or teacher.trained):
-        teacher = change(teacher)
-    return replace(setting, student=change(setting.student), teacher=teacher)
+    if teacher is not None and teacher.trained:
+        teacher = replace(teacher, **fields)
+    return replace(setting, student=replace(setting.student, **fields), teacher=teacher)
 
 
-STEPS = (_budgets, _rollouts, _checkpointing, _stages, _tensor, _offload)
+REMEDIES: tuple[Remedy, ...] = (_budgets, _rollouts, _checkpointing, _stages, _tensor, _offload)

@@ -8,8 +8,9 @@ from statistics import median
 
 from promptkd.errors import UserError
 from promptkd.reporting.results import Result
-from promptkd.reporting.table import Cell, Table, label
+from promptkd.reporting.table import label
 from promptkd.utils.strict_json import is_kind
+from promptkd.utils.tables import Cell, Table
 
 ROUNDED_GB = 0.25  # how far a CPU's peak memory in metrics.jsonl may be from the real one
 IDLE = 1e-3  # a phase that takes less of a step than this has done nothing in it
@@ -46,7 +47,7 @@ def step_seconds(result: Result) -> float | None:
     """Seconds of a typical step: the medians of its phases, each times the share of steps in which it works.
 
     A run that was stopped for a while, or had to share the machine, has some long steps and the same medians.
-    MiniLLM's rollouts, made for several steps in one of them, count with their share. A row's seconds are means over
+    MiniLLM's rollouts, table for several steps in one of them, count with their share. A row's seconds are means over
     the steps since the row before (metrics.StepTimes), so --log-interval hides nothing. None without a logged step.
     """
     whole = _seconds(result, "step_seconds")
@@ -77,7 +78,7 @@ def _peak_memory(result: Result) -> float | None:
 def costs(results: list[Result]) -> Table:
     """Student, teacher and prompt are numbers of parameters; share is the prompt's of the teacher's."""
     heads = ["model", "steps", "time", "s per step", "peak memory, GB", "student", "teacher", "prompt", "share, %"]
-    made = Table(heads)
+    table = Table(heads)
     for result in results:
         if (one := cost(result)) is None:
             continue
@@ -87,8 +88,8 @@ def costs(results: list[Result]) -> Table:
         memory = "-" if one.peak_memory_gb is None else f"{one.peak_memory_gb:.2f}"
         share = "-" if one.prompt_share is None else f"{one.prompt_share:.2g}"
         cells = [f"{one.steps:,}", duration(one.seconds), f"{one.seconds / one.steps:.2f}", memory, *counts, share]
-        made.rows.append([Cell(label(result)), *map(Cell, cells)])
-    return made
+        table.rows.append([Cell(label(result)), *map(Cell, cells)])
+    return table
 
 
 def duration(seconds: float) -> str:

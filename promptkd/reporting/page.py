@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass, field
 
-from promptkd.reporting.table import Table
+from promptkd.utils.tables import Table
 
 STYLE = """
 :root { color-scheme: light dark;

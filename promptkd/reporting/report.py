@@ -17,8 +17,6 @@ from promptkd.reporting.curves import draw_picture, draw_svg, panels_of
 from promptkd.reporting.page import Answer, Section, page
 from promptkd.reporting.results import Result, unlike, unlike_exposure
 from promptkd.reporting.table import (
-    Cell,
-    Table,
     columns_of,
     differences,
     differences_to,
@@ -30,6 +28,7 @@ from promptkd.reporting.table import (
 from promptkd.utils.files import digest_of
 from promptkd.utils.run_files import write_json
 from promptkd.utils.strict_json import is_kind
+from promptkd.utils.tables import Cell, Table
 
 PICTURE, MARKDOWN, PAGE, NUMBERS = "curves.png", "report.md", "report.html", "report.json"
 LONGEST_TEXT = 160  # characters of a prompt or an answer in a Markdown table

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from promptkd.errors import UserError
-from promptkd.weights.layout import HEAD, Family
+from promptkd.weights.families import HEAD, Family
 from promptkd.weights.reader import SourceModel
 from promptkd.weights.safetensors_io import have_same_bytes
 
@@ -165,11 +165,6 @@ def _number(config: Mapping[str, Any] | None, family: Family, key: str) -> int |
     return value
 
 
-def is_tied(family: Family, config: Mapping[str, Any] | None) -> bool:
-    """Whether lm_head shares its weight with the token embedding."""
-    return bool((config or {}).get("tie_word_embeddings", family.tied))
-
-
 def output_names(model: SourceModel, config: Mapping[str, Any] | None, target: int) -> dict[str, str]:
     """List the output's tensors.
 
@@ -183,7 +178,7 @@ def output_names(model: SourceModel, config: Mapping[str, Any] | None, target: i
         UserError: If a head is missing, or differs from the embedding to which it is tied.
     """
     family, names = model.family, {name: name for name in model.names}
-    if not is_tied(family, config):
+    if not family.is_tied(config):
         if HEAD not in names:
             raise UserError(
                 f"{model.shards[0].path} lacks {HEAD}, and "

@@ -17,7 +17,7 @@ from promptkd.errors import UserError
 from promptkd.utils.files import digest_of, write_json
 from promptkd.utils.format import format_bytes
 from promptkd.weights import checks
-from promptkd.weights.layout import FAMILIES
+from promptkd.weights.families import FAMILIES
 from promptkd.weights.output import Output
 from promptkd.weights.reader import FORMATS, SourceModel, inside, read_json
 from promptkd.weights.safetensors_io import SafetensorsWriter, TensorFile, have_same_bytes

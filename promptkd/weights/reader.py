@@ -12,7 +12,8 @@ from torch import Tensor
 
 from promptkd.errors import UserError
 from promptkd.utils.strict_json import read_object
-from promptkd.weights.layout import HEAD, Family, pieces
+from promptkd.weights.families import HEAD, Family
+from promptkd.weights.layout import pieces
 from promptkd.weights.safetensors_io import TensorFile
 from promptkd.weights.torch_files import open_tensors
 

@@ -19,7 +19,8 @@ from promptkd.errors import UserError
 from promptkd.weights import convert as convert_module
 from promptkd.weights import safetensors_io
 from promptkd.weights.convert import GenerationRequest, convert
-from promptkd.weights.layout import FAMILIES, pieces, spans
+from promptkd.weights.families import FAMILIES
+from promptkd.weights.layout import pieces, spans
 from promptkd.weights.reader import SourceModel
 
 sys.path.insert(0, str(ROOT / "tools"))

@@ -1,0 +1,56 @@
+"""Write tables as Markdown and HTML."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import dataclass, field
+
+SPECIAL = r"([\\`*|<\[]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"  # has a meaning in Markdown
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The text of a cell and its style."""
+
+    text: str
+    style: str = ""  # HTML element: "strong", "em", or "" for plain text
+
+    def markdown(self) -> str:
+        """Format the cell as Markdown, with special characters escaped."""
+        text = re.sub(SPECIAL, r"\\\1", " ".join(self.text.split()))
+        mark = {"strong": "**", "em": "*", "": ""}[self.style]
+        return f"{mark}{text}{mark}"
+
+    def html(self) -> str:
+        """Format the cell's content as HTML, with special characters escaped."""
+        text = html.escape(self.text)
+        return f"<{self.style}>{text}</{self.style}>" if self.style else text
+
+
+@dataclass
+class Table:
+    """A table. The first `texts` columns are left-aligned text, the others right-aligned numbers."""
+
+    heads: list[str]
+    rows: list[list[Cell]] = field(default_factory=list)
+    texts: int = 1
+
+    def add(self, *texts: str) -> None:
+        """Append a row of plain texts. Missing cells at the end are empty."""
+        self.rows.append([Cell(text) for text in (*texts, *[""] * (len(self.heads) - len(texts)))])
+
+    def markdown(self) -> str:
+        """Format the table as Markdown."""
+        rules = ["---" if column < self.texts else "--:" for column in range(len(self.heads))]
+        lines = [[Cell(head).markdown() for head in self.heads], *([c.markdown() for c in row] for row in self.rows)]
+        first, *rest = ("|" + "".join(f" {cell} |" if cell else " |" for cell in cells) for cells in lines)
+        return "\n".join([first, f"|{'|'.join(rules)}|", *rest])
+
+    def html(self) -> str:
+        """Format the table as HTML that scrolls if it is wide."""
+        kinds = ["" if column < self.texts else ' class="number"' for column in range(len(self.heads))]
+        heads = "".join(f"<th{kind}>{html.escape(head)}</th>" for head, kind in zip(self.heads, kinds))
+        rows = ("".join(f"<td{kind}>{cell.html()}</td>" for cell, kind in zip(row, kinds)) for row in self.rows)
+        body = "".join(f"<tr>{row}</tr>\n" for row in rows)
+        return f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
