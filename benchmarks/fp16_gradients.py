@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Literal
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
 from half_precision import PARTS, measure
 

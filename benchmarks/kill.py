@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
+from marked_train import WIDTH, read_marks
 from runs import PRELOAD, Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
 
-from benchmarks.marked_train import WIDTH, read_marks
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
 from runs import student_with_dropout, tiny_argv
 
@@ -48,9 +47,9 @@ def open_files() -> int:
 
 def measure(how: MemorySettings, folder: Path) -> dict[int, float]:
     """Resident megabytes by step; prints a line for each."""
+    from promptkd.cli.train import read_settings
     from promptkd.training.metrics import peak_memory_gb
     from promptkd.training.setup import build_trainer
-    from train import read_settings
 
     student = student_with_dropout(folder / "student")
     often = ["--eval-interval", str(how.every), "--checkpoint-every", str(how.every), "--dev-num", "3"]

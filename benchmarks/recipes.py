@@ -5,14 +5,10 @@ python benchmarks/recipes.py
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tools"))
-from plan import make  # tools/plan.py
-
+from promptkd.cli.plan import make
 from promptkd.planning.show import plan_of
 from promptkd.planning.units import duration
 

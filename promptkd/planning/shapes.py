@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from promptkd.errors import UserError
+from promptkd.utils.project import CONFIGS
 from promptkd.utils.strict_json import read_object
 
-MODELS = (
-    Path(__file__).parents[1] / "configs" / "models"
-)  # shapes of the paper's models, for planning without downloads
+MODELS = CONFIGS / "models"  # shapes of the paper's models, for planning without downloads
 LARGEST = 1 << 40  # of any size in a config.json: beyond it the sums would leave what floats hold
 ALIASES = {"gpt2": "gpt2-base", "gpt2-xl": "gpt2-xlarge"}
 GATED = ("llama", "mistral", "qwen2")  # two products before the activation, RMS norms, rotary positions

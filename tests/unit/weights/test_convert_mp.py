@@ -11,19 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 from tiny_models import assert_same, logits, make_model, run, shards, whole
 
+from promptkd.cli import convert as convert_mp
 from promptkd.errors import UserError
 from promptkd.weights import convert as convert_module
 from promptkd.weights import safetensors_io
 from promptkd.weights.convert import GenerationRequest, convert
 from promptkd.weights.layout import FAMILIES, pieces, spans
 from promptkd.weights.reader import SourceModel
-
-sys.path.insert(0, str(ROOT / "tools"))
-import convert_mp
 
 
 @pytest.fixture
