@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
 from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
 from promptkd.planning.memory import memory_of
+
+ROOT = Path(__file__).parents[1]
 
 PROMPT, RESPONSE, TOKENIZER = 64, 64, ROOT / "tests/golden/models/gpt2_student"
 NO_DROPOUT = {

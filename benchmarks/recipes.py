@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 from promptkd.cli.plan import make
 from promptkd.planning.show import plan_of
 from promptkd.planning.units import duration
+
+ROOT = Path(__file__).parents[1]
 
 RECIPES = {  # row -> script, GPUs, kind of GPU
     "GPT-2 base <- XL, 8 x 3090": ("gpt2/promptkd/promptkd_base.sh", 8, "3090"),

@@ -22,6 +22,7 @@ import numpy as np
 
 ROOT = Path(__file__).parents[1]
 
+
 BASE = {"window": 16, "response": 64, "vocabulary": 50257, "width": 192}
 AXES = {
     "window": [4, 8, 16, 32],

@@ -20,10 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
 from bars import draw_bars
 
 from promptkd.utils.memory import KEEP
+
+ROOT = Path(__file__).parents[1]
 
 TEACHER, STUDENT = "gpt2-dolly-teacher", "gpt2-dolly-student"
 
