@@ -13,7 +13,6 @@ import itertools
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from half_precision import PARTS, measure
@@ -22,8 +21,6 @@ from promptkd.config.deepspeed import DTYPES
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import exit_with
-
-ROOT = Path(__file__).parents[1]
 
 
 @dataclass

@@ -26,8 +26,6 @@ from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
 
-ROOT = Path(__file__).parents[1]
-
 SCRIPT = "benchmarks.marked_train"
 SAVING, READING = "saving a checkpoint", "reading a checkpoint"
 AIMS = ("rollout", SAVING, "backward", READING, SAVING, "evaluation", "saving a model", "optimizer")

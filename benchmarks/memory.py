@@ -21,8 +21,6 @@ from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import exit_with
 
-ROOT = Path(__file__).parents[1]
-
 
 @dataclass
 class MemorySettings:
