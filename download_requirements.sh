@@ -19,4 +19,4 @@ command -v "$python" >/dev/null || {
     echo "download_requirements.sh: error: PROMPTKD_PYTHON=$python is not there: name another or none" >&2
     exit 2
 }
-exec "$python" "$root/tools/download.py" "$@"
+PYTHONPATH=$root exec "$python" "$root/tools/download.py" "$@"

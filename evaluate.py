@@ -1,48 +1,9 @@
-"""Answer test sets with a model and score the answers by ROUGE-L, or measure its exposure bias against a teacher.
+"""Evaluate a model on test sets: the same as `promptkd evaluate`. --help lists the options."""
 
-python evaluate.py --model-path M --data-dir data --seeds 10 20 30 40 50 --save R                   (all sets)
-python evaluate.py --model-path M --data-dir data/dolly --data-names dolly --seed 10 --save R       (one set)
-python evaluate.py --type exposure_bias --model-path S --teacher-model-path T --data-names dolly --save R
-torchrun --nproc_per_node 8 evaluate.py ...                                                         (8 GPUs)
-"""
+from promptkd.cli.evaluate import main, read_settings
+from promptkd.errors import exit_with
 
-from __future__ import annotations
-
-import sys
-
-from promptkd.config.options import ParallelSettings
-from promptkd.config.parser import parse
-from promptkd.distributed.device import DeviceSettings
-from promptkd.errors import UserError, exit_with
-from promptkd.evaluation.options import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
-
-
-def read_settings(argv: list[str]):
-    """Settings in groups: evaluation, device, parallel, data, decoding, exposure_bias."""
-    groups = {
-        "evaluation": EvaluationSettings,
-        "device": DeviceSettings,
-        "parallel": ParallelSettings,
-        "data": TestSetSettings,
-        "decoding": AnswerSettings,
-        "exposure_bias": ExposureBiasSettings,
-    }
-    settings = parse(groups, argv, prog="evaluate.py")
-    foreign = settings.exposure_bias.given()
-    if foreign and settings.evaluation.type != "exposure_bias":
-        raise UserError(f"{foreign} is for --type exposure_bias: leave it out, or name that type")
-    return settings
-
-
-def main() -> None:
-    settings = read_settings(sys.argv[1:])
-    # Loads what a dry run does not need.
-    if settings.evaluation.type == "exposure_bias":
-        from promptkd.evaluation.exposure_bias import run
-    else:
-        from promptkd.evaluation.session import run
-    run(settings)
-
+__all__ = ["main", "read_settings"]
 
 if __name__ == "__main__":
     exit_with(main)

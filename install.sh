@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv beside this file, with the pinned packages, for CPU and CUDA machines alike. Safe to run again:
-# what is complete is kept, changed pins are updated in place, an interrupted installation is made anew.
+# Create .venv beside this file and install the package in it, in editable mode and with the exact versions of
+# constraints.txt, for CPU and CUDA machines. Run it again at any time: a complete installation is kept, changed
+# versions are updated in place, and an interrupted installation starts over.
 #
 #   bash install.sh
 #   PYTHON=/path/to/python3.12 bash install.sh        # another interpreter than python3
@@ -26,7 +27,7 @@ venv_python() { "$venv/bin/python" "$@"; }
 
 # What the installation is made from. The path counts: scripts in .venv/bin name it and break when it moves.
 fingerprint() {
-    cat "$root"/{requirements,requirements-dev,constraints}.txt | cksum
+    cat "$root"/{pyproject.toml,constraints.txt} | cksum
     printf 'pip %s\n%s\n' "$pip_version" "$root"
 }
 
@@ -66,7 +67,7 @@ need_disk() { # GB for the finished .venv and the archives that pip unpacks; wha
 # PyPI's PyTorch for Linux brings CUDA. Where pip knows a place that has the CPU build, it takes that one.
 cuda_build_comes() {
     local torch
-    torch=$(sed -n 's/^torch==//p' "$root/requirements.txt")
+    torch=$(sed -n 's/^torch==//p' "$root/constraints.txt")
     [ "$(uname -s)" = Linux ] &&
         ! venv_python -m pip index versions torch 2>/dev/null | grep -F "$torch+cpu" >/dev/null
 }
@@ -117,7 +118,7 @@ prepare_venv() { # leaves a .venv that pip can install into
     need_disk 3
     if grep -qxF "$root" "$stamp" 2>/dev/null && usable; then
         rm "$stamp"
-        say "the pins have changed: updating .venv"
+        say "pyproject.toml or constraints.txt has changed: updating .venv"
     else
         find_python
         make_venv
@@ -144,10 +145,10 @@ if cuda_build_comes; then
 fi
 say "installing the packages: some minutes; details in .venv/install.log"
 logged venv_python -m pip install --progress-bar off --build-constraint "$root/constraints.txt" \
-    -r "$root/requirements.txt" -r "$root/requirements-dev.txt"
+    --constraint "$root/constraints.txt" --editable "$root[dev,bnb,data]"
 say "checking that they import"
 logged venv_python -m pip check
-logged venv_python -c 'import deepspeed, matplotlib, peft, rouge_score, sentencepiece, transformers'
+logged venv_python -c 'import deepspeed, matplotlib, peft, promptkd, rouge_score, sentencepiece, transformers'
 fingerprint >"$stamp"
 say "ready: $(venv_python -V), $(venv_python -c 'import torch
 print("torch", torch.__version__, "with", torch.cuda.device_count(), "CUDA devices")')"

@@ -17,11 +17,11 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 from bars import draw_bars
 
 from promptkd.utils.memory import KEEP
+
+ROOT = Path(__file__).parents[1]
 
 
 def options() -> argparse.Namespace:

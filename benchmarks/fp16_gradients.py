@@ -1,6 +1,6 @@
 """How far the losses' gradients in half precision are from float32: a table of terms, tokens and loss scales.
 
-python benchmarks/fp16_gradients.py --tokens 256,4096,25600,262144
+PYTHONPATH=tests:tests/helpers python benchmarks/fp16_gradients.py --tokens 256,4096,25600,262144
 
 The models are random (tests/helpers/half_precision.py). The error is a share of the gradient's norm, for hidden
 states, head weight and head bias. In parentheses: the error of the float32 gradient rounded once. No result can be
@@ -13,11 +13,7 @@ import itertools
 import math
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
 from half_precision import PARTS, measure
 

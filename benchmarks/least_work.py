@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from pathlib import Path
 
 import torch
 from transformers import AutoConfig
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from promptkd.utils.memory import keep_freed_memory
 
 

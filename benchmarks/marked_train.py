@@ -17,8 +17,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-import train
 from promptkd.checkpointing.manager import Checkpoints
+from promptkd.cli import train
 from promptkd.training import setup as build
 from promptkd.training import trainer
 from promptkd.utils import profiling, run_files

@@ -1,6 +1,6 @@
 """Whether memory grows in a long run: resident memory of a run of tiny models, every so many optimizer steps.
 
-python benchmarks/memory.py --method promptkd --steps 600
+PYTHONPATH=tests:tests/helpers python benchmarks/memory.py --method promptkd --steps 600
 
 Trains in this process, with evaluations and checkpoints, and prints a table: step, resident memory now, peak so
 far, files open. The caches of libraries fill in the first steps; exit status 1 when the last third of the run added
@@ -14,9 +14,6 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-
-ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
 from runs import student_with_dropout, tiny_argv
 
@@ -48,9 +45,9 @@ def open_files() -> int:
 
 def measure(how: MemorySettings, folder: Path) -> dict[int, float]:
     """Resident megabytes by step; prints a line for each."""
+    from promptkd.cli.train import read_settings
     from promptkd.training.metrics import peak_memory_gb
     from promptkd.training.setup import build_trainer
-    from train import read_settings
 
     student = student_with_dropout(folder / "student")
     often = ["--eval-interval", str(how.every), "--checkpoint-every", str(how.every), "--dev-num", "3"]

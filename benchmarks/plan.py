@@ -20,11 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tools"))
 from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
 from promptkd.planning.memory import memory_of
+
+ROOT = Path(__file__).parents[1]
 
 PROMPT, RESPONSE, TOKENIZER = 64, 64, ROOT / "tests/golden/models/gpt2_student"
 NO_DROPOUT = {
@@ -134,7 +133,7 @@ def measured(name: str, work: Path) -> float:
 
 
 def planned(name: str, work: Path) -> float:
-    from plan import make  # tools/plan.py, as a user has it
+    from promptkd.cli.plan import make
 
     ranks = SETTINGS[name][2]
     return memory_of(make(["--cpu", "--ranks", str(ranks), *options_of(name, work)])[0]).peak

@@ -11,14 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import time
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from promptkd.evaluation.rouge import rouge_l
 from promptkd.evaluation.test_sets import read_set
 from promptkd.models.loading import load_causal_lm, load_tokenizer

@@ -13,15 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import sys
 import time
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.sampler import StepSampler
 from promptkd.models.loading import load_causal_lm, load_tokenizer

@@ -5,15 +5,12 @@ python benchmarks/recipes.py
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "tools"))
-from plan import make  # tools/plan.py
-
+from promptkd.cli.plan import make
 from promptkd.planning.show import plan_of
+
+ROOT = Path(__file__).parents[1]
 
 RECIPES = {  # row -> script, GPUs, kind of GPU
     "GPT-2 base <- XL, 8 x 3090": ("gpt2/promptkd/promptkd_base.sh", 8, "3090"),

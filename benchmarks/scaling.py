@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+
 
 BASE = {"window": 16, "response": 64, "vocabulary": 50257, "width": 192}
 AXES = {

@@ -20,11 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
 from bars import draw_bars
 
 from promptkd.utils.memory import KEEP
+
+ROOT = Path(__file__).parents[1]
 
 TEACHER, STUDENT = "gpt2-dolly-teacher", "gpt2-dolly-student"
 

@@ -109,7 +109,9 @@ def _mentions(text: str, phrases: tuple[str, ...]) -> bool:
 def _no_memory(text: str) -> str:
     """One line for memory that is used up, with the options that lower it. `text` is the library's message."""
     place = "the GPU" if any(word in text.lower() for word in ("cuda", "cublas", "cudnn", "nccl")) else "this machine"
-    remedy = LESS_MEMORY.get(os.path.basename(sys.argv[0]), "use smaller models or batches")
+    program = os.path.basename(sys.argv[0])
+    script = program if program.endswith(".py") else program.removeprefix("promptkd ") + ".py"
+    remedy = LESS_MEMORY.get(script, "use smaller models or batches")
     return f"{place} has not enough memory: {remedy}"
 
 

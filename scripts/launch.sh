@@ -194,9 +194,9 @@ count_gpus() { # sets gpus where it was not given
     gpus=$((visible > 0 ? visible : 1))
 }
 
-find_python() { # sets python, and keeps other environments' packages out
-    unset PYTHONPATH PYTHONHOME
-    export PYTHONNOUSERSITE=1 TOKENIZERS_PARALLELISM=false
+find_python() { # sets python; imports come from this checkout and from no other environment
+    unset PYTHONHOME
+    export PYTHONPATH=$root PYTHONNOUSERSITE=1 TOKENIZERS_PARALLELISM=false
     python=${PROMPTKD_PYTHON:-$root/.venv/bin/python}
     if [ -z "${PROMPTKD_PYTHON:-}" ]; then
         [ -x "$python" ] || bash "$root/install.sh" >&2

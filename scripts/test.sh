@@ -7,6 +7,6 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash install.sh
 
 workers=$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 1)
-unset PYTHONPATH PYTHONHOME
-export PYTHONNOUSERSITE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
+unset PYTHONHOME
+export PYTHONPATH=$PWD PYTHONNOUSERSITE=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1
 exec .venv/bin/python -m pytest -n "$((workers < 8 ? workers : 8))" "$@"

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 SHARED = ROOT.parent / "shared"
 sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # the programs that tests start import this checkout
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Where the tests train: "cpu", so that results do not depend on the machine, or "cuda".
 DEVICE = os.environ.setdefault("PROMPTKD_TEST_DEVICE", "cpu")

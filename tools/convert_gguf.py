@@ -14,8 +14,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from promptkd.config.parser import parse
 from promptkd.config.values import option
 from promptkd.errors import UserError, exit_with

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 
 from promptkd.errors import UserError
+from promptkd.utils import project
 from promptkd.utils.strict_json import read_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
+CONFIGS = project.CONFIGS / "deepspeed"
 # What the command line alone decides; a DeepSpeed file may say "auto" or nothing.
 OWNED = {
     "train_batch_size": "--batch-size and --gradient-accumulation-steps",

@@ -15,8 +15,9 @@ from promptkd.data.reading import say_reading
 from promptkd.data.row_files import digest_of_rows, find_rows, is_folder, is_hub, read_rows
 from promptkd.data.templates import template_of
 from promptkd.errors import UserError
+from promptkd.utils.project import project_root
 
-PROJECT = Path(__file__).resolve().parents[2]
+PROJECT = project_root()
 FILE = "valid.jsonl"
 SET_NAME = regex.compile(r"\w[\w.+-]*")  # of a folder, too; unlike re's, this \w includes the marks of letters
 FOLDERS = {"dolly": "dolly", "self_inst": "self-inst", "vicuna": "vicuna", "sinst": "sinst/11_", "uinst": "uinst/11_"}

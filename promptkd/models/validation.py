@@ -8,10 +8,11 @@ from typing import Any
 
 from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import UserError
+from promptkd.utils.project import CONFIGS
 from promptkd.utils.strict_json import read_object
 from promptkd.weights.families import field_names
 
-DOWNLOADS = Path(__file__).resolve().parents[1] / "configs" / "downloads.json"
+DOWNLOADS = CONFIGS / "downloads.json"
 SETTINGS = ("generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 IMPLEMENTATIONS = ("eager", "sdpa")

@@ -10,6 +10,7 @@ from promptkd.config.options import TOKEN_BUDGET
 from promptkd.errors import UserError
 from promptkd.planning.hardware import Hardware
 from promptkd.planning.shapes import Shape, read_shape
+from promptkd.utils.project import CONFIGS
 from promptkd.utils.strict_json import read_object
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -18,7 +19,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 PACKED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 DEV_ROWS = 1000  # assumed for a dev set that is read in full: the paper's
 METHODS = ("promptkd", "kd", "seqkd", "sft")
-CONFIGS = Path(__file__).parents[1] / "configs" / "deepspeed"
+DEEPSPEED_CONFIGS = CONFIGS / "deepspeed"
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,8 @@ def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, 
     Raises:
         UserError: If the file cannot be read or used.
     """
-    file = Path(path or CONFIGS / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json"))
-    config = read_object(file, f"name one of {CONFIGS}/*.json as --deepspeed_config")
+    file = Path(path or DEEPSPEED_CONFIGS / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json"))
+    config = read_object(file, f"name one of {DEEPSPEED_CONFIGS}/*.json as --deepspeed_config")
     try:
         zero = config.get("zero_optimization", {})
         enabled = [kind for kind in ("fp16", "bf16") if config.get(kind, {}).get("enabled")]
@@ -200,7 +201,7 @@ def read_engine_config(path: str | None, hardware: Hardware) -> tuple[dict[str, 
         if zero.get("stage", 0) not in (0, 1, 2, 3):
             raise ValueError(f"zero_optimization.stage is {zero['stage']!r}")
     except (ValueError, AttributeError) as error:
-        raise UserError(f"--deepspeed_config {file}: {error}: name one of {CONFIGS}/*.json") from None
+        raise UserError(f"--deepspeed_config {file}: {error}: name one of {DEEPSPEED_CONFIGS}/*.json") from None
     if hardware.cpu and kind == "fp16":
         raise UserError(f"--deepspeed_config {file} asks for fp16, which a CPU does not have: use ds_config_fp32.json")
     return zero, kind

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from promptkd.errors import UserError
+from promptkd.utils.project import CONFIGS
 from promptkd.utils.strict_json import read_object
 from promptkd.weights.families import FAMILIES, Family
 
-MODELS = Path(__file__).parents[1] / "configs" / "models"  # sizes of the paper's models, to plan without downloads
+MODELS = CONFIGS / "models"  # sizes of the paper's models, to plan without downloads
 LARGEST = 1 << 40  # Larger sizes in a config.json would leave the range in which floats are exact.
 ALIASES = {"gpt2": "gpt2-base", "gpt2-xl": "gpt2-xlarge"}
 DROPOUT_RATES = ("dropout", "attention_dropout", "attn_pdrop", "embd_pdrop", "resid_pdrop")

@@ -14,6 +14,7 @@ from typing import IO, Any
 from promptkd.data.prompt_format import RECORD, PromptFormat
 from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError
+from promptkd.utils.project import PACKAGE
 from promptkd.utils.run_files import fingerprint, remove, write_folder, write_json
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "numpy", "safetensors")
@@ -91,10 +92,9 @@ def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFor
 
 def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
     """What config.json holds: settings, versions, commit, fingerprints of what was read."""
-    root = Path(__file__).parents[2]
     return {
         "settings": settings,
-        "commit": commit_of(root),
+        "commit": commit_of(PACKAGE.parent),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "inputs": {name: {"path": path, **fingerprint(path)} for name, path in inputs.items() if path},

@@ -160,6 +160,8 @@ def test_the_demo_script_names_options_that_exist():
             "promptkd/evaluation/options.py",
         )
     )
-    known += "".join((ROOT / path).read_text() for path in ("promptkd/training/run_folder.py", "tools/report.py"))
+    known += "".join(
+        (ROOT / path).read_text() for path in ("promptkd/training/run_folder.py", "promptkd/cli/report.py")
+    )
     for name in set(re.findall(r"(?<=[( ])--([a-z-]+)", script)) - {"fresh", "method"}:
         assert f"{name.replace('-', '_')}:" in known, name

@@ -15,10 +15,10 @@ import pytest
 from conftest import ROOT
 from transformers import AutoTokenizer
 
+from promptkd.cli import data as process_data
 from promptkd.data.encoding import TextEncoder
 from promptkd.data.token_file import TokenFile
 from promptkd.utils.jsonl import read_jsonl
-from tools import process_data
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHARED = ROOT.parent / "shared"

@@ -21,10 +21,13 @@ from test_report import make_result
 
 import evaluate
 import train
+from promptkd.cli import convert as convert_mp
+from promptkd.cli import data as process_data
+from promptkd.cli import generate, report
 from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import exit_with
 from promptkd.models.soft_prompt import load_prompt
-from tools import convert_mp, generate, make_demo, process_data, report
+from tools import make_demo
 
 LONGEST = 2.0  # seconds, where no model must be loaded
 TOO_LONG = 20

@@ -18,10 +18,10 @@ from runs import run_script
 
 import evaluate
 import train
+from promptkd.cli import generate
 from promptkd.config.parser import flat
 from promptkd.errors import UserError
 from promptkd.evaluation.session import choose_dtype
-from tools import generate
 
 RECIPES = json.loads((ROOT / "tests/scripts/recipes.json").read_text())
 SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*/*/*.sh"))

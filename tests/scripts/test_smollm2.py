@@ -16,13 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 import evaluate
 import train
+from promptkd.cli import data as process_data
+from promptkd.cli import generate
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.templates import ChatTemplate, render_prompt
 from promptkd.errors import UserError
 from promptkd.evaluation.test_sets import read_set
 from promptkd.models.loading import load_causal_lm, load_tokenizer
 from promptkd.utils.jsonl import read_jsonl
-from tools import convert_gguf, generate, process_data, prune_layers
+from tools import convert_gguf, prune_layers
 
 CHAT = (
     "{% for m in messages %}<|{{ m['role'] }}|> {{ m['content'] }}\n{% endfor %}"

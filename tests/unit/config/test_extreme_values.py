@@ -115,7 +115,7 @@ def test_any_name_can_stand_over_a_picture(name, tmp_path, recwarn):
 
 @pytest.mark.parametrize("name", ["$x$_^\\ 100 %s é 名前", "$\\frac", "_" + "n" * 180])
 def test_run_evaluation_and_report_with_unusual_folder_names(name, tmp_path, capsys, monkeypatch):
-    from tools import report
+    from promptkd.cli import report
 
     root = tmp_path / name
     shutil.copytree(GOLDEN / "models/gpt2_student", root / "student")
@@ -146,7 +146,7 @@ def test_progress_tells_the_time_that_is_left_of_a_run_of_any_length(total, left
 def test_process_data_runs_without_what_only_linux_has(tmp_path, monkeypatch, capsys):
     for name in ("sched_getaffinity", "sched_setaffinity", "posix_fadvise", "posix_fallocate", "copy_file_range"):
         monkeypatch.delattr(os, name, raising=False)
-    spec = importlib.util.spec_from_file_location("process_data_elsewhere", ROOT / "tools/process_data.py")
+    spec = importlib.util.spec_from_file_location("process_data_elsewhere", ROOT / "promptkd/cli/data.py")
     tool = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, tool)
     spec.loader.exec_module(tool)

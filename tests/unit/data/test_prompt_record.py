@@ -11,12 +11,13 @@ from tokenizer_kinds import byte_level
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import evaluate
+from promptkd.cli import data as process_data
+from promptkd.cli import generate
 from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, read_format
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.evaluation.exposure_bias import run as exposure_bias
 from promptkd.evaluation.session import run as evaluate_run
 from promptkd.models.loading import load_tokenizer
-from tools import generate, process_data
 
 SIZES = ["--max-length", "120", "--max-prompt-length", "100"]
 ROWS = [{"instruction": f"List {i} words.", "output": "learn data"} for i in range(8)]

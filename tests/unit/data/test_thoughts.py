@@ -11,6 +11,8 @@ from transformers import AutoTokenizer
 
 import evaluate
 import train
+from promptkd.cli import data as process_data
+from promptkd.cli import generate
 from promptkd.data.chat_arguments import bind_arguments
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.templates import ChatTemplate, response_stop_ids
@@ -19,7 +21,6 @@ from promptkd.errors import UserError
 from promptkd.evaluation.tables import Row, summary
 from promptkd.evaluation.test_sets import TestSet, read_set
 from promptkd.generation.answers import text_of
-from tools import generate, process_data
 
 QWEN3 = (
     "{%- for m in messages %}{%- if m.role == 'user' %}{{- '<|im_start|>user\n' + m.content + '<|im_end|>\n' }}"

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 
 import evaluate
+from promptkd.cli import data as process_data
+from promptkd.cli import generate
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.templates import ChatTemplate, end_of_turn_id, response_stop_ids
 from promptkd.data.token_file import TokenFile, split_row
@@ -20,7 +22,6 @@ from promptkd.evaluation.session import run as evaluate_run
 from promptkd.generation.decode import decode
 from promptkd.generation.sampling import Sampling, uniform_draws
 from promptkd.models.loading import end_ids, load_causal_lm
-from tools import generate, process_data
 
 WORDS = ["user", "model", "say", "it", "again", "SAID", "ASKED", "one", "two", "three"]
 SPECIAL = ["<eos>", "<start>", "<turn_end>", "<other_end>", "<pad>"]

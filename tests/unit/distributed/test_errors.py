@@ -71,7 +71,7 @@ def test_less_memory_names_existing_options():
     """Every option that an error names exists."""
     import evaluate
     import train
-    from tools import generate
+    from promptkd.cli import generate
 
     known = {"train.py": train, "evaluate.py": evaluate, "generate.py": generate}
     base = ["--model-path", "m", "--data-dir", "d"]

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from promptkd.cli.download import parse
 from promptkd.downloads.catalog import load_catalog, select
 from promptkd.errors import UserError
 from promptkd.evaluation.test_sets import FOLDERS, find_sets
-from tools.download import parse
 
 TABLE = load_catalog(ROOT / "configs/downloads.json")
 

@@ -9,13 +9,13 @@ from conftest import GOLDEN, metrics_of, start, train_here
 
 import promptkd.generation.decode
 from minillm_baselines import kd
+from promptkd.cli import generate
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
 from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.errors import UserError
 from promptkd.models.loading import load_tokenizer
 from promptkd.utils.jsonl import read_jsonl
-from tools import generate
 
 FULL = GOLDEN / "processed/dolly/full/gpt2"
 TEACHER, STUDENT = GOLDEN / "models/gpt2_teacher", GOLDEN / "models/gpt2_student"

@@ -12,9 +12,7 @@ import pytest
 from conftest import GOLDEN, ROOT
 from tiny_models import make_model
 
-sys.path.insert(0, str(ROOT / "tools"))
-import plan as tool  # tools/plan.py
-
+from promptkd.cli import plan as tool
 from promptkd.errors import UserError
 from promptkd.planning.hardware import parse_bytes
 from promptkd.planning.held import CPU_FRAMEWORK

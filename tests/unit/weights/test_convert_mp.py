@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
+from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
 from tiny_models import assert_same, logits, make_model, run, shards, whole
 
+from promptkd.cli import convert as convert_mp
 from promptkd.errors import UserError
 from promptkd.weights import convert as convert_module
 from promptkd.weights import safetensors_io
@@ -22,9 +23,6 @@ from promptkd.weights.convert import GenerationRequest, convert
 from promptkd.weights.families import FAMILIES
 from promptkd.weights.layout import pieces, spans
 from promptkd.weights.reader import SourceModel
-
-sys.path.insert(0, str(ROOT / "tools"))
-import convert_mp
 
 
 @pytest.fixture

@@ -1,0 +1,76 @@
+"""Commands: `promptkd <command>`, and the scripts that run the same (train.py, evaluate.py, tools/*.py)."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from difflib import get_close_matches
+
+from promptkd import __version__
+from promptkd.errors import UserError, exit_with
+
+COMMANDS = {
+    "train": "distill a teacher into a student",
+    "evaluate": "answer test sets and score the answers, or measure exposure bias",
+    "generate": "let a teacher answer the training prompts, for SeqKD",
+    "data": "turn text into token files",
+    "report": "compare trained and evaluated models",
+    "plan": "estimate memory and time of a run before it starts",
+    "convert": "convert a model from one tensor-parallel size to another",
+    "download": "download the published checkpoints and data",
+}
+
+
+def program_name(script: str) -> str:
+    """Return the name by which help texts call the running program.
+
+    Args:
+        script: Name of the command's script, such as `train.py`.
+
+    Returns:
+        `promptkd <command>` under the dispatcher, `script` otherwise.
+    """
+    name = os.path.basename(sys.argv[0])
+    return name if name.startswith("promptkd ") else script
+
+
+def usage() -> str:
+    """Return the help text of `promptkd --help`."""
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        f"usage: promptkd COMMAND [options]\n\n{commands}\n\n"
+        "promptkd COMMAND --help lists the command's options; promptkd --version prints the version.\n"
+        "Several GPUs: torchrun --nproc_per_node 8 -m promptkd COMMAND [options]"
+    )
+
+
+def dispatch() -> None:
+    """Run the command that the first argument names.
+
+    Raises:
+        UserError: The command is missing or unknown.
+    """
+    # The deepspeed launcher puts --local_rank before the command; the environment says the same.
+    argv = [argument for argument in sys.argv[1:2] if not argument.startswith("--local_rank")] + sys.argv[2:]
+    sys.argv[0] = "promptkd"
+    command = argv[0] if argv else ""
+    if command in ("-h", "--help"):
+        print(usage())
+    elif command == "--version":
+        print(f"promptkd {__version__}")
+    elif command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        problem = f"unknown command {command}" if command else "a command is missing"
+        remedy = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        raise UserError(f"{problem}: {remedy}")
+    else:
+        sys.argv = [f"promptkd {command}", *argv[1:]]
+        # Imported late, so that help and version do not wait for torch.
+        importlib.import_module(f"promptkd.cli.{command}").main()
+
+
+def main() -> None:
+    """Run `promptkd` with errors as one line and an exit status."""
+    exit_with(dispatch)

@@ -1,0 +1,45 @@
+"""Answer test sets with a model and score the answers by ROUGE-L, or measure its exposure bias against a teacher.
+
+python evaluate.py --model-path M --data-dir data --seeds 10 20 30 40 50 --save R                   (all sets)
+python evaluate.py --model-path M --data-dir data/dolly --data-names dolly --seed 10 --save R       (one set)
+python evaluate.py --type exposure_bias --model-path S --teacher-model-path T --data-names dolly --save R
+torchrun --nproc_per_node 8 evaluate.py ...                                                         (8 GPUs)
+"""
+
+from __future__ import annotations
+
+import sys
+
+from promptkd.cli import program_name
+from promptkd.config.options import ParallelSettings
+from promptkd.config.parser import parse
+from promptkd.distributed.device import DeviceSettings
+from promptkd.errors import UserError
+from promptkd.evaluation.options import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
+
+
+def read_settings(argv: list[str]):
+    """Settings in groups: evaluation, device, parallel, data, decoding, exposure_bias."""
+    groups = {
+        "evaluation": EvaluationSettings,
+        "device": DeviceSettings,
+        "parallel": ParallelSettings,
+        "data": TestSetSettings,
+        "decoding": AnswerSettings,
+        "exposure_bias": ExposureBiasSettings,
+    }
+    settings = parse(groups, argv, prog=program_name("evaluate.py"))
+    foreign = settings.exposure_bias.given()
+    if foreign and settings.evaluation.type != "exposure_bias":
+        raise UserError(f"{foreign} is for --type exposure_bias: leave it out, or name that type")
+    return settings
+
+
+def main() -> None:
+    settings = read_settings(sys.argv[1:])
+    # Loads what a dry run does not need.
+    if settings.evaluation.type == "exposure_bias":
+        from promptkd.evaluation.exposure_bias import run
+    else:
+        from promptkd.evaluation.session import run
+    run(settings)

@@ -1,0 +1,133 @@
+"""Plan a run before it starts: memory of each rank by phase, whether it fits, and the options that make it fit.
+
+    python tools/plan.py --script scripts/opt/promptkd/promptkd_1.3B.sh --gpus 4 --gpu a100
+    python tools/plan.py --gpus 8 --gpu-memory 24GB --method promptkd --model-path gpt2-base \\
+        --teacher-model-path gpt2-xlarge --batch-size 2
+    python tools/plan.py --cpu --ranks 2 --gpu-memory 16GB --method promptkd --model-path DIR --teacher-model-path DIR
+
+Only config.json files and the DeepSpeed file are read. A model whose folder does not exist is looked up by its name in
+configs/models. All other options are train.py's. With --script they override the script's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from promptkd.cli import program_name
+from promptkd.config.values import whole_number
+from promptkd.errors import UserError
+from promptkd.planning.hardware import CPU_MEMORY, GPUS, Hardware, parse_bytes
+from promptkd.planning.setting import Setting, make_setting
+from promptkd.planning.show import plan_of, text_of
+from promptkd.utils.project import project_root
+
+DOLLY = 11435  # training examples of the paper's data
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the options)")
+
+
+def build_parser() -> Parser:
+    parser = Parser(
+        prog=program_name("plan.py"),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--script", type=Path, help="a script of scripts/<model>/<method>/")
+    parser.add_argument(
+        "--gpus", "--ranks", type=whole_number, dest="ranks", default=None, help="devices in all; default: 1"
+    )
+    parser.add_argument("--gpus-per-node", type=whole_number, help="devices of one machine; default: up to 8")
+    parser.add_argument("--cpu", action="store_true", help="run the ranks on a CPU")
+    parser.add_argument("--gpu", choices=GPUS, help="kind of GPU, which gives --gpu-memory")
+    parser.add_argument("--gpu-memory", help="memory of one GPU, or with --cpu of the machine, like 24GB")
+    parser.add_argument(
+        "--examples", type=whole_number, help=f"training examples; default: those in --data-dir, or {DOLLY}"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, with sizes in bytes")
+    return parser
+
+
+def hardware_of(args: argparse.Namespace) -> Hardware:
+    memory = CPU_MEMORY if args.cpu else GPUS[args.gpu or "a100"]
+    if not args.cpu and not args.gpu and not args.gpu_memory:
+        raise UserError(f"--gpu-memory is missing: write --gpu-memory 24GB, or --gpu with one of {', '.join(GPUS)}")
+    if args.gpu_memory:
+        memory = parse_bytes(args.gpu_memory, "--gpu-memory")
+    ranks = 1 if args.ranks is None else args.ranks
+    for name, value in (("gpus", ranks), ("gpus-per-node", args.gpus_per_node or 1), ("examples", args.examples or 1)):
+        if value < 1:
+            raise UserError(f"--{name} {value}: give a number above 0")
+    return Hardware(ranks, memory, args.gpus_per_node or min(ranks, 8), args.cpu)
+
+
+def options_of(args: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
+    """train.py's options by name: from the script's --dry-run, or from the command line itself."""
+    if args.script is None:
+        from promptkd.cli.train import read_settings
+        from promptkd.config.parser import flat
+
+        if "--data-dir" not in rest:
+            rest = [*rest, "--data-dir", "unknown"]
+        settings = read_settings(rest)
+        return {"method": settings.method, **flat({k: v for k, v in vars(settings).items() if k != "method"})}
+    if not args.script.is_file():
+        raise UserError(f"--script {args.script}: no such file: name one of scripts/<model>/<method>/*.sh")
+    command = [
+        "bash",
+        str(args.script),
+        str(project_root()),
+        "0",
+        *([str(args.ranks)] if args.ranks else []),
+        *rest,
+        "--dry-run",
+    ]
+    environment = {k: v for k, v in os.environ.items() if k not in ("NNODES", "NODE_RANK")}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**environment, "PROMPTKD_PYTHON": sys.executable}
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+        raise UserError(f"--script {args.script}: {lines[-1]}")
+    sys.stderr.write(done.stderr)
+    try:
+        return json.loads(done.stdout)
+    except ValueError:
+        raise UserError(f"--script {args.script}: --dry-run printed no settings: it is no training script") from None
+
+
+def count_examples(folder: str) -> int | None:
+    """Rows of the training split, if the folder is there."""
+    index = Path(folder) / "train_0.idx"
+    if index.is_file():
+        from promptkd.data.token_file import TokenFile
+
+        return len(TokenFile(index.with_suffix("")))
+    from promptkd.data.row_files import find_rows, is_folder, iterate_rows
+
+    rows = find_rows(folder, "train") if folder and is_folder(folder) else None
+    return None if rows is None else sum(1 for _ in iterate_rows(rows))
+
+
+def make(argv: list[str]) -> tuple[Setting, bool]:
+    """The setting, and whether --json was given."""
+    args, rest = build_parser().parse_known_args(argv)
+    hardware = hardware_of(args)
+    options = options_of(args, rest)
+    examples = args.examples or count_examples(options.get("data_dir") or "") or DOLLY
+    return make_setting(options, hardware, examples), args.json
+
+
+def main() -> None:
+    setting, as_json = make(sys.argv[1:])
+    plan = plan_of(setting)
+    print(json.dumps(plan, indent=1) if as_json else text_of(plan, setting.hardware.cpu))
