@@ -19,7 +19,7 @@ from typing import Literal
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
-from half_precision import PARTS, measure
+from helpers.half_precision import PARTS, measure
 
 from promptkd.config.deepspeed import DTYPES
 from promptkd.config.parser import parse

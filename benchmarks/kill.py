@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
-from runs import PRELOAD, Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
+from helpers.runs import PRELOAD, Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
 
 from benchmarks.marked_train import WIDTH, read_marks
 from promptkd.config.parser import parse

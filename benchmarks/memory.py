@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests/helpers")]
 
-from runs import student_with_dropout, tiny_argv
+from helpers.runs import student_with_dropout, tiny_argv
 
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option

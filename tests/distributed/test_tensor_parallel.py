@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_argv, train_here
-from runs import Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
+from helpers.deepspeed_files import zero_file
+from helpers.generating import STUDENT, generate_argv, generated
+from helpers.golden_cases import case_argv, compare
+from helpers.runs import Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
+from helpers.tiny_models import make_model, run
+from helpers.training import GOLDEN, golden_argv, train_here
 from safetensors.torch import load_file
-from test_engine import zero_file
-from test_golden import case_argv, compare
-from test_seqkd import STUDENT, generate_argv, generated
-from tiny_models import make_model, run
 from transformers import GPT2Config
 
 from promptkd.distributed.ranks import setup

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.training import ROOT
 
 from promptkd.downloads.catalog import load_catalog, select
 from promptkd.errors import UserError
