@@ -21,6 +21,8 @@ from helpers.training import ROOT, free_port, golden_argv, metrics_of
 from promptkd.distributed import rendezvous
 from promptkd.distributed.rendezvous import fresh_prefix_store
 
+pytestmark = pytest.mark.distributed
+
 FP32, ZERO3 = (str(ROOT / f"configs/deepspeed/ds_config_{name}.json") for name in ("fp32", "zero3_fp32"))
 SCRIPT = "scripts/gpt2/promptkd/promptkd_base.sh"
 LOSSES, NORMS = ("student_loss", "prompt_kd_loss", "prompt_base_loss"), ("grad_norm", "prompt_grad_norm")

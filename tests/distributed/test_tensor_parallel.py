@@ -27,6 +27,8 @@ from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from promptkd.training.setup import tensor_groups
 from train import read_settings
 
+pytestmark = pytest.mark.distributed
+
 # The loss does not depend on the keys' biases: their gradient is rounding alone, of which Adam makes steps of --lr.
 IDLE = ("k_proj.bias", "c_attn.bias")
 SHORT = ["--max-length", "104", "--total-iters", "4", "--dev-num", "4", "--clip-grad", "0.03"]
@@ -108,7 +110,8 @@ def alone(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "student, teacher, stage", [(2, 2, 0), (1, 2, 1), pytest.param(2, 1, 2, marks=pytest.mark.slow)]
+    "student, teacher, stage",
+    [(1, 2, 1), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((2, 2, 0), (2, 1, 2)))],
 )
 def test_together_with_data_parallelism(student, teacher, stage, alone, tmp_path):
     """Four ranks, two shares of the examples; also where student and teacher are held by groups of other sizes."""

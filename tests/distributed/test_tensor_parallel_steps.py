@@ -18,6 +18,8 @@ from promptkd.data.dataset import ExampleSet
 from promptkd.models.loading import load_tokenizer
 from promptkd.utils.jsonl import read_jsonl
 
+pytestmark = pytest.mark.distributed
+
 CASE = json.loads((GOLDEN / "cases/promptkd_gpt2.json").read_text())
 TOTAL = len(CASE["steps"])
 FULL = GOLDEN / "processed/dolly/full/gpt2"

@@ -18,7 +18,7 @@ ENGINES = [
     for stage, offload in ((1, False), (2, False), (2, True), (3, False), (3, True))
     for bf16 in (False, True)
 ]
-OFTEN = {1: {(1, True, False), (2, False, True), (3, False, False), (3, True, True)},
+OFTEN = {1: {(1, True, False), (2, False, True), (3, True, True)},
          2: {(2, True, False), (3, False, False)}}  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def test_virtual_gpu_two_ranks_stop_and_resume(method, name, machine, options, t
     assert run.facts["process_group"] == {"backend": "nccl", "device_id": "cuda:0"}
 
 
-@pytest.mark.parametrize("name", ["ds_config_bf16", "ds_config_zero3_fp32"])
+@pytest.mark.parametrize("name", [pytest.param("ds_config_bf16", marks=pytest.mark.slow), "ds_config_zero3_fp32"])
 def test_virtual_gpu_resume_on_fewer_ranks(name, machine, options, tmp_path):
     argv = options(tmp_path / "run", *SHORT, *config(name), method="sft")
     succeed(machine, "train", [*argv, "--batch-size", "1"], status=SIGTERM_STATUS, stop=1, ranks=2)
