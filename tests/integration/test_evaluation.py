@@ -26,13 +26,13 @@ PROMPTS = [np.arange(5, 5 + length, dtype=np.int64) for length in (3, 9, 4, 12, 
 class OneOf:
     """A rank that sees its own share alone."""
 
-    rank: int
-    size: int
+    dp_rank: int
+    dp_size: int
 
-    def gather(self, objects: list) -> list:
+    def all_gather_objects(self, objects: list) -> list:
         return objects
 
-    def agree(self, values: torch.Tensor) -> torch.Tensor:
+    def broadcast_tp(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.decoding import tiny
-from helpers.fixed_choices import OneOf
+from helpers.stand_in_ranks import OneOf
 from helpers.training import GOLDEN
 from transformers import AutoModelForCausalLM
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers.deepspeed_files import zero_file
-from helpers.fixed_choices import OneOf
+from helpers.stand_in_ranks import OneOf
 from helpers.training import GOLDEN, golden_argv, metrics_of, train_here
 from transformers import AutoModelForCausalLM
 

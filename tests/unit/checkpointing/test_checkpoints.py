@@ -96,7 +96,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(options, interrupted, monkeypatch
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("promptkd.resume.write_tensors", full)
+    monkeypatch.setattr("promptkd.checkpointing.manager.write_tensors", full)
     with pytest.raises(RunError, match="No space left"):
         train_here(options(interrupted, "--resume", method="sft"))
     assert sorted(path.name for path in (interrupted / "checkpoints").iterdir()) == ["step-2", "step-4"]

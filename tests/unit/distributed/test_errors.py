@@ -91,6 +91,6 @@ def test_load_causal_lm_passes_missing_memory_on(monkeypatch):
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("promptkd.models.AutoModelForCausalLM.from_pretrained", fail)
+    monkeypatch.setattr("promptkd.models.loading.AutoModelForCausalLM.from_pretrained", fail)
     with pytest.raises(torch.OutOfMemoryError):
         load_causal_lm(str(GOLDEN / "models/gpt2_student"), torch.float32, "--model-path")

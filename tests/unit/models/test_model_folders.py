@@ -55,7 +55,7 @@ def change_config(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_weights_without_a_place_are_refused_in_every_way_of_loading(way, tmp_path, capfd, monkeypatch):
     """Biases that config.json does not ask for; transformers prints no table beside our line."""
-    monkeypatch.setattr("promptkd.models.transformers_logging.get_verbosity", lambda: 30)
+    monkeypatch.setattr("promptkd.models.loading.transformers_logging.get_verbosity", lambda: 30)
     make_model("llama", tmp_path, attention_bias=True)
     change_config(tmp_path, attention_bias=None)
     said = r"no place for 8 tensors of the weights, model.layers.0.self_attn.k_proj.bias first: take the config.json"
@@ -83,7 +83,7 @@ def test_buffers_of_earlier_versions_are_taken_without_a_word(way, tmp_path, cap
 
 @pytest.mark.parametrize("way", WAYS)
 def test_a_configuration_of_another_size_is_one_line(way, tmp_path, capfd, monkeypatch):
-    monkeypatch.setattr("promptkd.models.transformers_logging.get_verbosity", lambda: 30)
+    monkeypatch.setattr("promptkd.models.loading.transformers_logging.get_verbosity", lambda: 30)
     make_model("llama", tmp_path)
     for changes in ({"intermediate_size": 40}, {"num_hidden_layers": 1}, {"num_attention_heads": 5}):
         shutil.copytree(tmp_path, tmp_path / "copy", dirs_exist_ok=True)

@@ -101,7 +101,7 @@ def test_a_hub_out_of_reach_has_remedies(name, way, monkeypatch):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
 
     for kind in ("AutoConfig", "AutoTokenizer"):
-        monkeypatch.setattr(f"promptkd.models.{kind}.from_pretrained", unreachable)
+        monkeypatch.setattr(f"promptkd.models.loading.{kind}.from_pretrained", unreachable)
     for load in (lambda: load_config(name, "--model-path"), lambda: load_tokenizer(name)):
         with pytest.raises(UserError) as refused:
             load()

@@ -33,7 +33,7 @@ def test_one_rank_is_told_to_stop_and_both_do(options, tmp_path):
 def test_a_second_interrupt_leaves_at_once():
     code = """
 import os, signal, time
-from promptkd.signals import StopSignals
+from promptkd.training.signals import StopSignals
 with StopSignals() as signals:
     os.kill(os.getpid(), signal.SIGINT)
     assert signals.place
