@@ -1,6 +1,6 @@
 """Seconds and memory of an evaluation: five seeds in one process here, against five published runs, emulated.
 
-    python benchmarks/evaluation.py --model ../shared/models/gpt2-dolly-student --data ../shared/data [--seeds 10 20]
+    python benchmarks/evaluation.py --model MODELS/gpt2-dolly-student --data DATA [--seeds 10 20]
 
 One published run for each seed that is asked for with --published-seeds (their mean stands for the others), one of
 ours with all seeds, each in its own process, whole processes timed. Writes evaluation.json, .md and .png.

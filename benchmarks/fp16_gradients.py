@@ -1,6 +1,6 @@
 """How far the losses' gradients in half precision are from float32: a table of terms, tokens and loss scales.
 
-PYTHONPATH=tests:tests/helpers python benchmarks/fp16_gradients.py --tokens 256,4096,25600,262144
+PYTHONPATH=tests python benchmarks/fp16_gradients.py --tokens 256,4096,25600,262144
 
 The models are random (tests/helpers/half_precision.py). The error is a share of the gradient's norm, for hidden
 states, head weight and head bias. In parentheses: the error of the float32 gradient rounded once. No result can be
@@ -15,7 +15,7 @@ import sys
 from dataclasses import dataclass
 from typing import Literal
 
-from half_precision import PARTS, measure
+from helpers.half_precision import PARTS, measure
 
 from promptkd.config.deepspeed import DTYPES
 from promptkd.config.parser import parse

@@ -1,6 +1,6 @@
 """Kill a run of tiny models in each of its parts and resume it, many times; compare it with the undisturbed run.
 
-PYTHONPATH=tests:tests/helpers python benchmarks/kill.py --method promptkd --kills 25 --ranks 2
+PYTHONPATH=tests python benchmarks/kill.py --method promptkd --kills 25 --ranks 2
 
 The kills are spread over the run and aimed at its parts in turn: each waits until a rank, drawn by lot, says that it
 is in the part, and a random share of the time that the part takes. Prints one JSON object: kills by the part that
@@ -19,8 +19,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from helpers.runs import PRELOAD, Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
 from marked_train import WIDTH, read_marks
-from runs import PRELOAD, Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
 
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option

@@ -1,6 +1,6 @@
 """Whether memory grows in a long run: resident memory of a run of tiny models, every so many optimizer steps.
 
-PYTHONPATH=tests:tests/helpers python benchmarks/memory.py --method promptkd --steps 600
+PYTHONPATH=tests python benchmarks/memory.py --method promptkd --steps 600
 
 Trains in this process, with evaluations and checkpoints, and prints a table: step, resident memory now, peak so
 far, files open. The caches of libraries fill in the first steps; exit status 1 when the last third of the run added
@@ -15,7 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from runs import student_with_dropout, tiny_argv
+from helpers.runs import student_with_dropout, tiny_argv
 
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option

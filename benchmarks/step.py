@@ -1,7 +1,7 @@
 """Seconds and memory of a PromptKD step: this project, the published flow (emulated), TRL, a sketch; interleaved.
 
-    python benchmarks/step.py --models ../shared/models --data ../shared/data/minillm_processed/dolly/full/gpt2 \\
-        --raw ../shared/data/dolly/raw.jsonl --bench ../shared/bench [--trl-python ENV/bin/python] [--rounds 4]
+    python benchmarks/step.py --models MODELS --data PROCESSED \\
+        --raw RAW --bench BENCH [--trl-python ENV/bin/python] [--rounds 4]
 
 Every side runs in a process of its own, one after another, round by round, with two threads, 32 prompts a step and
 up to 256 new tokens. `--malloc keep` gives all sides glibc's setting that keeps freed memory; `system` leaves the

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -16,11 +15,13 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from conftest import ROOT, golden_argv, metrics_of
-from runs import Run, assert_same_run
+from helpers.runs import Run, assert_same_run
+from helpers.training import ROOT, free_port, golden_argv, metrics_of
 
 from promptkd.distributed import rendezvous
 from promptkd.distributed.rendezvous import fresh_prefix_store
+
+pytestmark = pytest.mark.distributed
 
 FP32, ZERO3 = (str(ROOT / f"configs/deepspeed/ds_config_{name}.json") for name in ("fp32", "zero3_fp32"))
 SCRIPT = "scripts/gpt2/promptkd/promptkd_base.sh"
@@ -58,12 +59,6 @@ def no_leftovers():
     for job in STARTED:
         if job.poll() is None:
             os.killpg(job.pid, signal.SIGTERM)
-
-
-def free_port() -> str:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def finish(run: Run) -> None:

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_argv, train_here
-from runs import Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
+from helpers.deepspeed_files import zero_file
+from helpers.generating import STUDENT, generate_argv, generated
+from helpers.golden_cases import case_argv, compare
+from helpers.runs import Run, assert_same_run, rows_of, student_with_dropout, tiny_argv
+from helpers.tiny_models import make_model, run
+from helpers.training import GOLDEN, golden_argv, train_here
 from safetensors.torch import load_file
-from test_engine import zero_file
-from test_golden import case_argv, compare
-from test_seqkd import STUDENT, generate_argv, generated
-from tiny_models import make_model, run
 from transformers import GPT2Config
 
 from promptkd.distributed.ranks import setup
@@ -26,6 +26,8 @@ from promptkd.models.loading import load_causal_lm
 from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from promptkd.training.setup import tensor_groups
 from train import read_settings
+
+pytestmark = pytest.mark.distributed
 
 # The loss does not depend on the keys' biases: their gradient is rounding alone, of which Adam makes steps of --lr.
 IDLE = ("k_proj.bias", "c_attn.bias")
@@ -108,7 +110,8 @@ def alone(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "student, teacher, stage", [(2, 2, 0), (1, 2, 1), pytest.param(2, 1, 2, marks=pytest.mark.slow)]
+    "student, teacher, stage",
+    [(1, 2, 1), *(pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((2, 2, 0), (2, 1, 2)))],
 )
 def test_together_with_data_parallelism(student, teacher, stage, alone, tmp_path):
     """Four ranks, two shares of the examples; also where student and teacher are held by groups of other sizes."""

@@ -7,16 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, metrics_of
-from plain_promptkd import Plain, greedy, steps
-from runs import Run
-from test_golden import case_argv
-from test_seqkd import STUDENT, TEACHER, generate_argv
-from tiny_models import make_model
+from helpers.generating import STUDENT, TEACHER, generate_argv
+from helpers.golden_cases import case_argv
+from helpers.plain_promptkd import Plain, greedy, steps
+from helpers.runs import Run
+from helpers.tiny_models import make_model
+from helpers.training import GOLDEN, metrics_of
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.models.loading import load_tokenizer
 from promptkd.utils.jsonl import read_jsonl
+
+pytestmark = pytest.mark.distributed
 
 CASE = json.loads((GOLDEN / "cases/promptkd_gpt2.json").read_text())
 TOTAL = len(CASE["steps"])

@@ -4,25 +4,26 @@ import json
 
 import conftest
 import pytest
-from conftest import GOLDEN, ROOT, golden_argv, need_gpus, start
-from test_resume import check_resume
+from helpers import training
+from helpers.resuming import check_resume
+from helpers.training import GOLDEN, ROOT, golden_argv, need_gpus, start
 
 CONFIGS = ROOT / "configs" / "deepspeed"
 
 
 def test_golden_argv_on_gpu_stays_in_float32(monkeypatch, tmp_path):
-    monkeypatch.setattr(conftest, "DEVICE", "cuda")
+    monkeypatch.setattr(training, "DEVICE", "cuda")
     argv = golden_argv("promptkd", tmp_path)
     file = argv[argv.index("--deepspeed_config") + 1]
     content = json.loads((CONFIGS / file).read_text())
     assert "bf16" not in content and "fp16" not in content and "--deterministic" in argv
-    monkeypatch.setattr(conftest, "DEVICE", "cpu")
+    monkeypatch.setattr(training, "DEVICE", "cpu")
     assert "--deepspeed_config" not in golden_argv("promptkd", tmp_path)
 
 
 @pytest.mark.parametrize("device, skipped", [("cpu", "test_on_gpu"), ("cuda", "test_on_cpu")])
 def test_collection_skips_the_other_device_with_a_reason(device, skipped, monkeypatch, request):
-    monkeypatch.setattr(conftest, "DEVICE", device)
+    monkeypatch.setattr(training, "DEVICE", device)
     reasons = {}
 
     class Item:
@@ -41,8 +42,8 @@ def test_collection_skips_the_other_device_with_a_reason(device, skipped, monkey
 
 def test_need_gpus_skips_where_ranks_outnumber_gpus(monkeypatch):
     need_gpus(64)  # ranks on a CPU need none
-    monkeypatch.setattr(conftest, "DEVICE", "cuda")
-    monkeypatch.setattr(conftest, "gpu_count", lambda: 1)
+    monkeypatch.setattr(training, "DEVICE", "cuda")
+    monkeypatch.setattr(training, "gpu_count", lambda: 1)
     need_gpus(1)
     with pytest.raises(pytest.skip.Exception, match="2 ranks need 2 GPUs"):
         need_gpus(2)
@@ -50,8 +51,8 @@ def test_need_gpus_skips_where_ranks_outnumber_gpus(monkeypatch):
 
 def test_configure_refuses_missing_gpu_and_unknown_device(monkeypatch, request):
     for device, message in (("cuda", "finds no GPU"), ("tpu", "set it to cpu or cuda")):
-        monkeypatch.setattr(conftest, "DEVICE", device)
-        monkeypatch.setattr(conftest, "gpu_count", lambda: 0)
+        monkeypatch.setattr(training, "DEVICE", device)
+        monkeypatch.setattr(training, "gpu_count", lambda: 0)
         with pytest.raises(pytest.UsageError, match=message):
             conftest.pytest_configure(request.config)
 

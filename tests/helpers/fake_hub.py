@@ -20,9 +20,9 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from conftest import ROOT
 from huggingface_hub import constants
 
+from helpers.training import ROOT
 from promptkd.downloads import run
 from promptkd.downloads.catalog import Item, load_catalog, select
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import GOLDEN
 from safetensors.torch import load_file, save_file
+
+from helpers.training import GOLDEN
 
 Damage = Callable[[Path], None]
 SIZES = ["--max-length", "128", "--max-prompt-length", "96"]

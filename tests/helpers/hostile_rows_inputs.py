@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hostile_damage import (
+from helpers.hostile_damage import (
     GOOD_ROW,
     change,
     chat,

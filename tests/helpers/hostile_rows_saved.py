@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from hostile_damage import (
+
+from helpers.hostile_damage import (
     RunsCode,
     bare_pickle,
     change,

@@ -5,28 +5,24 @@ A run is a process of its own (or one for each rank) that gets real signals.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import multiprocessing
 import os
 import shutil
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import DEVICE, GOLDEN, ROOT, golden_argv, need_gpus
 
-PRELOAD = [
-    "train",
-    "promptkd.training.setup",
-    "deepspeed",
-    "transformers.models.gpt2.modeling_gpt2",
-    "matplotlib.figure",
-]
+from helpers.forked_python import PRELOAD, serve
+from helpers.training import DEVICE, GOLDEN, ROOT, free_port, golden_argv, need_gpus
+
 UNREPEATABLE = ("seconds", "peak_memory_gb")
 
 
@@ -49,9 +45,7 @@ class Run:
         need_gpus(ranks)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
+        port = free_port()
         self.log, self.processes = log, []
         for rank in range(ranks):
             names = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
@@ -156,14 +150,24 @@ def whole_lines(save: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
-def run_script(script: str, *arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess:
-    """Run a script as a user does, with this interpreter, on the tests' device."""
-    lost = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
-    lost |= {"MAX_RESTARTS", "PROMPTKD_LAUNCHER"}
-    kept = {name: value for name, value in os.environ.items() if name not in lost}
+def run_script(
+    script: str, *arguments: str, cwd: Path = ROOT, fresh: bool = False, **environment: str
+) -> subprocess.CompletedProcess:
+    """Run a shell script as a user does, on the tests' device.
+
+    Its Python is forked where that is possible and neither `fresh` nor PROMPTKD_PYTHON asks for another one.
+    """
+    dropped = {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK"}
+    dropped |= {"MAX_RESTARTS", "PROMPTKD_LAUNCHER"}
+    kept = {name: value for name, value in os.environ.items() if name not in dropped}
     variables = {"PROMPTKD_PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
     if DEVICE == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
-    variables |= environment
     command = ["bash", str(ROOT / script), *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env={**kept, **variables}, timeout=600)
+    with contextlib.ExitStack() as stack:
+        if not fresh and "PROMPTKD_PYTHON" not in environment and Path("/proc/self/fd").exists():
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            variables["PROMPTKD_PYTHON"] = str(stack.enter_context(serve(Path(folder))))
+        return subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, env={**kept, **variables, **environment}, timeout=600
+        )

@@ -75,7 +75,7 @@ class VirtualCuda(contextlib.ExitStack):
         self.peaks: Counter = Counter()  # phase -> most bytes held
 
     def __enter__(self) -> VirtualCuda:
-        from virtual_cuda_stubs import replacements
+        from helpers.virtual_cuda_stubs import replacements
 
         super().__enter__()
         self.thread = threading.get_ident()

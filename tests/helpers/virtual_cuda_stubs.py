@@ -10,7 +10,8 @@ from collections import Counter
 from typing import Any
 
 import torch
-from virtual_cuda import CPU, CUDA, VirtualCuda, device_of_tensor
+
+from helpers.virtual_cuda import CPU, CUDA, VirtualCuda, device_of_tensor
 
 ORIGINAL = {name: getattr(torch.Tensor, name) for name in ("to", "tolist", "numpy", "type", "new_tensor")}
 FACTORIES = ("tensor", "as_tensor", "asarray")

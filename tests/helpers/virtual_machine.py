@@ -119,7 +119,7 @@ def _preload() -> None:
         importlib.import_module("bitsandbytes")  # it reads attributes that only a CUDA build of torch has
     for name in ("matplotlib.figure", "peft", "transformers.models.gpt2.modeling_gpt2", "torch"):
         importlib.import_module(name)
-    from virtual_cuda import VirtualCuda
+    from helpers.virtual_cuda import VirtualCuda
 
     sys.modules["torch"].set_num_threads(1)
     with VirtualCuda(ROOT):
@@ -133,7 +133,8 @@ def _child(
 ) -> dict[str, Any]:
     """One run. stop: The step in which SIGTERM comes. memory, bf16: As VirtualCuda's."""
     import torch.distributed as dist
-    from virtual_cuda import VirtualCuda
+
+    from helpers.virtual_cuda import VirtualCuda
 
     os.environ |= {"MASTER_PORT": str(port), **environment}
     facts: dict[str, Any] = {}

@@ -8,7 +8,7 @@ import re
 from itertools import combinations
 
 import pytest
-from conftest import ROOT, metrics_of, start, train_here
+from helpers.training import ROOT, metrics_of, start, train_here
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.errors import UserError

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, start
-from tokenizer_kinds import byte_level
+from helpers.evaluating import MODEL, evaluated, options, refused, write_set
+from helpers.tokenizer_kinds import byte_level
+from helpers.training import ROOT, start
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluate import read_settings
-from promptkd.errors import UserError, exit_with
+from promptkd.errors import UserError
 from promptkd.evaluation.rouge import rouge_l
-from promptkd.evaluation.session import run
 from promptkd.evaluation.test_sets import PUBLISHED_ROWS, canonical, find_sets, read_set
 from promptkd.generation.answers import answer, share
 from promptkd.generation.sampling import Sampling
 
-MODEL = GOLDEN / "models" / "gpt2_student"
-SIZES = ["--max-length", "48", "--max-prompt-length", "32"]
 PROMPTS = [np.arange(5, 5 + length, dtype=np.int64) for length in (3, 9, 4, 12, 7, 5)]
 
 
@@ -48,34 +44,6 @@ def model():
 @pytest.fixture(scope="module")
 def tokenizer():
     return AutoTokenizer.from_pretrained(MODEL)
-
-
-def write_set(folder: Path, rows: int = 6, **extra) -> None:
-    folder.mkdir(parents=True)
-    lines = [
-        {"instruction": f"List {i + 1} words.", "input": "", "output": [f"word {i}", "token"]} for i in range(rows)
-    ]
-    (folder / "valid.jsonl").write_text("".join(json.dumps({**line, **extra}) + "\n" for line in lines))
-
-
-def options(data: Path, save: Path, *extra: str) -> list[str]:
-    return ["--model-path", str(MODEL), "--data-dir", str(data), "--save", str(save), *SIZES, *extra]
-
-
-def evaluated(argv: list[str]) -> dict:
-    settings = read_settings(argv)
-    run(settings)
-    return json.loads((Path(settings.evaluation.save) / "results.json").read_text())
-
-
-def refused(argv: list[str], capsys) -> str:
-    """The one line that bad input ends with."""
-    with pytest.raises(SystemExit) as ended:
-        exit_with(lambda: run(read_settings(argv)))
-    assert ended.value.code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 # sets

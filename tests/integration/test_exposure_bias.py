@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN
-from test_rollout import tiny
+from helpers.decoding import tiny
+from helpers.stand_in_ranks import OneOf
+from helpers.training import GOLDEN
 from transformers import AutoModelForCausalLM
 
 from evaluate import read_settings
@@ -22,24 +23,6 @@ from promptkd.models.wrapper import LanguageModel
 
 EOS, LIMIT, PROMPT_LIMIT, SAMPLES = 3, 12, 10, 2
 GREEDY = Protocol(LIMIT, [EOS], Sampling(do_sample=False), samples=1, seed=5, token_budget=200, forward_budget=100)
-
-
-@dataclass
-class OneOf:
-    """A rank that adds what ranks before it had; `seen` collects this one's."""
-
-    dp_rank: int = 0
-    dp_size: int = 1
-    before: list = field(default_factory=list)
-    seen: list = field(default_factory=list)
-    device: torch.device = torch.device("cpu")
-
-    def broadcast_tp(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    def all_reduce_sum(self, values: torch.Tensor) -> torch.Tensor:
-        self.seen.append(values.clone())
-        return values + self.before[len(self.seen) - 1] if self.before else values
 
 
 def prompts() -> list[np.ndarray]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, golden_argv, metrics_of, train_here
-from test_engine import zero_file
-from test_exposure_bias import OneOf
+from helpers.deepspeed_files import zero_file
+from helpers.stand_in_ranks import OneOf
+from helpers.training import GOLDEN, golden_argv, metrics_of, train_here
 from transformers import AutoModelForCausalLM
 
 from promptkd.errors import UserError

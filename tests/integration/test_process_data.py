@@ -1,18 +1,18 @@
 """tools/process_data.py: the published bytes, whatever the number of workers; nothing written on bad input."""
 
+# ruff: noqa: F811 - a fixture that is imported
 from __future__ import annotations
 
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers.processing import GOLDEN, RAW, TEXT, TOKENIZER, command, contents, instructions, run  # noqa: F401
+from helpers.training import ROOT
 from transformers import AutoTokenizer
 
 from promptkd.cli import data as process_data
@@ -20,48 +20,12 @@ from promptkd.data.encoding import TextEncoder
 from promptkd.data.token_file import TokenFile
 from promptkd.utils.jsonl import read_jsonl
 
-GOLDEN = Path(__file__).parents[1] / "golden"
 SHARED = ROOT.parent / "shared"
-TOKENIZER = GOLDEN / "models/gpt2_student"
-RAW, TEXT = GOLDEN / "data/raw.jsonl", GOLDEN / "data/corpus.txt"
-
-
-def command(*arguments):
-    return [sys.executable, "tools/process_data.py", *map(str, arguments)]
-
-
-def instructions(save, *more, raw=RAW, tokenizer=TOKENIZER, prompt=96, dev=12):
-    numbers = ("--max-prompt-length", prompt, "--dev-num", dev)
-    return "instructions", "--raw", raw, "--tokenizer", tokenizer, "--save", save, *numbers, *more
 
 
 def corpus(save, *more, raw=TEXT):
     options = ("--max-length", 128, "--dev-num", 8)
     return "corpus", "--raw", raw, "--tokenizer", TOKENIZER, "--save", save, *options, *more
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The tool within this process (a new one takes seconds): (exit status, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["process_data.py", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            process_data.exit_with(process_data.main)
-            status = 0
-        except SystemExit as leaving:
-            status = leaving.code
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return status, *capsys.readouterr()
-
-    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    return run
-
-
-def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_started_as_the_readme_says(tmp_path):
@@ -88,6 +52,7 @@ def test_published_bytes(run, tmp_path, monkeypatch, workers, make, more, publis
     assert contents(tmp_path / "a/b") == contents(GOLDEN / "processed" / published)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/dolly/raw.jsonl").is_file(), reason="../shared holds the real Dolly data")
 def test_real_dolly(run, tmp_path):
     """Train is the published file byte by byte. The published dev rows are the same too, but a pool of workers

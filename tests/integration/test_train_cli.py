@@ -4,14 +4,14 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_argv, metrics_of, start, train_here
+from helpers.training import GOLDEN, golden_argv, metrics_of, start, start_fresh, train_here
 
 from promptkd.errors import UserError
 from train import read_settings
 
 
 def test_dry_run_prints_one_json_object_and_leaves(save):
-    done = start([*golden_argv("promptkd", save), "--dry-run", "--prompt-init-text", "Be", "brief."])
+    done = start_fresh([*golden_argv("promptkd", save), "--dry-run", "--prompt-init-text", "Be", "brief."])
     assert done.returncode == 0 and done.stderr == ""
     settings = json.loads(done.stdout)
     assert settings["method"] == "promptkd" and settings["lr"] == 0.001 and settings["teacher_kld_type"] == "reverse"

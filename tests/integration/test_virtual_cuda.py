@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from virtual_cuda import VirtualCuda
+from helpers.virtual_cuda import VirtualCuda
 
 pytestmark = pytest.mark.cpu
 

@@ -8,9 +8,9 @@ import signal
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT
-from runs import assert_same_run, rows_of
-from virtual_machine import VirtualMachine
+from helpers.runs import assert_same_run, rows_of
+from helpers.training import GOLDEN, ROOT
+from helpers.virtual_machine import VirtualMachine
 
 pytestmark = pytest.mark.cpu
 
@@ -66,7 +66,12 @@ def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, op
 
 
 @pytest.mark.parametrize(
-    "method, name", [("promptkd", "ds_config_zero3_fp32"), ("kd", "ds_config_zero2_offload"), ("minillm", "ds_config")]
+    "method, name",
+    [
+        ("promptkd", "ds_config_zero3_fp32"),
+        ("kd", "ds_config_zero2_offload"),
+        pytest.param("minillm", "ds_config", marks=pytest.mark.slow),
+    ],
 )
 def test_virtual_gpu_two_ranks_stop_and_resume(method, name, machine, options, tmp_path):
     extra = ["--batch-size", "1", *config(name)]
@@ -74,7 +79,7 @@ def test_virtual_gpu_two_ranks_stop_and_resume(method, name, machine, options, t
     assert run.facts["process_group"] == {"backend": "nccl", "device_id": "cuda:0"}
 
 
-@pytest.mark.parametrize("name", ["ds_config_bf16", "ds_config_zero3_fp32"])
+@pytest.mark.parametrize("name", [pytest.param("ds_config_bf16", marks=pytest.mark.slow), "ds_config_zero3_fp32"])
 def test_virtual_gpu_resume_on_fewer_ranks(name, machine, options, tmp_path):
     argv = options(tmp_path / "run", *SHORT, *config(name), method="sft")
     succeed(machine, "train", [*argv, "--batch-size", "1"], status=SIGTERM_STATUS, stop=1, ranks=2)

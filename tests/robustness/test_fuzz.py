@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
-from hostile_damage import sign
+from helpers.hostile_damage import sign
+from helpers.made_results import make_result
+from helpers.training import GOLDEN
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from test_report import make_result
 from transformers import AutoTokenizer
 
 from promptkd.checkpointing.integrity import find_damage, read_state

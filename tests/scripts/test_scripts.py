@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from runs import run_script
+from helpers.recipes import BASE, DOLLY, OPT, RECIPES, RUN_EVAL, SCRIPTS
+from helpers.runs import run_script
+from helpers.training import ROOT
 
 import evaluate
 import train
@@ -22,13 +23,6 @@ from promptkd.cli import generate
 from promptkd.config.parser import flat
 from promptkd.errors import UserError
 from promptkd.evaluation.session import choose_dtype
-
-RECIPES = json.loads((ROOT / "tests/scripts/recipes.json").read_text())
-SCRIPTS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "scripts").glob("*/*/*.sh"))
-BASE = "scripts/gpt2/promptkd/promptkd_base.sh"  # 2 x 16 x 8 = 256 examples a step
-OPT = "scripts/opt/promptkd/promptkd_1.3B.sh"  # 16 x 1 x 4 = 64
-DOLLY = "scripts/gpt2/eval/eval_main_dolly.sh"
-RUN_EVAL = "scripts/gpt2/eval/run_eval.sh"
 
 
 @pytest.fixture(scope="module")
@@ -222,8 +216,8 @@ def test_run_eval_takes_all_visible_gpus(started):
 
 
 def test_dry_run_prints_json_alone():
-    for arguments in (["--dry-run"], [".", "2012", "8", "--dry-run"]):
-        done = run_script(BASE, *arguments)
+    for arguments, fresh in ((["--dry-run"], True), ([".", "2012", "8", "--dry-run"], False)):
+        done = run_script(BASE, *arguments, fresh=fresh)
         assert (done.returncode, done.stderr) == (0, "")
         settings = json.loads(done.stdout)
         assert {name: settings[name] for name in RECIPES[BASE]} == RECIPES[BASE]

@@ -6,10 +6,10 @@ import json
 import shutil
 
 import pytest
-from conftest import GOLDEN, golden_argv, metrics_of
-from runs import run_script
-from test_scripts import BASE, RECIPES, RUN_EVAL
-from tiny_models import make_model
+from helpers.recipes import BASE, RECIPES, RUN_EVAL
+from helpers.runs import run_script
+from helpers.tiny_models import make_model
+from helpers.training import GOLDEN, golden_argv, metrics_of
 
 TRAINED = ["gpt2/sft/sft_base", "gpt2/kd/kd_base", "gpt2/seqkd/seqkd_base", "gpt2/minillm/minillm_base"]
 TRAINED += ["opt/promptkd/promptkd_1.3B", "llama/promptkd/promptkd_7B"]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, metrics_of, train_here
-from tokenizer_kinds import byte_level
+from helpers.smollm2 import run
+from helpers.tokenizer_kinds import byte_level
+from helpers.training import GOLDEN, ROOT, metrics_of, train_here
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 import evaluate
@@ -46,12 +47,6 @@ def teacher(tmp_path_factory):
     vocabulary = load_causal_lm(str(GOLDEN / "models/gpt2_student"), torch.float32, "").config.vocab_size
     LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **sizes)).save_pretrained(folder)
     return folder
-
-
-def run(tool, *argv: str) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [tool.__name__, *map(str, argv)])
-        tool.main()
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import train_here
-from runs import Run, crash_at, rows_of, whole_lines
-from test_engine import zero_file
+from helpers.deepspeed_files import zero_file
+from helpers.runs import Run, crash_at, rows_of, whole_lines
+from helpers.training import train_here
 
 from promptkd.errors import RunError, UserError
 from promptkd.training.setup import build_trainer

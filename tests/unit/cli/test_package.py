@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.training import ROOT
 
 import promptkd
 from promptkd import cli

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, metrics_of, train_here
-from runs import tiny_argv
+from helpers.runs import tiny_argv
+from helpers.training import GOLDEN, ROOT, metrics_of, train_here
 
 import evaluate
 from promptkd.engine.optim import OptimizerConfig, make_schedule

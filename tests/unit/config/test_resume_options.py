@@ -7,8 +7,8 @@ import json
 import shutil
 
 import pytest
-from conftest import train_here
-from runs import crash_at, rows_of, tiny_argv
+from helpers.runs import crash_at, rows_of, tiny_argv
+from helpers.training import train_here
 
 from promptkd.checkpointing.fingerprint import RunFingerprint
 from promptkd.config.options import DataSettings, DecodingSettings, ModelSettings, RunSettings, TrainingParallelSettings

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 import pytest
-from tokenizer_kinds import CHAT, KINDS, byte_level, metaspace, unigram, word_piece
+from helpers.tokenizer_kinds import CHAT, KINDS, byte_level, metaspace, unigram, word_piece
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder

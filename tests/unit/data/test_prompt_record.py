@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, train_here
-from tokenizer_kinds import byte_level
+from helpers.tokenizer_kinds import byte_level
+from helpers.training import GOLDEN, train_here
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import evaluate

@@ -7,8 +7,8 @@ import shutil
 import sys
 
 import pytest
-from conftest import GOLDEN
-from test_process_data import command, contents, instructions, run  # noqa: F401 - a fixture
+from helpers.processing import command, contents, instructions, run  # noqa: F401
+from helpers.training import GOLDEN
 from transformers import AutoTokenizer
 
 from promptkd.data.dataset import ExampleSet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from conftest import GOLDEN
+from helpers.training import GOLDEN
 from transformers import AutoTokenizer
 
 from promptkd.data.dataset import ExampleSet

@@ -6,7 +6,7 @@ import datetime
 import json
 
 import pytest
-from conftest import GOLDEN, metrics_of, train_here
+from helpers.training import GOLDEN, metrics_of, train_here
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from transformers.utils import chat_template_utils
 

@@ -6,7 +6,7 @@ import json
 import sys
 
 import pytest
-from conftest import GOLDEN
+from helpers.training import GOLDEN
 from transformers import AutoTokenizer
 
 import evaluate

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import GOLDEN, golden_argv, train_here
-from tokenizer_kinds import byte_level, metaspace
+from helpers.tokenizer_kinds import byte_level, metaspace
+from helpers.training import GOLDEN, golden_argv, train_here
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_smollm2 import run
+from helpers.smollm2 import run
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PhiConfig, PhiForCausalLM, PreTrainedTokenizerFast
 

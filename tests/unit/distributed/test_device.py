@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 import torch.distributed as dist
-from conftest import golden_argv
-from test_engine import zero_file
-from virtual_cuda import VirtualCuda
+from helpers.deepspeed_files import zero_file
+from helpers.training import golden_argv
+from helpers.virtual_cuda import VirtualCuda
 
 from promptkd.config.deepspeed import CONFIGS
 from promptkd.distributed.device import DeviceSettings, check_no_gpu, choose_device, driver_version, local_device

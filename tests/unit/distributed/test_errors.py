@@ -86,7 +86,7 @@ def test_less_memory_names_existing_options():
 
 def test_load_causal_lm_passes_missing_memory_on(monkeypatch):
     """Memory that runs out while a model is loaded is no fault of the model's folder."""
-    from conftest import GOLDEN
+    from helpers.training import GOLDEN
 
     def fail(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory.")

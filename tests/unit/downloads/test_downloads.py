@@ -9,9 +9,9 @@ import sys
 import time
 from pathlib import Path
 
-import fake_hub
 import pytest
-from fake_hub import DOLLY, FILES, RAW, ROOT, TABLE, FakeHub, get, item, tree
+from helpers import fake_hub
+from helpers.fake_hub import DOLLY, FILES, RAW, ROOT, TABLE, FakeHub, get, item, tree
 from huggingface_hub import constants, hf_hub_download
 
 from promptkd.downloads import run

@@ -6,9 +6,9 @@ import errno
 from pathlib import Path
 from types import SimpleNamespace
 
-import fake_hub
 import pytest
-from fake_hub import DOLLY, FILES, RAW, get, item, tree
+from helpers import fake_hub
+from helpers.fake_hub import DOLLY, FILES, RAW, get, item, tree
 from huggingface_hub import file_download, hf_hub_download
 
 from promptkd.downloads import hub as hub_module

@@ -6,9 +6,9 @@ import errno
 import pickle
 from types import SimpleNamespace
 
-import fake_hub
 import pytest
-from fake_hub import get, item, tree
+from helpers import fake_hub
+from helpers.fake_hub import get, item, tree
 
 from promptkd.downloads import run
 from promptkd.downloads.catalog import MANIFEST, state

@@ -1,11 +1,10 @@
 """Engines: ZeRO stages agree, the teacher stays as it is, precision, configuration files."""
 
-import json
-
 import pytest
 import torch
-from conftest import GOLDEN, ROOT, golden_argv, metrics_of, start, train_here
-from runs import student_with_dropout
+from helpers.deepspeed_files import zero_file
+from helpers.runs import student_with_dropout
+from helpers.training import GOLDEN, ROOT, golden_argv, metrics_of, start, train_here
 
 from promptkd.config.deepspeed import CONFIGS, read_deepspeed_config
 from promptkd.errors import UserError
@@ -13,17 +12,6 @@ from promptkd.training.setup import build_trainer
 from train import read_settings
 
 CPU = torch.device("cpu")
-
-
-def zero_file(folder, stage: int, bf16: bool = False, offload: bool = False) -> str:
-    zero = {"stage": stage}
-    if stage == 3:
-        zero["stage3_param_persistence_threshold"] = 0  # shard even the smallest tensors
-    if offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    path = folder / f"zero{stage}{bf16}{offload}.json"
-    path.write_text(json.dumps({"zero_optimization": zero, "bf16": {"enabled": bf16}}))
-    return str(path)
 
 
 def losses(save) -> list[list[float]]:

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from conftest import golden_argv, metrics_of
-from runs import assert_same_run, crash
-from test_nonfinite import poison
+from helpers.poison import poison
+from helpers.runs import assert_same_run, crash
+from helpers.training import golden_argv, metrics_of
 
 from promptkd.config.deepspeed import read_deepspeed_config
 from promptkd.errors import RunError

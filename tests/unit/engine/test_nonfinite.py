@@ -4,27 +4,11 @@ import json
 
 import pytest
 import torch
-from runs import crash, rows_of
-from test_engine import zero_file
+from helpers.deepspeed_files import zero_file
+from helpers.poison import poison
+from helpers.runs import crash, rows_of
 
 from promptkd.errors import RunError
-from promptkd.training.setup import build_trainer
-from train import read_settings
-
-
-def poison(step: int, argv: list[str]):
-    """A run in which the loss of one step is not finite."""
-    trainer = build_trainer(read_settings(argv))
-    batches = trainer.method.micro_batches
-
-    def micro_batches(window, responses):
-        made, tokens = batches(window, responses)
-        if window.step == step:
-            made[0].weights[0] = float("nan")
-        return made, tokens
-
-    trainer.method.micro_batches = micro_batches
-    return trainer
 
 
 @pytest.mark.parametrize("stage, bf16", [(0, False), (1, True), (3, False)])

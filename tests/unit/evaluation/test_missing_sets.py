@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from helpers.training import ROOT
 
 from promptkd.cli.download import parse
 from promptkd.downloads.catalog import load_catalog, select

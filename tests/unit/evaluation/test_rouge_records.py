@@ -7,9 +7,9 @@ import math
 from types import SimpleNamespace
 
 import pytest
-from conftest import GOLDEN, golden_argv, metrics_of, train_here
-from test_evaluation import evaluated, options, refused, write_set
-from test_report import make_result
+from helpers.evaluating import evaluated, options, refused, write_set
+from helpers.made_results import make_result
+from helpers.training import GOLDEN, golden_argv, metrics_of, train_here
 
 from promptkd.checkpointing.integrity import STATE
 from promptkd.errors import UserError

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GOLDEN, train_here
-from runs import rows_of, tiny_argv
-from test_plan import make
-from tiny_models import make_model
+from helpers.planning import make
+from helpers.runs import rows_of, tiny_argv
+from helpers.tiny_models import make_model
+from helpers.training import GOLDEN, train_here
 
 from promptkd.generation import budget as budgets
 from promptkd.generation import decode as rollout
@@ -39,7 +39,7 @@ def batches(monkeypatch) -> list[int]:
     return rows
 
 
-@pytest.mark.parametrize("method", ["promptkd", "minillm"])
+@pytest.mark.parametrize("method", ["promptkd", pytest.param("minillm", marks=pytest.mark.slow)])
 def test_rollout_token_budget_changes_batches_and_no_answer(method, tmp_path, batches):
     """Training's rollouts, ROUGE-L of the dev set and exposure bias."""
     often = ["--dev-num", "3", "--exposure-bias-every", "1", "--exposure-bias-rows", "3", "--eval-interval", "1"]

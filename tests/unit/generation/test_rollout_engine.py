@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import make_model
+from helpers.tiny_models import make_model
 
 from promptkd.errors import UserError
 from promptkd.generation.backends import GenerationRequest, VllmBackend

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from half_precision import PARTS, gradients, in_float32, measure, random_head, random_terms, relative_error
+from helpers.half_precision import PARTS, gradients, in_float32, measure, random_head, random_terms, relative_error
 
 from promptkd.losses import ClippedPolicy, CrossEntropy, FrozenLogits, ReverseKL
 from promptkd.models.wrapper import LMHead

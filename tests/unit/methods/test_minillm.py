@@ -5,8 +5,9 @@ import json
 
 import pytest
 import torch
-from conftest import GOLDEN, metrics_of, start, train_here
-from test_golden import NOT_OPTIONS, compare
+from helpers.golden_cases import NOT_OPTIONS, compare
+from helpers.minillm_data import CORPUS, PROMPTS
+from helpers.training import GOLDEN, metrics_of, start, train_here
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
@@ -24,7 +25,6 @@ from promptkd.models.wrapper import LMHead, without_dropout
 from promptkd.training.setup import build_trainer
 from train import read_settings
 
-PROMPTS, CORPUS = GOLDEN / "processed/dolly/prompt/gpt2", GOLDEN / "processed/corpus/gpt2"
 ALONE = Ranks(0, 1, torch.device("cpu"))
 CASE = json.loads((GOLDEN / "cases/minillm_gpt2.json").read_text())
 

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import GOLDEN, metrics_of
-from plain_promptkd import logits_of, reverse_kl
+from helpers.minillm_data import PROMPTS
+from helpers.plain_promptkd import logits_of, reverse_kl
+from helpers.training import GOLDEN, metrics_of
 from safetensors.torch import load_file, save_file
-from test_minillm import PROMPTS
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 

@@ -5,34 +5,16 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, metrics_of, start, train_here
+from helpers.generating import FULL, SIZES, STUDENT, TEACHER, generate_argv, generated, made_pseudo
+from helpers.training import metrics_of, start, train_here
 
 import promptkd.generation.decode
 from minillm_baselines import kd
-from promptkd.cli import generate
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.errors import UserError
 from promptkd.models.loading import load_tokenizer
 from promptkd.utils.jsonl import read_jsonl
-
-FULL = GOLDEN / "processed/dolly/full/gpt2"
-TEACHER, STUDENT = GOLDEN / "models/gpt2_teacher", GOLDEN / "models/gpt2_student"
-SIZES = ["--max-length", "128", "--max-prompt-length", "96"]
-
-
-def generate_argv(save, *extra: str, data=FULL) -> list[str]:
-    return ["--model-path", str(TEACHER), "--data-dir", str(data), "--save", str(save), *SIZES, *extra]
-
-
-def generated(save, *extra: str, data=FULL) -> list[dict]:
-    generate.run(generate.read_settings(generate_argv(save, *extra, data=data)))
-    return read_jsonl(save / "generated.jsonl")
-
-
-def made_pseudo(file, save, data=FULL):
-    return pseudo(PseudoSettings(str(file), str(data), str(STUDENT), str(save), max_prompt_length=96))
 
 
 @pytest.fixture(scope="module")

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 import torch
-from conftest import GOLDEN, golden_argv, metrics_of, train_here
-from test_models import CPU, pairs, states_alone
-from test_rollout import prompts, run
+from helpers.decoding import prompts, run
+from helpers.model_pairs import CPU, pairs, states_alone
+from helpers.training import GOLDEN, golden_argv, metrics_of, train_here
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from promptkd.data.batching import make_micro_batches

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from runs import Run
-from tiny_models import make_model
+from helpers.runs import Run
+from helpers.tiny_models import make_model
+from helpers.training import ROOT
 
 from promptkd.config.deepspeed import read_deepspeed_config
 from promptkd.distributed.ranks import setup

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.decoding import prompts, run
+from helpers.tiny_models import logits, make_model
+from helpers.training import GOLDEN
 from safetensors.torch import load_file, save_file
-from test_rollout import prompts, run
-from tiny_models import logits, make_model
 
 from promptkd.errors import UserError
 from promptkd.generation.kv_cache import takes_padding

@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from test_rollout import prompts, run, tiny
+from helpers.decoding import prompts, run, tiny
+from helpers.model_pairs import CPU, pairs, states_alone
 
 from promptkd.data.batching import make_micro_batches
 from promptkd.errors import UserError
@@ -10,23 +11,7 @@ from promptkd.models.loading import fuse_activations, load_config, load_tokenize
 from promptkd.models.soft_prompt import SoftPrompt, load_prompt, save_prompt
 from promptkd.models.wrapper import LanguageModel
 
-CPU = torch.device("cpu")
 FAMILIES = ["gpt2", "opt", "llama"]
-
-
-def pairs(count: int = 6):
-    given = prompts(2 * count)
-    return given[:count], given[count:]
-
-
-def states_alone(model, prompt, response, soft=None):
-    """Hidden states that predict the response, from one unpadded sequence."""
-    ids = torch.as_tensor([*prompt, *response])[None, :-1]
-    embedded = model.get_input_embeddings()(ids)
-    if soft is not None:
-        embedded = torch.cat([soft[None], embedded], 1)
-    start = len(prompt) - 1 + (0 if soft is None else len(soft))
-    return model.base_model(inputs_embeds=embedded).last_hidden_state[0, start:]
 
 
 @pytest.mark.parametrize("prompted", [False, True])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import metrics_of, train_here
-from runs import tiny_argv
+from helpers.runs import tiny_argv
+from helpers.training import metrics_of, train_here
 
 from promptkd.errors import UserError
 from promptkd.models.quantization import check_quantization, importlib, loading_options

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN, metrics_of, start, train_here
-from runs import tiny_argv
-from test_engine import zero_file
-from test_rollout import prompts, run, tiny
+from helpers.decoding import prompts, run, tiny
+from helpers.deepspeed_files import zero_file
+from helpers.runs import tiny_argv
+from helpers.training import GOLDEN, metrics_of, start, train_here
 
 from promptkd import losses
 from promptkd.errors import UserError

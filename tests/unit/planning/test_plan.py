@@ -9,10 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import GOLDEN, ROOT
-from tiny_models import make_model
+from helpers.planning import STUDENT, TEACHER, make
+from helpers.tiny_models import make_model
+from helpers.training import ROOT
 
-from promptkd.cli import plan as tool
 from promptkd.errors import UserError
 from promptkd.planning.hardware import parse_bytes
 from promptkd.planning.held import CPU_FRAMEWORK
@@ -21,14 +21,8 @@ from promptkd.planning.remedies import fits, remedies
 from promptkd.planning.shapes import MODELS, read_shape
 from promptkd.planning.show import plan_of, text_of
 
-STUDENT, TEACHER = (str(GOLDEN / "models" / name) for name in ("gpt2_student", "gpt2_teacher"))
 PAPER = {"gpt2-base": 124.4, "gpt2-medium": 354.8, "gpt2-large": 774.0, "gpt2-xlarge": 1557.6, "opt-1.3b": 1315.8}
 PAPER |= {"opt-2.7b": 2651.6, "opt-6.7b": 6658.5, "opt-13b": 12853.5, "llama-7b": 6738.4, "llama-13b": 13015.9}
-
-
-def make(*options: str, student: str = STUDENT, teacher: str = TEACHER, method: str = "promptkd"):
-    models = ["--method", method, "--model-path", student, *(["--teacher-model-path", teacher] if teacher else [])]
-    return tool.make([*models, "--max-length", "128", "--max-prompt-length", "64", *options])[0]
 
 
 def zero(folder: Path, stage: int, **more: object) -> list[str]:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_report import contents, make_result, write_rows
+from helpers.made_results import contents, make_result, write_rows
 
 from promptkd.errors import UserError
 from promptkd.evaluation.session import claim

@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from runs import Run, rows_of, tiny_argv
-from test_hostile import arguments, refused, room, template  # noqa: F401 - fixtures
+from helpers.hostile import arguments, refused, room, template  # noqa: F401
+from helpers.runs import Run, rows_of, tiny_argv
+from helpers.training import ROOT
 
 from promptkd.checkpointing.integrity import find_damage
 from promptkd.errors import RunError

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import filelock
 import pytest
-from conftest import ROOT
+from helpers.training import ROOT
 
 from promptkd.utils import files
 

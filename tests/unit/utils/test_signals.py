@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
-from runs import Run, rows_of, whole_lines
+from helpers.runs import Run, rows_of, whole_lines
+from helpers.training import ROOT
 
 
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 0)])

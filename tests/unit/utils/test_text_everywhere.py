@@ -9,8 +9,8 @@ import sys
 import unicodedata
 
 import pytest
-from conftest import ROOT
-from test_evaluation import MODEL, SIZES, write_set
+from helpers.evaluating import MODEL, SIZES, write_set
+from helpers.training import ROOT
 
 from promptkd.errors import UserError
 from promptkd.evaluation.options import EvaluationSettings

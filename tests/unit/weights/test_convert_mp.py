@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import GOLDEN
+from helpers.tiny_models import assert_same, logits, make_model, run, shards, whole
+from helpers.training import GOLDEN
 from safetensors.torch import load_file, save_file
-from tiny_models import assert_same, logits, make_model, run, shards, whole
 
 from promptkd.cli import convert as convert_mp
 from promptkd.errors import UserError

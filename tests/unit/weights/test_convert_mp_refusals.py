@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers.tiny_models import make_model, run
 from safetensors.torch import load_file, save_file
-from tiny_models import make_model, run
 
 from promptkd.errors import UserError
 from promptkd.weights import safetensors_io
