@@ -8,14 +8,14 @@ from promptkd.config.values import option
 from promptkd.data.batching import MicroBatch
 from promptkd.engine.engine import FrozenModel
 from promptkd.errors import UserError
-from promptkd.losses import CrossEntropy, ForwardKL, FrozenLogits, fused_loss
+from promptkd.losses import CrossEntropy, ForwardKL, Term
 from promptkd.methods.base import Method, MethodContext, StepBatch
 from promptkd.models.wrapper import LanguageModel
 
 
 @dataclass
 class KDSettings:
-    kd_ratio: float = option(0.5, "weight of the teacher's term; 1 - it: of the data's tokens")
+    kd_ratio: float = option(0.5, "weight of the distillation loss; cross-entropy is weighted by 1 - kd_ratio")
 
     def __post_init__(self) -> None:
         if not 0 <= self.kd_ratio <= 1:
@@ -23,6 +23,8 @@ class KDSettings:
 
 
 class KD(Method):
+    """Knowledge distillation on the responses of the data."""
+
     Settings = KDSettings
 
     def __init__(self, context: MethodContext, settings: KDSettings) -> None:
@@ -35,25 +37,19 @@ class KD(Method):
         return settings.kd_ratio > 0
 
     def step(self, window: StepBatch) -> dict[str, float]:
-        batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
+        """Update the student on the responses of the data, towards their tokens and the teacher's distribution."""
+        micro_batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
         self.student.train()
-        ratio = self.settings.kd_ratio
-
-        def loss_of(batch: MicroBatch):
-            if not ratio:
-                return lambda hidden, head: fused_loss(hidden, head, [CrossEntropy(batch.targets)], batch.weights)
-            teacher_hidden = self.teacher.hidden_states(batch)
-
-            def loss(hidden, head):
-                with self.teacher.lm_head() as teacher_head:
-                    soft = ForwardKL(FrozenLogits(teacher_hidden, teacher_head), ratio)
-                    return fused_loss(hidden, head, [CrossEntropy(batch.targets, 1 - ratio), soft], batch.weights)
-
-            return loss
-
         with window.clock("student"):
-            lm_loss, *ds_loss = self.student.update(batches, loss_of).tolist()
-        if not ds_loss:
-            return {"loss": lm_loss, "lm_loss": lm_loss, "response_tokens": tokens}
-        loss = (1 - ratio) * lm_loss + ratio * ds_loss[0]
-        return {"loss": loss, "lm_loss": lm_loss, "ds_loss": ds_loss[0], "response_tokens": tokens}
+            losses = self.student.update(micro_batches, self.losses)
+        ratio = self.settings.kd_ratio
+        loss = (1 - ratio) * losses["lm_loss"] + ratio * losses.get("ds_loss", 0.0)
+        return {"loss": loss, **losses, "response_tokens": tokens}
+
+    def losses(self, batch: MicroBatch) -> dict[str, Term]:
+        """Return the losses of a micro-batch by name."""
+        ratio = self.settings.kd_ratio
+        losses: dict[str, Term] = {"lm_loss": CrossEntropy(batch.targets, 1 - ratio)}
+        if ratio:
+            losses["ds_loss"] = ForwardKL(self.teacher.predict(batch), ratio)
+        return losses

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from minillm_baselines.rollout_buffer import RolloutBuffer, StoredRollout, advantages, returns, whiten
@@ -28,7 +27,7 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.errors import UserError
 from promptkd.generation.sampling import TeacherMixture
-from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, fused_loss, log_probs
+from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, log_probs
 from promptkd.methods.base import Data, Method, MethodContext, StepBatch
 from promptkd.models.loading import load_config
 from promptkd.models.wrapper import LanguageModel, without_dropout
@@ -164,8 +163,9 @@ class MiniLLM(Method):
         batches, tokens = self.micro_batches(window, [stored.response for stored in rollouts])
         with window.clock("student"):
             texts = self.corpus_batches(window)
-            parts = self.update(batches, texts, rollouts, whitened)
-        pg, reg, lm, ds = parts
+            losses = self.update(batches, texts, rollouts, whitened)
+        pg, reg = losses["pg_loss"], losses["reg_loss"]
+        lm, ds = losses.get("lm_loss", 0.0), losses.get("ds_loss", 0.0)
         rl = pg + reg if how.single_step_reg else pg
         pt = (1 - how.kd_ratio) * lm + how.kd_ratio * ds
         row = {"tot_loss": rl + how.lm_coef * pt, "rl_loss": rl, "pg_loss": pg, "reg_loss": reg}
@@ -237,37 +237,28 @@ class MiniLLM(Method):
 
     def update(
         self, batches: list[MicroBatch], texts: list[MicroBatch], rollouts: list[StoredRollout], whitened: list[Tensor]
-    ) -> list[float]:
-        """One step of the student, without dropout. Returns the means pg, reg, lm, ds (the last two of the corpus)."""
-        how, device = self.settings, self.context.ranks.device
+    ) -> dict[str, float]:
+        """Take one step of the student, without dropout, on rollouts and on texts of the corpus."""
+        options, device = self.settings, self.context.ranks.device
         of_corpus = set(map(id, texts))
 
-        def policy_terms(batch: MicroBatch, teacher: FrozenLogits) -> list:
+        def losses(batch: MicroBatch) -> dict[str, Term]:
+            teacher = self.teacher.predict(batch)
+            if id(batch) in of_corpus:
+                return {
+                    "lm_loss": CrossEntropy(batch.targets, options.lm_coef * (1 - options.kd_ratio)),
+                    "ds_loss": ForwardKL(teacher, options.lm_coef * options.kd_ratio),
+                }
             members = [rollouts[i] for i in batch.members]
             parts = [whitened[i] for i in batch.members], [m.old for m in members], [m.importance for m in members]
             columns = (torch.cat(part).to(device) for part in parts)
-            reg = 1.0 if how.single_step_reg else 0.0
-            return [ClippedPolicy(batch.targets, *columns, how.cliprange), ReverseKL(teacher, reg)]
+            return {
+                "pg_loss": ClippedPolicy(batch.targets, *columns, options.cliprange),
+                "reg_loss": ReverseKL(teacher, 1.0 if options.single_step_reg else 0.0),
+            }
 
-        def corpus_terms(batch: MicroBatch, teacher: FrozenLogits) -> list:
-            hard = CrossEntropy(batch.targets, how.lm_coef * (1 - how.kd_ratio))
-            return [hard, ForwardKL(teacher, how.lm_coef * how.kd_ratio)]
-
-        def loss_of(batch: MicroBatch):
-            is_corpus = id(batch) in of_corpus
-            teacher_hidden = self.teacher.hidden_states(batch)
-
-            def loss(hidden, head):
-                with self.teacher.lm_head() as teacher_head:
-                    teacher = FrozenLogits(teacher_hidden, teacher_head)
-                    terms = corpus_terms(batch, teacher) if is_corpus else policy_terms(batch, teacher)
-                    total, sums = fused_loss(hidden, head, terms, batch.weights)
-                return total, F.pad(sums, (2, 0) if is_corpus else (0, 2))
-
-            return loss
-
-        self.student.train()  # its dropout is 0 everywhere; gradient checkpointing wants the mode
-        return self.student.update([*batches, *texts], loss_of).tolist()
+        self.student.train()  # All dropout rates are 0. Gradient checkpointing needs the mode.
+        return self.student.update([*batches, *texts], losses)
 
 
 def _check_rows(folder: str, model_path: str) -> None:

@@ -21,7 +21,7 @@ class MicroBatch:
     ids: Tensor  # int64 [rows, longest]
     where: Tensor  # int64 [response tokens]: places of the states that predict them, in the flattened ids
     targets: Tensor  # int64 [response tokens]
-    weights: Tensor  # float32 [response tokens]: the share of each token's loss in the step's loss
+    token_weights: Tensor  # float32, (response tokens,): the weight of each token's loss in the step's loss
 
 
 def make_micro_batches(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from promptkd.data.batching import MicroBatch
 from promptkd.distributed.ranks import Ranks
 from promptkd.engine.loss_scale import LossScale
 from promptkd.engine.optim import OptimizerConfig, make_schedule
+from promptkd.losses import FrozenLogits, Term, fused_loss
 from promptkd.models.deferred import partition_params
 from promptkd.models.tensor_parallel import gather_state_dict, is_tp_sharded
 from promptkd.models.wrapper import LanguageModel, LMHead
@@ -90,27 +91,36 @@ class TrainEngine:
         """Switch dropout on or off."""
         self.engine.train(mode)
 
-    def update(self, batches: list[MicroBatch], loss_of: Callable[[MicroBatch], Callable]) -> Tensor:
-        """One optimizer step on the whole window. Returns the loss terms, summed over micro-batches and ranks.
+    def update(
+        self, micro_batches: Sequence[MicroBatch], losses_of: Callable[[MicroBatch], Mapping[str, Term]]
+    ) -> dict[str, float]:
+        """Take one optimizer step on all micro-batches of a step.
 
-        `loss_of(batch)` gives a function (hidden states, head) -> (loss, terms); its loss is the batch's
-        share of the window's mean, so that the sum over batches is that mean.
+        Args:
+            micro_batches: As many on every rank. Their token weights add up to 1 over the step.
+            losses_of: Returns the losses of a micro-batch by name. Their sum, weighted by the coefficients, is
+                minimized. Micro-batches may have different losses.
+
+        Returns:
+            Each loss without its coefficient, summed over micro-batches and ranks: its mean over the step's tokens.
         """
         self._claim_deepspeed()
-        terms: Tensor | None = None
-        for micro_step, batch in enumerate(batches):
-            last = micro_step == len(batches) - 1
+        totals: dict[str, Tensor] = {}
+        values = torch.empty(0)
+        for micro_step, batch in enumerate(micro_batches):
+            last = micro_step == len(micro_batches) - 1
             self.engine.set_gradient_accumulation_boundary(last)
-            loss_function = loss_of(batch)
+            losses = losses_of(batch)
             with part("forward and loss"):
-                loss, sums = self.engine(batch, loss_function)
+                loss, sums = self.engine(batch, self._loss_function(batch, list(losses.values())))
             # Shares are of the mean over all ranks' tokens, but DeepSpeed averages over ranks (the copies of one
             # share of the examples have the same gradient, so it is the shares that count).
             with part("backward"):
                 self.engine.backward(loss * self.ranks.dp_size)
-            terms = sums if terms is None else terms + sums
+            for name, value in zip(losses, sums):
+                totals[name] = totals[name] + value if name in totals else value
             if last:
-                terms = self.ranks.all_reduce_sum(terms)
+                values = self.ranks.all_reduce_sum(torch.stack(list(totals.values())))
                 self.grad_norm = self._norm()
                 if not math.isfinite(self.grad_norm):
                     # No update, as ZeRO's optimizers do by themselves.
@@ -118,11 +128,28 @@ class TrainEngine:
                     self.engine.set_gradient_accumulation_boundary(False)
             with part("optimizer"):
                 if last and self.loss_scale is not None:
-                    self.loss_scale.step(bool(terms.isfinite().all()))
+                    self.loss_scale.step(bool(values.isfinite().all()))
                 else:
                     self.engine.step()
         self.grad_norm = self.grad_norm or float(self.engine.get_global_grad_norm() or 0.0)
-        return terms
+        return dict(zip(totals, values.tolist()))
+
+    def _loss_function(self, batch: MicroBatch, losses: list[Term]) -> Callable[[Tensor, LMHead], Any]:
+        """Return the fused loss of a micro-batch as a function of the trained model's hidden states and head."""
+
+        def loss_function(hidden: Tensor, lm_head: LMHead) -> Any:
+            with contextlib.ExitStack() as heads:
+                opened = [
+                    loss.open(lambda model: lm_head if model is self else heads.enter_context(model.lm_head()))
+                    for loss in losses
+                ]
+                return fused_loss(hidden, lm_head, opened, batch.token_weights)
+
+        return loss_function
+
+    def predict(self, batch: MicroBatch, prompted: bool = True) -> FrozenLogits:
+        """Predict the response tokens without gradient, as the target of a loss. The head is opened by the loss."""
+        return FrozenLogits(self.hidden_states(batch, prompted), self)
 
     def drop_nonfinite(self) -> None:
         """Leave the weights alone when a gradient is not finite. All but ZeRO 1 and 2 in bf16 do so unasked."""
@@ -208,6 +235,10 @@ class FrozenModel:
     def gathered_model(self) -> Iterator[PreTrainedModel]:
         """As a Learner's: the transformers model, for decoding."""
         yield self.module.model
+
+    def predict(self, batch: MicroBatch) -> FrozenLogits:
+        """Predict the response tokens without gradient, as the target of a loss."""
+        return FrozenLogits(self.hidden_states(batch), self)
 
     @torch.no_grad()
     def hidden_states(self, batch: MicroBatch) -> Tensor:

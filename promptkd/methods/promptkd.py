@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from promptkd.config.values import at_least, is_text, option
 from promptkd.data.batching import MicroBatch
 from promptkd.errors import UserError
 from promptkd.generation.backends import RolloutSettings, rollout_engine
-from promptkd.losses import FrozenLogits, divergence, fused_loss
+from promptkd.losses import FrozenLogits, Term, kl_loss
 from promptkd.methods.base import Method, MethodContext, StepBatch
 from promptkd.models.loading import check_positions
 from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
@@ -80,62 +81,49 @@ class PromptKD(Method):
         with window.clock("rollout"):
             keys = [(window.step, example.index) for example in window.examples]
             rollout = self.rollout(window.examples, keys, keep_states=True)
-        batches, tokens = self.micro_batches(window, rollout.responses)
+        micro_batches, tokens = self.micro_batches(window, rollout.responses)
         base_coef = (1 - window.step / window.total) * self.settings.base_coef
         with window.clock("prompt"):
-            prompt_kd, prompt_base = self.tune_prompt(batches, rollout.states, base_coef)
+            losses = self.tune_prompt(micro_batches, rollout.states, base_coef)
         with window.clock("student"):
-            student = self.distill_student(batches)
+            student_losses = self.distill_student(micro_batches)
         return {
-            "student_loss": student,
-            "prompt_kd_loss": prompt_kd,
-            "prompt_base_loss": prompt_base * base_coef,
+            **student_losses,
+            "prompt_kd_loss": losses["prompt_kd_loss"],
+            "prompt_base_loss": losses["prompt_base_loss"] * base_coef,
             "base_coef_now": base_coef,
             "prompt_grad_norm": self.teacher.grad_norm,
             "prompt_drift": float((self.prompt() - self.start).norm()),
             "response_tokens": tokens,
         }
 
-    def tune_prompt(self, batches: list[MicroBatch], student_states: list | None, base_coef: float) -> list[float]:
-        """Phase 2: KL(prompted teacher || student) + base_coef * KL(prompted teacher || teacher), a step on P.
+    def tune_prompt(
+        self, micro_batches: list[MicroBatch], student_states: list[Tensor] | None, base_coef: float
+    ) -> dict[str, float]:
+        """Take a step on P (paper, algorithm 1, phase 2).
 
-        The student's states are those it decoded with: same weights, no dropout, no second forward pass, unless
-        the rollout engine kept none.
+        The loss is KL(prompted teacher || student) + base_coef * KL(prompted teacher || teacher). The student's
+        hidden states are those it decoded with: its weights are the same and it has no dropout there. Without
+        them it runs again.
         """
-        how = self.settings
+        options = self.settings
         self.teacher.train(self.teacher.module.model.is_gradient_checkpointing)
 
-        def loss_of(batch: MicroBatch):
+        def losses(batch: MicroBatch) -> dict[str, Term]:
             if student_states is None:
-                student_hidden = self.student.hidden_states(batch)
+                student = self.student.predict(batch)
             else:
-                student_hidden = torch.cat([student_states[i] for i in batch.members])
-            teacher_hidden = self.teacher.hidden_states(batch, prompted=False)
+                student = FrozenLogits(torch.cat([student_states[i] for i in batch.members]), self.student)
+            teacher = self.teacher.predict(batch, prompted=False)
+            return {
+                "prompt_kd_loss": kl_loss(options.teacher_kld_type, student),
+                "prompt_base_loss": kl_loss(options.base_kld_type, teacher, base_coef),
+            }
 
-            def loss(hidden, head):
-                with self.student.lm_head() as student_head:
-                    against_student = divergence(how.teacher_kld_type, FrozenLogits(student_hidden, student_head))
-                    against_teacher = divergence(how.base_kld_type, FrozenLogits(teacher_hidden, head), base_coef)
-                    return fused_loss(hidden, head, [against_student, against_teacher], batch.weights)
+        return self.teacher.update(micro_batches, losses)
 
-            return loss
-
-        return self.teacher.update(batches, loss_of).tolist()
-
-    def distill_student(self, batches: list[MicroBatch]) -> float:
-        """Phase 3: KL(student || prompted teacher) with the updated P, a step on the student (dropout on)."""
+    def distill_student(self, micro_batches: list[MicroBatch]) -> dict[str, float]:
+        """Take a step on the student, dropout on (phase 3): KL(student || prompted teacher) with the updated P."""
         self.student.train()
-
-        def loss_of(batch: MicroBatch):
-            teacher_hidden = self.teacher.hidden_states(batch)
-
-            def loss(hidden, head):
-                with self.teacher.lm_head() as teacher_head:
-                    against_teacher = divergence(
-                        self.settings.student_kld_type, FrozenLogits(teacher_hidden, teacher_head)
-                    )
-                    return fused_loss(hidden, head, [against_teacher], batch.weights)
-
-            return loss
-
-        return float(self.student.update(batches, loss_of)[0])
+        kind = self.settings.student_kld_type
+        return self.student.update(micro_batches, lambda mb: {"student_loss": kl_loss(kind, self.teacher.predict(mb))})

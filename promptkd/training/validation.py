@@ -67,7 +67,7 @@ class DevSet:
             prompts, responses, [1.0] * len(rows), self.limits.token_budget, self.ranks.device
         ):
             loss, _ = student.module(
-                batch, lambda h, head, b=batch: fused_loss(h, head, [CrossEntropy(b.targets)], b.weights)
+                batch, lambda h, head, b=batch: fused_loss(h, head, [CrossEntropy(b.targets)], b.token_weights)
             )
             total += float(loss)
         return total, sum(map(len, responses))

@@ -14,7 +14,7 @@ def poison(step: int, argv: list[str]):
     def micro_batches(window, responses):
         made, tokens = batches(window, responses)
         if window.step == step:
-            made[0].weights[0] = float("nan")
+            made[0].token_weights[0] = float("nan")
         return made, tokens
 
     trainer.method.micro_batches = micro_batches

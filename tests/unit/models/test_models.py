@@ -86,7 +86,9 @@ def test_packing_keeps_the_budget_and_the_wanted_number():
     for wanted in (1, 4, 6, 9):
         batches = make_micro_batches(given, responses, [0.5] * 6, 10_000, CPU, wanted)
         assert len(batches) == wanted
-        assert float(sum(batch.weights.sum() for batch in batches)) == pytest.approx(0.5 * sum(map(len, responses)))
+        assert float(sum(batch.token_weights.sum() for batch in batches)) == pytest.approx(
+            0.5 * sum(map(len, responses))
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,146 +1,24 @@
-"""Divergences over the vocabulary: plain, for reading and for tests, and in chunks with the gradient by hand.
+"""The sum of losses over all response tokens, in chunks, with the gradient by hand.
 
-A loss is a weighted sum of terms. Each compares the trained distribution q with something fixed: another
-model's distribution t, or a token. With z the logits of q, the gradients that `fused_loss` uses are
-
-    reverse   KL(q || t)     d/dz = q (log q - log t - KL)
-    forward   -sum t log q   d/dz = q - t        (the cross-entropy form of KL(t || q), as published)
-    hard      -log q[token]  d/dz = q - onehot(token)
-    policy    max(-A r, -A clip(r)) with r = w q[token] / q_old[token]
-                             d/dz = A r (q - onehot(token)) where the clipped side is not the larger, else 0
+Logits exist for one chunk of positions at a time. The gradient with respect to them is known in closed form
+(`promptkd.losses.terms`), so no graph over logits is kept. `reference_loss` is the plain form for tests.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term, row_dot
 from promptkd.models.wrapper import LMHead
 from promptkd.utils.memory_bounds import BLOCK, CHUNK, positions_per_chunk
-
-
-class FrozenLogits(NamedTuple):
-    """A distribution that is not trained: hidden states [tokens, width] and the head they go through."""
-
-    hidden: Tensor
-    head: LMHead
-
-    def logits(self, rows: slice) -> Tensor:
-        """Logits of the ids that are compared: [rows, vocabulary]."""
-        return self.head.restrict(F.linear(self.hidden[rows], self.head.weight, self.head.bias))
-
-
-@dataclass(frozen=True)
-class ReverseKL:
-    """coefficient * KL(trained || target)."""
-
-    target: FrozenLogits
-    coefficient: float = 1.0
-
-    def plain(self, logits: Tensor) -> Tensor:
-        log_q = logits.float().log_softmax(-1)
-        log_t = self.target.logits(slice(None)).float().log_softmax(-1)
-        return (log_q.exp() * (log_q - log_t)).sum(-1)
-
-    def reference(self, rows: slice) -> Tensor:
-        return self.target.logits(rows)
-
-    def block(self, target_logits: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        difference = torch.sub(log_q, target_logits.float().log_softmax(-1))
-        kl = _row_dot(q, difference)
-        return kl, difference.sub_(kl[:, None]).mul_(q)
-
-
-@dataclass(frozen=True)
-class ForwardKL:
-    """coefficient * -sum target log trained: KL(target || trained) but for the target's own entropy."""
-
-    target: FrozenLogits
-    coefficient: float = 1.0
-
-    def plain(self, logits: Tensor) -> Tensor:
-        t = self.target.logits(slice(None)).float().softmax(-1)
-        return -(t * logits.float().log_softmax(-1)).sum(-1)
-
-    def reference(self, rows: slice) -> Tensor:
-        return self.target.logits(rows)
-
-    def block(self, target_logits: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        t = target_logits.float().softmax(-1)
-        loss = -_row_dot(t, log_q)
-        return loss, torch.sub(q, t, out=t)
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """coefficient * -log trained[token], tokens int64 [tokens], over all of the trained model's vocabulary."""
-
-    tokens: Tensor
-    coefficient: float = 1.0
-
-    def plain(self, logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), self.tokens, reduction="none")
-
-    def reference(self, rows: slice) -> Tensor:
-        return self.tokens[rows, None]
-
-    def block(self, tokens: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        loss = -log_q.gather(1, tokens).squeeze(1)
-        return loss, q.scatter_add(1, tokens, torch.full_like(loss, -1.0)[:, None])
-
-
-@dataclass(frozen=True)
-class ClippedPolicy:
-    """coefficient * PPO's clipped loss of tokens that an earlier policy drew; all fields but the last two [tokens].
-
-    tokens int64; advantages float32; old: float32 log-probability under the earlier policy; importance:
-    float32 weight w of a token that came from yet another distribution. clip: the ratio's range is 1 +- clip.
-    """
-
-    tokens: Tensor
-    advantages: Tensor
-    old: Tensor
-    importance: Tensor
-    clip: float
-    coefficient: float = 1.0
-
-    def plain(self, logits: Tensor) -> Tensor:
-        log_q = logits.float().log_softmax(-1).gather(1, self.tokens[:, None]).squeeze(1)
-        ratio = (log_q - self.old).exp() * self.importance
-        clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
-        return torch.maximum(-self.advantages * ratio, -self.advantages * clipped)
-
-    def __getitem__(self, rows: slice) -> ClippedPolicy:
-        parts = (part[rows] for part in (self.tokens, self.advantages, self.old, self.importance))
-        return ClippedPolicy(*parts, self.clip)
-
-    def reference(self, rows: slice) -> ClippedPolicy:
-        return self[rows]
-
-    def block(self, of: ClippedPolicy, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = of.tokens[:, None]
-        ratio = (log_q.gather(1, tokens).squeeze(1) - of.old).exp() * of.importance
-        free, clipped = -of.advantages * ratio, -of.advantages * ratio.clamp(1 - self.clip, 1 + self.clip)
-        slope = torch.where(free >= clipped, -free, 0)[:, None]
-        return torch.maximum(free, clipped), (q * slope).scatter_add_(1, tokens, -slope)
 
 
 def positions_at_a_time(head: LMHead) -> int:
     """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
     device = head.weight.device.type
     return positions_per_chunk(len(head.weight), device if device in CHUNK else "cuda")
-
-
-Term = ReverseKL | ForwardKL | CrossEntropy | ClippedPolicy
-
-
-def divergence(kind: str, target: FrozenLogits, coefficient: float = 1.0) -> Term:
-    """The term that an option's value `reverse` or `forward` names."""
-    return {"reverse": ReverseKL, "forward": ForwardKL}[kind](target, coefficient)
 
 
 def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
@@ -159,7 +37,7 @@ def kl_divergences(p: FrozenLogits, q: FrozenLogits) -> Tensor:
     parts = [p.hidden.new_empty(0, dtype=torch.float32)]
     for start in range(0, len(p.hidden), step):
         log_p, log_q = (model.logits(slice(start, start + step)).float().log_softmax(-1) for model in (p, q))
-        parts.append(_row_dot(log_p.exp(), log_p - log_q))
+        parts.append(row_dot(log_p.exp(), log_p - log_q))
     return torch.cat(parts)
 
 
@@ -287,13 +165,6 @@ def _row_scale(grad: Tensor, rows: int) -> Tensor:
 def _power_of_two(values: Tensor) -> Tensor:
     """The largest powers of two that are not above positive `values`."""
     return values.log2().floor_().exp2_()
-
-
-def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot products of rows: [rows]. One pass each on a CPU, where torch's batched form makes the product first."""
-    if a.device.type == "cpu":
-        return torch.stack([torch.dot(x, y) for x, y in zip(a, b)])
-    return torch.linalg.vecdot(a, b)
 
 
 def _add_product(total: Tensor, grad: Tensor, hidden: Tensor, factors: Tensor) -> None:
