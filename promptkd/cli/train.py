@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from promptkd.cli import program_name
+from promptkd.config.option_file import config_arguments, split_config
 from promptkd.config.options import DataSettings, DecodingSettings, ModelSettings, RunSettings, TrainingParallelSettings
 from promptkd.config.parser import parse
 from promptkd.distributed.device import DeviceSettings
@@ -19,8 +20,13 @@ from promptkd.methods.registry import METHODS, method_class
 
 def read_settings(argv: list[str]):
     """Settings in groups (run, device, models, data, optimizer, decoding, method_settings) and the method's name."""
-    named = [value for flag, value in zip(argv, [*argv[1:], ""]) if flag == "--method"]
-    named += [argument.partition("=")[2] for argument in argv if argument.startswith("--method=")]
+    path, words = split_config(argv)
+    words = [*(config_arguments(path) if path is not None else []), *words]
+    named = [
+        word.partition("=")[2] if "=" in word else after
+        for word, after in zip(words, [*words[1:], ""])
+        if word == "--method" or word.startswith("--method=")
+    ]
     if not named and {"-h", "--help"} & set(argv):
         named = ["promptkd"]
         print(f"Options of --method promptkd. Choose another method to see its options: {', '.join(METHODS)}.\n")

@@ -12,6 +12,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any, Literal, NoReturn
 
+from promptkd.config.option_file import config_arguments, split_config
 from promptkd.config.values import TYPES, check_arguments
 from promptkd.errors import UserError
 
@@ -33,7 +34,8 @@ def parse(
     """Make one instance of each dataclass in `groups` from the command line.
 
     `choice` holds options that were read already because they decide the groups (`--method`).
-    Underscores in option names are read as hyphens. `--dry-run` prints all values as one JSON object and
+    Underscores in option names are read as hyphens. `--config FILE` gives options that the command line overrides
+    (`promptkd.config.option_file`). `--dry-run` prints all values as one JSON object and
     leaves with status 0. Raises UserError for an unknown option, naming the nearest one.
     """
     parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -44,6 +46,10 @@ def parse(
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="print the settings as JSON and leave")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of options; the command line wins")
+    path, argv = split_config(argv)
+    if path is not None:
+        argv = [*config_arguments(path), *argv]
     check_arguments(argv)
     known = {text for action in parser._actions for text in action.option_strings}
     values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])

@@ -1,0 +1,89 @@
+"""Options from a file: YAML, JSON, or the config.json that a run wrote."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from promptkd.errors import UserError
+
+FLAG = "--config"
+LARGEST = 1 << 20  # bytes
+REMEDY = "write one option per line, such as 'batch_size: 8'"
+
+
+class _Loader(yaml.SafeLoader):
+    """A loader of plain data that refuses a key that occurs twice. PyYAML would drop the first value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
+            raise yaml.YAMLError(f"the key {twice!r} occurs twice")
+        return super().construct_mapping(node, deep)
+
+
+def split_config(argv: list[str]) -> tuple[str | None, list[str]]:
+    """Take `--config PATH` out of the arguments.
+
+    Returns:
+        The last path given, or None, and the other arguments.
+
+    Raises:
+        UserError: If the path is missing.
+    """
+    path, rest, words = None, [], iter(argv)
+    for word in words:
+        if word == FLAG:
+            path = next(words, None)
+            if path is None:
+                raise UserError(f"{FLAG} is the last argument: name a YAML or JSON file after it")
+        elif word.startswith(f"{FLAG}="):
+            path = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return path, rest
+
+
+def config_arguments(path: str) -> list[str]:
+    """Read a file of options as command-line arguments. Options that are null are left at their defaults.
+
+    Raises:
+        UserError: If the file cannot be read, or holds something else than options and their values.
+    """
+    return [argument for name, value in _read_options(path).items() for argument in _arguments(path, name, value)]
+
+
+def _read_options(path: str) -> dict[str, Any]:
+    if not os.path.isfile(path):
+        raise UserError(f"{FLAG} {path}: no such file: name a YAML or JSON file")
+    if os.path.getsize(path) > LARGEST:
+        raise UserError(f"{FLAG} {path}: the file has more than {LARGEST} bytes: {REMEDY}")
+    try:
+        options = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
+        raise UserError(f"{FLAG} {path}: it is neither YAML nor JSON ({error}): {REMEDY}") from None
+    if isinstance(options, dict) and isinstance(options.get("settings"), dict):
+        options = options["settings"]  # a run's own config.json
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+        raise UserError(f"{FLAG} {path}: it holds no options: {REMEDY}")
+    return options
+
+
+def _arguments(path: str, name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag[2:]}"]
+    if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
+        return [flag, *map(str, value)]
+    if isinstance(value, dict):
+        return [f"{flag}={json.dumps(value)}"]
+    if isinstance(value, (str, int, float, datetime.date)):
+        return [f"{flag}={value}"]
+    raise UserError(f"{FLAG} {path}: {name} is a {type(value).__name__}: give a number, a text or a list of them")
