@@ -140,7 +140,7 @@ class TrainEngine:
         def loss_function(hidden: Tensor, lm_head: LMHead) -> Any:
             with contextlib.ExitStack() as heads:
                 opened = [
-                    loss.open(lambda model: lm_head if model is self else heads.enter_context(model.lm_head()))
+                    loss.with_head(lambda model: lm_head if model is self else heads.enter_context(model.lm_head()))
                     for loss in losses
                 ]
                 return fused_loss(hidden, lm_head, opened, batch.token_weights)

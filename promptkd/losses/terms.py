@@ -41,7 +41,7 @@ class FrozenLogits(NamedTuple):
     hidden: Tensor
     head: LMHead | HeadSource
 
-    def open(self, open_head: Callable[[HeadSource], LMHead]) -> FrozenLogits:
+    def with_head(self, open_head: Callable[[HeadSource], LMHead]) -> FrozenLogits:
         """Return the same distribution with its head at hand."""
         return self if isinstance(self.head, LMHead) else self._replace(head=open_head(self.head))
 
@@ -56,15 +56,15 @@ class _Divergence:
 
     target: FrozenLogits
 
-    def open(self, open_head: Callable[[HeadSource], LMHead]):
+    def with_head(self, open_head: Callable[[HeadSource], LMHead]):
         """Return the same loss with its target's head at hand."""
-        return replace(self, target=self.target.open(open_head))
+        return replace(self, target=self.target.with_head(open_head))
 
 
 class _TokenLoss:
     """A loss of the trained model's own tokens."""
 
-    def open(self, open_head: Callable[[HeadSource], LMHead]):
+    def with_head(self, open_head: Callable[[HeadSource], LMHead]):
         """Return the loss itself: it has no target distribution."""
         return self
 

@@ -20,7 +20,7 @@ TABLE = load_catalog(ROOT / "configs/downloads.json")
 def fetched(text: str) -> dict[str, Path]:
     """The items that the command within an error gets, and where each goes."""
     command = re.search(r"bash download_requirements.sh (.*?) gets what is published", text)[1]
-    args = parse(shlex.split(command))
+    args = parse(shlex.split(command), TABLE)
     assert args.only, "without --only it would fetch corpora of many GB"
     return {item.key: item.folder(args.base_path) for item in select(TABLE, args.only, args.models, args.data)}
 

@@ -126,7 +126,7 @@ def test_a_file_that_may_not_be_read(entry, file, room, monkeypatch, capfd):  # 
 
     monkeypatch.setattr(builtins, "open", guarded)
     monkeypatch.setattr(io, "open", guarded)
-    monkeypatch.setattr("test_hostile.snapshot", lambda room: None)
+    monkeypatch.setattr("helpers.hostile.snapshot", lambda room: None)
     said = refused(entry, arguments(entry, room), room, monkeypatch, capfd)
     assert "Permission denied" in said and Path(file).name in said
 
