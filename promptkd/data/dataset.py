@@ -110,14 +110,7 @@ class ExampleSet:
         prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
         parts = [os.path.isfile(f"{prefix}{end}") for end in (".bin", ".idx")]
         if any(parts) and not as_text:
-            if not all(parts):
-                missing = ".idx" if parts[0] else ".bin"
-                raise UserError(f"{prefix}{missing} is missing beside the other: process the data anew")
-            if template != "published":
-                raise UserError(
-                    f"{prefix}.bin: the prompts of a token file are ready: leave --template out (tools/process_data.py "
-                    f"instructions --template {template} makes such files)"
-                )
+            _check_token_files(prefix, parts, template)
             unused = [f"{split}{kind}" for kind in KINDS[1:] if os.path.isfile(folder / f"{split}{kind}")]
             if unused:
                 say(f"{prefix}.bin is read; {', '.join(unused)} beside it is not")
@@ -139,6 +132,18 @@ class _Limits:
     max_length: int
     limit: int
     prompts_only: bool
+
+
+def _check_token_files(prefix: Path, parts: list[bool], template: str) -> None:
+    """Raise UserError when one of the two files is missing, or a template is asked for that they cannot follow."""
+    if not all(parts):
+        missing = ".idx" if parts[0] else ".bin"
+        raise UserError(f"{prefix}{missing} is missing beside the other: process the data anew")
+    if template != "published":
+        raise UserError(
+            f"{prefix}.bin: the prompts of a token file are ready: leave --template out (tools/process_data.py "
+            f"instructions --template {template} makes such files)"
+        )
 
 
 def _from_tokens(prefix: Path, text: Path, tokenizer, limits: _Limits, special_tokens: str) -> ExampleSet:

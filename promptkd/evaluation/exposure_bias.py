@@ -48,6 +48,7 @@ from promptkd.models.loading import (
 )
 from promptkd.models.soft_prompt import SoftPrompt, load_prompt
 from promptkd.models.tensor_parallel import tensor_parallel_group
+from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.training.metrics import peak_memory_gb
 from promptkd.utils.run_files import fingerprint, write_json
@@ -178,6 +179,14 @@ def _excess(students: np.ndarray, teachers: np.ndarray) -> np.ndarray:
     return (students - teachers) / teachers * 100
 
 
+def check_shared(shared: SharedVocabulary, sets: list[TestSet], protocol: Protocol, ranks: Ranks) -> None:
+    """Refuse prompts with a token that a model has no embedding for, and say which tokens are compared."""
+    for each in sets:
+        shared.check_inputs((f"{each.path}: prompt {i + 1}", ids) for i, ids in enumerate(each.prompts))
+    if ranks.is_main:
+        print(f"evaluate.py: note: {shared.notice(protocol.end_ids)}", file=sys.stderr, flush=True)
+
+
 def run(settings: SimpleNamespace) -> None:
     """Measure one student against one teacher on all sets; write and print the curves and the table."""
     what, data, how = settings.evaluation, settings.data, settings.exposure_bias
@@ -208,10 +217,7 @@ def run(settings: SimpleNamespace) -> None:
         published=how.published,
     )
     if (shared := student.shared) is not None:
-        for each in sets:
-            shared.check_inputs((f"{each.path}: prompt {i + 1}", ids) for i, ids in enumerate(each.prompts))
-        if ranks.is_main:
-            print(f"evaluate.py: note: {shared.notice(protocol.end_ids)}", file=sys.stderr, flush=True)
+        check_shared(shared, sets, protocol, ranks)
     warn_of_missing(missing, ranks)
     claim(folder, ranks)
     models = {"--model-path": what.model_path, "--teacher-model-path": how.teacher_model_path}
