@@ -45,14 +45,14 @@ def open_files() -> int:
 
 def measure(how: MemorySettings, folder: Path) -> dict[int, float]:
     """Resident megabytes by step; prints a line for each."""
-    from promptkd.cli.train import read_settings
+    from promptkd.cli.train import resolve
     from promptkd.training.metrics import peak_memory_gb
     from promptkd.training.setup import build_trainer
 
     student = student_with_dropout(folder / "student")
     often = ["--eval-interval", str(how.every), "--checkpoint-every", str(how.every), "--dev-num", "3"]
     argv = ["--model-path", str(student), "--batch-size", "2", "--total-iters", str(how.steps), *often]
-    trainer = build_trainer(read_settings(tiny_argv(how.method, folder / "run", *argv)))
+    trainer = build_trainer(resolve(tiny_argv(how.method, folder / "run", *argv)))
     found, keep = {}, trainer.keep
 
     def watched(step: int) -> None:

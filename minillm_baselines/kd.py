@@ -36,11 +36,11 @@ class KD(Method):
     def needs_teacher(cls, settings: KDSettings) -> bool:
         return settings.kd_ratio > 0
 
-    def step(self, window: StepBatch) -> dict[str, float]:
+    def step(self, step_batch: StepBatch) -> dict[str, float]:
         """Update the student on the responses of the data, towards their tokens and the teacher's distribution."""
-        micro_batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
+        micro_batches, tokens = self.micro_batches(step_batch, [example.response for example in step_batch.examples])
         self.student.train()
-        with window.clock("student"):
+        with step_batch.timer("student"):
             losses = self.student.update(micro_batches, self.losses)
         ratio = self.settings.kd_ratio
         loss = (1 - ratio) * losses["lm_loss"] + ratio * losses.get("ds_loss", 0.0)

@@ -1,15 +1,14 @@
-"""MiniLLM (Gu et al., ICLR 2024): policy gradient for KL(student || teacher) on the student's own answers.
+"""MiniLLM (Gu et al., ICLR 2024): policy gradient for KL(student || teacher) on the student's own responses.
 
-A collection of rollouts is drawn from a mixture of student and teacher; several passes of clipped updates go
-over it, each with the exact KL at every token and, where there is a corpus, a pre-training loss beside it.
+Rollouts are sampled from a mixture of student and teacher. Several passes of clipped updates go over each collection of
+rollouts. They add the exact KL at each token and, if there is a corpus, a pre-training loss.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -21,18 +20,18 @@ from promptkd.config.values import at_least, option
 from promptkd.data.batching import MicroBatch
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.row_files import find_rows
-from promptkd.data.sampler import StepSampler
-from promptkd.data.token_file import TokenFile
 from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.errors import UserError
 from promptkd.generation.sampling import TeacherMixture
 from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, log_probs
-from promptkd.methods.base import Data, Method, MethodContext, StepBatch
-from promptkd.models.loading import load_config
+from promptkd.methods.base import DatasetBundle, Method, MethodContext, StepBatch
+from promptkd.methods.corpus import CorpusSettings, open_corpus
 from promptkd.models.wrapper import LanguageModel, without_dropout
 
-MAKE_CORPUS = "leave it out (--lm-data-dir=), or run python tools/process_data.py corpus --raw TEXT --tokenizer MODEL"
+if TYPE_CHECKING:
+    from promptkd.config.resolve import RunConfig, RunOptions
+
 SCHEDULES = {"constant_trm": "constant", "cosine_trm": "cosine_trm", "cosine_annealing": "cosine"}
 
 
@@ -40,9 +39,9 @@ SCHEDULES = {"constant_trm": "constant", "cosine_trm": "cosine_trm", "cosine_ann
 class MiniLLMOptimizerSettings(OptimizerSettings):
     betas: ClassVar[tuple[float, float]] = (0.9, 0.95)
 
-    weight_decay: float = option(1e-6, "AdamW's weight decay; biases and GPT-2's layer norms have none")
+    weight_decay: float = option(1e-6, "weight decay of AdamW. Biases and GPT-2's layer norms are not decayed")
     scheduler_name: str | None = option(
-        None, "published name of the schedule, instead of --lr-decay-style", choices=[*SCHEDULES]
+        None, "published name of the schedule, instead of --lr-decay-style", choices=[*SCHEDULES], published=True
     )
 
     def __post_init__(self) -> None:
@@ -54,41 +53,42 @@ class MiniLLMOptimizerSettings(OptimizerSettings):
 
 
 @dataclass
-class MiniLLMSettings:
+class MiniLLMSettings(CorpusSettings):
     prompt_data_dir: str = option(
         "", "folder of prompts: train_0.bin/.idx or train.jsonl, and valid.jsonl", numbers=False
     )
-    lm_data_dir: str | None = option(
-        None, "folder of the pre-training corpus' train_0.bin/.idx; default: no corpus", numbers=False
+    ppo_epochs: int = option(4, "passes over each collection of rollouts")
+    num_rollouts: int = option(256, "number of rollouts of a collection, on all ranks together")
+    chunk_size: int = option(
+        8, "number of prompts that a rank takes at a time. Surplus prompts of a collection are discarded"
     )
-    ppo_epochs: int = option(4, "passes over a collection of rollouts")
-    num_rollouts: int = option(256, "rollouts of a collection, on all ranks together")
-    chunk_size: int = option(8, "prompts a rank takes at a time; what a collection has over is passed by")
-    teacher_mixed_alpha: float = option(0.2, "the teacher's share in the distribution rollouts are drawn from")
-    reward_scaling: float = option(1.0, "rewards are divided by this")
-    cliprange_reward: float = option(100.0, "rewards are clipped to +- this; 0: not clipped")
-    cliprange: float = option(0.2, "the probability ratio is clipped to 1 +- this")
-    gamma: float = option(0.95, "discount of later rewards")
+    teacher_mixed_alpha: float = option(0.2, "weight of the teacher in the mixture that rollouts are sampled from")
+    reward_scaling: float = option(1.0, "divisor of rewards")
+    cliprange_reward: float = option(100.0, "rewards are clipped to +- this value. 0 disables clipping")
+    cliprange: float = option(0.2, "the probability ratio is clipped to 1 +- this value")
+    gamma: float = option(0.95, "discount factor of later rewards")
     length_norm: bool = option(
-        True, "log reward and rev_kl per token (advantages are per token left in any case, as published)"
+        True,
+        "log reward and rev_kl per token. Advantages are divided by the remaining length in any case, as published",
     )
-    single_step_reg: bool = option(True, "add KL(student || teacher) at each token to the policy's loss")
+    single_step_reg: bool = option(True, "add KL(student || teacher) at each token to the policy loss")
     whiten: Literal["response", "published"] = option(
-        "response", "whiten advantages over response tokens; published: and over padding, as zeros"
+        "response", "whiten advantages over response tokens. published: over padding, too, as zeros", published=True
     )
-    kd_ratio: float = option(0.5, "weight of the teacher's term in the pre-training loss; 1 - it: of the tokens")
-    lm_coef: float = option(1.0, "weight of the pre-training loss")
-    seed_ppo: int = option(42, "seeds the order of the rollouts in each pass")
+    kd_ratio: float = option(
+        0.5, "weight of the distillation loss in the pre-training loss. Cross-entropy is weighted by 1 - kd_ratio"
+    )
+    seed_ppo: int = option(42, "seed of the order of rollouts in each pass")
     seed_lm: int = option(
-        7, "read and never used by the published code, and here: --seed-order orders the corpus, too", numbers=False
+        7, "unused, as in the published code. --seed-order orders the corpus, too", numbers=False, published=True
     )
 
     def __post_init__(self) -> None:
-        self.lm_data_dir = self.lm_data_dir or None  # `--lm-data-dir=` behind a script's own leaves the corpus out
+        super().__post_init__()
         if not self.prompt_data_dir:
             raise UserError("--prompt-data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
         at_least(1, ppo_epochs=self.ppo_epochs, num_rollouts=self.num_rollouts, chunk_size=self.chunk_size)
-        at_least(0, cliprange=self.cliprange, cliprange_reward=self.cliprange_reward, lm_coef=self.lm_coef)
+        at_least(0, cliprange=self.cliprange, cliprange_reward=self.cliprange_reward)
         at_least(0, seed_ppo=self.seed_ppo, seed_lm=self.seed_lm)
         for name in ("teacher_mixed_alpha", "gamma", "kd_ratio"):
             if not 0 <= getattr(self, name) <= 1:
@@ -108,92 +108,97 @@ class MiniLLM(Method):
         self.collection = RolloutBuffer(-1, [])
 
     @classmethod
-    def open_data(cls, settings: SimpleNamespace, tokenizer) -> Data:
-        """Prompts to answer, gold answers to prompts for the dev set, and the corpus."""
-        data, mine, decoding = settings.data, settings.method_settings, settings.decoding
-        if data.data_dir:
+    def check(cls, options: RunOptions) -> None:
+        """Raise UserError for --data-dir, and for sampling options that change the models' probabilities."""
+        if options.data.data_dir:
             raise UserError("--method minillm reads --prompt-data-dir and --lm-data-dir: leave --data-dir out")
+        decoding = options.decoding
         if (decoding.temperature, decoding.top_k, decoding.top_p) != (1.0, 0, 1.0):
             raise UserError(
                 "--method minillm weighs tokens by the models' own probabilities: leave --temperature 1, --top-k 0 "
                 "and --top-p 1"
             )
-        sizes = (tokenizer, data.max_prompt_length, data.max_length)
-        how = {"template": data.template, "option": "--prompt-data-dir", "special_tokens": data.special_tokens}
-        train = ExampleSet.open(mine.prompt_data_dir, "train", *sizes, prompts_only=True, **how)
-        how["special_tokens"] = train.format.special_tokens
-        dev, folders = None, {"data": mine.prompt_data_dir}
-        if data.dev_num:
-            answers = Path(mine.prompt_data_dir) / "valid.jsonl"
-            if find_rows(mine.prompt_data_dir, "valid") is None:
-                raise UserError(f"{answers} is missing, and with it the dev set's answers: add it, or pass --dev-num 0")
-            dev = ExampleSet.open(mine.prompt_data_dir, "valid", *sizes, limit=data.dev_num, as_text=True, **how)
-        if mine.lm_data_dir is None:
-            return Data(train, dev, folders)
-        corpus = ExampleSet.open(mine.lm_data_dir, "train", *sizes, option="--lm-data-dir", make=MAKE_CORPUS)
-        _check_rows(mine.lm_data_dir, settings.models.model_path)
-        return Data(train, dev, {**folders, "corpus": mine.lm_data_dir}, corpus)
 
     @classmethod
-    def make_sampler(cls, settings: SimpleNamespace, data: Data, ranks: Ranks) -> RolloutSampler:
-        how, mine = settings.optimizer, settings.method_settings
-        corpus = data.corpus and StepSampler(
-            len(data.corpus), how.batch_size, how.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
-            seed=settings.run.seed_order, published=how.loss_normalization == "micro-batch",
+    def open_data(cls, config: RunConfig, tokenizer: Any) -> DatasetBundle:
+        """Open the prompts, the dev set with its reference answers, and the corpus."""
+        options, folder = config.data, config.method_settings.prompt_data_dir
+        lengths = (options.max_prompt_length, options.max_length)
+        train = ExampleSet.open(
+            folder, "train", tokenizer, *lengths, prompts_only=True,
+            template=options.template, option="--prompt-data-dir", special_tokens=options.special_tokens,
         )  # fmt: skip
+        dev = None
+        if options.dev_num:
+            if find_rows(folder, "valid") is None:
+                answers = Path(folder) / "valid.jsonl"
+                raise UserError(f"{answers} is missing, and with it the dev set's answers: add it, or pass --dev-num 0")
+            dev = ExampleSet.open(
+                folder, "valid", tokenizer, *lengths, limit=options.dev_num, as_text=True, template=options.template,
+                option="--prompt-data-dir", special_tokens=train.format.special_tokens,
+            )  # fmt: skip
+        folders = {"data": folder, "corpus": config.method_settings.lm_data_dir}
+        corpus = open_corpus(config, tokenizer)
+        return DatasetBundle(train, dev, {name: path for name, path in folders.items() if path}, corpus)
+
+    @classmethod
+    def make_sampler(cls, config: RunConfig, data: DatasetBundle, ranks: Ranks) -> RolloutSampler:
+        """Return what selects the prompts of each collection and the rollouts of each optimizer step."""
+        optimizer, options = config.optimizer, config.method_settings
         return RolloutSampler(
-            len(data.train), mine.num_rollouts, mine.chunk_size * ranks.dp_size, mine.ppo_epochs,
-            how.batch_size * ranks.dp_size, how.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
-            seed=mine.seed_ppo, seed_order=settings.run.seed_order, corpus=corpus,
+            len(data.train), options.num_rollouts, options.chunk_size * ranks.dp_size, options.ppo_epochs,
+            optimizer.batch_size * ranks.dp_size, optimizer.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
+            seed=options.seed_ppo, seed_order=config.run.seed_order,
         )  # fmt: skip
 
     def state(self) -> dict[str, Tensor]:
-        """The collection that steps are learning from (see Collection.state), the same on all ranks."""
+        """Return the current collection of rollouts, which is the same on all ranks."""
         return self.collection.state() if self.collection.rollouts else {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.collection = RolloutBuffer.from_state(state)
 
-    def step(self, window: StepBatch) -> dict[str, float]:
-        how, ranks = self.settings, self.context.ranks
-        with window.clock("rollout"):
-            groups = self.rollouts_of(window)
+    def step(self, step_batch: StepBatch) -> dict[str, float]:
+        """Update the student on rollouts of the current collection, and on texts of the corpus."""
+        options, ranks = self.settings, self.context.ranks
+        with step_batch.timer("rollout"):
+            groups = self.rollouts_of(step_batch)
         rollouts = [stored for group in groups for stored in group]
         whitened = self.whitened(groups)
-        batches, tokens = self.micro_batches(window, [stored.response for stored in rollouts])
-        with window.clock("student"):
-            texts = self.corpus_batches(window)
+        batches, tokens = self.micro_batches(step_batch, [stored.response for stored in rollouts])
+        with step_batch.timer("student"):
+            texts = self.corpus_batches(step_batch)
             losses = self.update(batches, texts, rollouts, whitened)
         pg, reg = losses["pg_loss"], losses["reg_loss"]
         lm, ds = losses.get("lm_loss", 0.0), losses.get("ds_loss", 0.0)
-        rl = pg + reg if how.single_step_reg else pg
-        pt = (1 - how.kd_ratio) * lm + how.kd_ratio * ds
-        row = {"tot_loss": rl + how.lm_coef * pt, "rl_loss": rl, "pg_loss": pg, "reg_loss": reg}
+        rl = pg + reg if options.single_step_reg else pg
+        pt = (1 - options.kd_ratio) * lm + options.kd_ratio * ds
+        row = {"tot_loss": rl + options.lm_coef * pt, "rl_loss": rl, "pg_loss": pg, "reg_loss": reg}
         if texts:
             row |= {"pt_loss": pt, "lm_loss": lm, "ds_loss": ds}
-        sums = torch.tensor([_statistics(stored, how) for stored in rollouts], dtype=torch.float64).sum(0)
+        sums = torch.tensor([_statistics(stored, options) for stored in rollouts], dtype=torch.float64).sum(0)
         reward, rev_kl, stu_lens, mixed_lens, count = ranks.all_reduce_sum(sums.to(ranks.device)).tolist()
         means = {"reward": reward, "rev_kl": rev_kl, "stu_lens": stu_lens, "mixed_lens": mixed_lens}
         return {**row, **{name: value / count for name, value in means.items()}, "response_tokens": tokens}
 
-    def rollouts_of(self, window: StepBatch) -> list[list[StoredRollout]]:
-        """This rank's rollouts, micro-batch by micro-batch; draws a collection where one begins."""
+    def rollouts_of(self, step_batch: StepBatch) -> list[list[StoredRollout]]:
+        """Return this rank's rollouts of each accumulation step. Sample a collection when a new one begins."""
         groups = []
-        for number, places in self.context.windows.batches(window.step):
+        for number, places in self.context.sampler.batches(step_batch.step):
             if number != self.collection.number:
-                self.collection = self.collect(number, window)
+                self.collection = self.collect(number, step_batch)
             groups.append([self.collection.rollouts[place] for place in places])
         return groups
 
     @torch.no_grad()
-    def collect(self, number: int, window: StepBatch) -> RolloutBuffer:
-        """Answer the collection's prompts, from the mixture and by the student alone, and weigh the answers."""
-        how, context = self.settings, self.context
-        rows, places = context.windows.collection(number), context.windows.mine()
-        prompts = replace(window, examples=[context.data.train[rows[place]] for place in places])
-        # Greedy rollouts are the student's own, as published: there the mixture exists in sampling alone.
-        mixes = how.teacher_mixed_alpha > 0 and context.sampling.do_sample
-        mix = TeacherMixture(self.teacher.module.model, how.teacher_mixed_alpha) if mixes else None
+    def collect(self, number: int, step_batch: StepBatch) -> RolloutBuffer:
+        """Sample responses to a collection's prompts, from the mixture and from the student, and score them."""
+        options, context = self.settings, self.context
+        rows, places = context.sampler.collection(number), context.sampler.local_indices()
+        prompts = replace(step_batch, examples=[context.data.train[rows[place]] for place in places])
+        # As published, greedy rollouts come from the student: only sampling uses the mixture.
+        mixes = options.teacher_mixed_alpha > 0 and context.sampling.do_sample
+        mix = TeacherMixture(self.teacher.module.model, options.teacher_mixed_alpha) if mixes else None
         keys = [(number, place) for place in places]
         mixed = self.rollout(prompts.examples, [(*key, 0) for key in keys], mix).responses
         own = mixed if mix is None else self.rollout(prompts.examples, [(*key, 1) for key in keys]).responses
@@ -201,10 +206,10 @@ class MiniLLM(Method):
         own_students, own_teachers = (students, teachers) if mix is None else self.score(prompts, own)
         stored = {}
         for i, place in enumerate(places):
-            rewards = (teachers[i] - students[i]) / how.reward_scaling
-            if how.cliprange_reward:
-                rewards = rewards.clamp(-how.cliprange_reward, how.cliprange_reward)
-            mixture = torch.lerp(students[i].exp(), teachers[i].exp(), how.teacher_mixed_alpha)
+            rewards = (teachers[i] - students[i]) / options.reward_scaling
+            if options.cliprange_reward:
+                rewards = rewards.clamp(-options.cliprange_reward, options.cliprange_reward)
+            mixture = torch.lerp(students[i].exp(), teachers[i].exp(), options.teacher_mixed_alpha)
             difference = own_teachers[i] - own_students[i]
             kl = float((difference.exp() - 1 - difference).sum())
             importance = students[i].exp() / mixture
@@ -212,12 +217,12 @@ class MiniLLM(Method):
         return RolloutBuffer.gathered(number, stored, context.ranks)
 
     def score(self, prompts: StepBatch, responses: list[Tensor]) -> list[list[Tensor]]:
-        """Log-probabilities of the responses' tokens under student and teacher: float32 [length] each."""
+        """Return the log-probabilities of the responses' tokens under student and teacher, float32 `(length,)` each."""
         batches, _ = self.micro_batches(prompts, responses)
         return [_log_probs(model, batches, responses) for model in (self.student, self.teacher)]
 
     def whitened(self, groups: list[list[StoredRollout]]) -> list[Tensor]:
-        """Advantages of all rollouts, whitened over the step; with published means over each micro-batch."""
+        """Return the advantages of all rollouts, whitened over the step, or as published over each micro-batch."""
         limits, whitened = self.context.limits, []
         longest = limits.max_length - limits.max_prompt_length
         together = groups if self.context.published_mean else [[stored for group in groups for stored in group]]
@@ -227,18 +232,10 @@ class MiniLLM(Method):
             whitened += whiten(raw, padding, self.context.ranks)
         return whitened
 
-    def corpus_batches(self, window: StepBatch) -> list[MicroBatch]:
-        """The step's rows of the corpus, none where there is no corpus."""
-        windows, corpus = self.context.windows.corpus, self.context.data.corpus
-        if windows is None:
-            return []
-        texts = [corpus[row] for row in windows.indices(window.step)]
-        return self.micro_batches(replace(window, examples=texts), [text.response for text in texts])[0]
-
     def update(
         self, batches: list[MicroBatch], texts: list[MicroBatch], rollouts: list[StoredRollout], whitened: list[Tensor]
     ) -> dict[str, float]:
-        """Take one step of the student, without dropout, on rollouts and on texts of the corpus."""
+        """Take an optimizer step, without dropout, on rollouts and on texts of the corpus."""
         options, device = self.settings, self.context.ranks.device
         of_corpus = set(map(id, texts))
 
@@ -261,34 +258,20 @@ class MiniLLM(Method):
         return self.student.update([*batches, *texts], losses)
 
 
-def _check_rows(folder: str, model_path: str) -> None:
-    """UserError when the corpus' rows have more tokens than the student has positions."""
-    limit = getattr(load_config(model_path, "--model-path").get_text_config(), "max_position_embeddings", None)
-    prefix = Path(folder) / "train_0"
-    if limit is None or not prefix.with_name("train_0.idx").is_file():
-        return
-    longest = int(TokenFile(prefix).row_lengths().max())
-    if longest > limit:
-        raise UserError(
-            f"--lm-data-dir {folder}: its rows have up to {longest} tokens, the student {limit} positions: make it "
-            f"anew with tools/process_data.py corpus --max-length {limit}"
-        )
-
-
 def _log_probs(model: TrainEngine | FrozenModel, batches: list[MicroBatch], responses: list[Tensor]) -> list[Tensor]:
-    """log p(token) of each response, on the CPU."""
-    found: dict[int, Tensor] = {}
+    """Return log p(token) of each response, on the CPU."""
+    by_response: dict[int, Tensor] = {}
     for batch in batches:
         hidden = model.hidden_states(batch)
         with model.lm_head() as head:
             values = log_probs(FrozenLogits(hidden, head), batch.targets).cpu()
-        found |= zip(batch.members, values.split([len(responses[i]) for i in batch.members]))
-    return [found[i] for i in range(len(responses))]
+        by_response |= zip(batch.members, values.split([len(responses[i]) for i in batch.members]))
+    return [by_response[i] for i in range(len(responses))]
 
 
-def _statistics(stored: StoredRollout, how: Any) -> tuple[float, ...]:
-    """reward, reverse KL, tokens of the student's own answer and of the rollout, 1: to be summed."""
+def _statistics(stored: StoredRollout, options: MiniLLMSettings) -> tuple[float, ...]:
+    """Return reward, reverse KL, tokens of the student's own response and of the rollout, and 1, to be summed."""
     length, own_length = len(stored.response), stored.own_length
-    per_token = (length, own_length) if how.length_norm else (1, 1)
-    reward = float(returns(stored.rewards, how.gamma)[0])
+    per_token = (length, own_length) if options.length_norm else (1, 1)
+    reward = float(returns(stored.rewards, options.gamma)[0])
     return reward / per_token[0], stored.own_kl / per_token[1], own_length, length, 1.0

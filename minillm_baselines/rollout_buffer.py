@@ -1,4 +1,4 @@
-"""Rollouts that several optimizer steps learn from: what is kept of them, and the advantages made of it."""
+"""Rollouts that several optimizer steps use, and their advantages."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from promptkd.distributed.ranks import Ranks
 
 
 class StoredRollout(NamedTuple):
-    """One rollout. All tensors are on the CPU and have one entry for each response token.
+    """A rollout. All tensors are on the CPU and have one entry for each response token.
 
-    response: int64, end-of-text included. old: float32 log-probability under the student that was there then.
-    rewards: float32, scaled and clipped. importance: float32 weight of a token drawn from the mixture.
-    own_kl, own_length: reverse KL to the teacher and tokens of the answer the student gave alone.
+    Attributes:
+        response: Token ids, int64, including end-of-text.
+        old: Log-probabilities under the student that sampled the rollout, float32.
+        rewards: Scaled and clipped rewards, float32.
+        importance: Weights of tokens that were sampled from the mixture, float32.
+        own_kl: Reverse KL to the teacher of the response that the student sampled without the teacher.
+        own_length: Tokens of that response.
     """
 
     response: Tensor
@@ -29,20 +33,20 @@ class StoredRollout(NamedTuple):
 
 @dataclass
 class RolloutBuffer:
-    """The rollouts of all ranks, in the prompts' order; `number` counts collections from 0."""
+    """The rollouts of all ranks in the order of their prompts. `number` is the collection's, from 0."""
 
     number: int
     rollouts: list[StoredRollout]
 
     @classmethod
     def gathered(cls, number: int, rollouts: dict[int, StoredRollout], ranks: Ranks) -> RolloutBuffer:
-        """Exchange the ranks' rollouts (by their place in the collection): every rank holds all."""
-        mine = [[place, *(_plain(part) for part in stored)] for place, stored in rollouts.items()]
-        everyone = sorted(ranks.all_gather_objects(mine))
+        """Exchange the ranks' rollouts, given by their index in the collection, so that every rank has all."""
+        local = [[place, *(_plain(part) for part in stored)] for place, stored in rollouts.items()]
+        everyone = sorted(ranks.all_gather_objects(local))
         return cls(number, [_stored(*parts) for _, *parts in everyone])
 
     def state(self) -> dict[str, Tensor]:
-        """As plain tensors: the number, and the rollouts' fields end to end with their lengths to part them."""
+        """Return the collection as tensors: its number, the concatenated fields of rollouts, and their lengths."""
         stored = StoredRollout(*zip(*self.rollouts))
         return {
             "number": torch.tensor([self.number]),
@@ -57,6 +61,7 @@ class RolloutBuffer:
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> RolloutBuffer:
+        """Restore a collection from what `state` returned."""
         lengths = state["lengths"].tolist()
         names = ("responses", "old", "rewards", "importance")
         parts = [state[name].split(lengths) for name in names]
@@ -68,13 +73,20 @@ def _plain(part: Any) -> Any:
     return part.tolist() if isinstance(part, Tensor) else part
 
 
-def _stored(response, old, rewards, importance, own_kl, own_length) -> StoredRollout:
+def _stored(
+    response: list[int],
+    old: list[float],
+    rewards: list[float],
+    importance: list[float],
+    own_kl: float,
+    own_length: int,
+) -> StoredRollout:
     floats = (torch.tensor(part, dtype=torch.float32) for part in (old, rewards, importance))
     return StoredRollout(torch.tensor(response), *floats, own_kl, own_length)
 
 
 def returns(rewards: Tensor, gamma: float) -> Tensor:
-    """The sum of this and the later rewards, discounted: float32 [length], sum_k gamma^k rewards[t + k]."""
+    """Return the discounted sums sum_k gamma^k rewards[t + k], float32 `(length,)`."""
     total, reversed_sums = 0.0, []
     for reward in reversed(rewards.tolist()):
         total = reward + gamma * total
@@ -83,12 +95,12 @@ def returns(rewards: Tensor, gamma: float) -> Tensor:
 
 
 def advantages(rewards: Tensor, gamma: float) -> Tensor:
-    """`returns` over the tokens left, this one included: the paper's length normalisation."""
+    """Return `returns` divided by the number of remaining tokens, which is the paper's length normalization."""
     return returns(rewards, gamma) / torch.arange(len(rewards), 0, -1)
 
 
 def whiten(values: list[Tensor], padding: int, ranks: Ranks) -> list[Tensor]:
-    """Shift and scale to mean 0 and variance 1 over all values of all ranks and this rank's `padding` zeros."""
+    """Shift and scale to mean 0 and variance 1 over the values of all ranks and `padding` zeros of this rank."""
     flat = torch.cat(values).double()
     sums = torch.stack([flat.sum(), torch.tensor(float(len(flat) + padding))])
     total, count = ranks.all_reduce_sum(sums.to(ranks.device)).tolist()

@@ -1,4 +1,4 @@
-"""Which prompts each collection of rollouts answers, and which of its rollouts make up each optimizer step."""
+"""Select the prompts of each collection of rollouts, and the rollouts of each optimizer step."""
 
 from __future__ import annotations
 
@@ -15,13 +15,25 @@ from promptkd.errors import UserError
 
 @dataclass
 class RolloutSampler:
-    """The published order, as a function of the step alone; all sizes are of all ranks together.
+    """The published order of prompts and rollouts, as a function of the step's number.
 
-    Prompts come `chunk` at a time, in the order of `DistributedSampler(seed=seed_order, drop_last=True)`; the
-    last chunk of an epoch may be short. A collection takes whole chunks until it has `rollouts` prompts, and
-    drops what is over. Each of its `passes` runs through its rollouts in a new order (that of a `DataLoader`
-    whose generator starts at `seed`), `batch` at a time without the rest; an optimizer step takes
-    `accumulation` of these micro-batches, wherever a pass or a collection ends.
+    Prompts come in chunks, in the order of `DistributedSampler(seed=seed_order, drop_last=True)`. The last chunk of an
+    epoch may be short. A collection takes chunks until it has enough prompts, and discards the surplus. Each pass goes
+    through the collection's rollouts in a new order, which is that of a `DataLoader` whose generator starts at `seed`.
+    An incomplete batch at the end of a pass is dropped. An optimizer step takes the next batches in this order, also
+    across the end of a pass or a collection.
+
+    Attributes:
+        examples: Number of prompts.
+        rollouts: Rollouts of a collection. This and the next sizes are those of all ranks together.
+        chunk: Prompts of a chunk.
+        passes: Passes over a collection.
+        batch: Rollouts of an accumulation step.
+        accumulation: Accumulation steps of an optimizer step.
+        ranks: Number of data-parallel ranks.
+        rank: Index of this one.
+        seed: Seed of the order of rollouts.
+        seed_order: Seed of the order of prompts.
     """
 
     examples: int
@@ -34,7 +46,6 @@ class RolloutSampler:
     rank: int = 0
     seed: int = 42
     seed_order: int = 0
-    corpus: StepSampler | None = None  # which rows of the corpus go with each step
     _collections: list[list[int]] = field(default_factory=list, repr=False)
     _orders: list[list[list[int]]] = field(default_factory=list, repr=False)
 
@@ -45,9 +56,11 @@ class RolloutSampler:
                 "lower --batch-size"
             )
         if self.rollouts % self.ranks:
-            raise UserError(f"--num-rollouts {self.rollouts} cannot be shared out evenly to {self.ranks} ranks")
+            raise UserError(
+                f"--num-rollouts {self.rollouts} cannot be divided evenly among {self.ranks} ranks: change it"
+            )
         if self.examples < self.ranks:
-            raise UserError(f"{self.examples} prompts cannot be shared out to {self.ranks} ranks: start fewer ranks")
+            raise UserError(f"{self.examples} prompts cannot be divided among {self.ranks} ranks: start fewer ranks")
         self._next_collections = self._deal()
         generator = torch.Generator().manual_seed(self.seed)
         self._loader = DataLoader(
@@ -56,30 +69,30 @@ class RolloutSampler:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps for one pass over the prompts."""
+        """Number of optimizer steps for one pass over the prompts."""
         per_collection = self.passes * (self.rollouts // self.batch) / self.accumulation
         return max(int(self.examples / self.rollouts * per_collection), 1)
 
     def epoch_of(self, step: int) -> int:
-        """The pass over the prompts (from 1) that optimizer step `step` belongs to."""
+        """Return the pass over the prompts, from 1, that an optimizer step belongs to."""
         return (step - 1) // self.steps_per_epoch + 1
 
     def collection(self, number: int) -> list[int]:
-        """The prompts' rows of collection `number` (from 0), of all ranks."""
+        """Return the row numbers of a collection's prompts on all ranks. Collections are numbered from 0."""
         while len(self._collections) <= number:
             self._collections.append(next(self._next_collections))
         return self._collections[number]
 
     def batches(self, step: int) -> list[tuple[int, list[int]]]:
-        """The micro-batches of optimizer step `step` (from 1): (collection, this rank's places in it)."""
+        """Return (collection, this rank's indices in it) for each accumulation step of an optimizer step, from 1."""
         return [self._batch(i) for i in range((step - 1) * self.accumulation, step * self.accumulation)]
 
     def indices(self, step: int) -> list[int]:
-        """The prompts' rows of this rank's rollouts in optimizer step `step`, in order."""
+        """Return the row numbers of the prompts of this rank's rollouts in optimizer step `step`."""
         return [self.collection(number)[place] for number, places in self.batches(step) for place in places]
 
-    def mine(self) -> range:
-        """The places in a collection that this rank answers."""
+    def local_indices(self) -> range:
+        """Return the indices in a collection whose prompts this rank answers."""
         return range(self.rank, self.rollouts, self.ranks)
 
     def _batch(self, index: int) -> tuple[int, list[int]]:

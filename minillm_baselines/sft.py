@@ -11,10 +11,10 @@ class SFT(Method):
 
     has_teacher = False
 
-    def step(self, window: StepBatch) -> dict[str, float]:
+    def step(self, step_batch: StepBatch) -> dict[str, float]:
         """Update the student on the responses of the data."""
-        micro_batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
+        micro_batches, tokens = self.micro_batches(step_batch, [example.response for example in step_batch.examples])
         self.student.train()
-        with window.clock("student"):
+        with step_batch.timer("student"):
             losses = self.student.update(micro_batches, lambda mb: {"loss": CrossEntropy(mb.targets)})
         return {**losses, "response_tokens": tokens}

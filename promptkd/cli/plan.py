@@ -17,15 +17,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from promptkd.cli import program_name
+from promptkd.cli.train import resolve
+from promptkd.config.option_file import as_arguments
 from promptkd.config.values import whole_number
 from promptkd.errors import UserError
 from promptkd.planning.hardware import CPU_MEMORY, GPUS, Hardware, parse_bytes
 from promptkd.planning.setting import Setting, make_setting
 from promptkd.planning.show import plan_of, text_of
-from promptkd.utils.project import project_root
+from promptkd.utils.project import CONFIGS, project_root
 
 DOLLY = 11435  # training examples of the paper's data
 
@@ -70,16 +72,10 @@ def hardware_of(args: argparse.Namespace) -> Hardware:
     return Hardware(ranks, memory, args.gpus_per_node or min(ranks, 8), args.cpu)
 
 
-def options_of(args: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
-    """train.py's options by name: from the script's --dry-run, or from the command line itself."""
+def arguments_of(args: argparse.Namespace, rest: list[str]) -> list[str]:
+    """Return train.py's arguments: those of the script's --dry-run, or those of the command line."""
     if args.script is None:
-        from promptkd.cli.train import read_settings
-        from promptkd.config.parser import flat
-
-        if "--data-dir" not in rest:
-            rest = [*rest, "--data-dir", "unknown"]
-        settings = read_settings(rest)
-        return {"method": settings.method, **flat({k: v for k, v in vars(settings).items() if k != "method"})}
+        return rest
     if not args.script.is_file():
         raise UserError(f"--script {args.script}: no such file: name one of scripts/<model>/<method>/*.sh")
     command = [
@@ -100,7 +96,7 @@ def options_of(args: argparse.Namespace, rest: list[str]) -> dict[str, Any]:
         raise UserError(f"--script {args.script}: {lines[-1]}")
     sys.stderr.write(done.stderr)
     try:
-        return json.loads(done.stdout)
+        return as_arguments(json.loads(done.stdout), f"--script {args.script}")
     except ValueError:
         raise UserError(f"--script {args.script}: --dry-run printed no settings: it is no training script") from None
 
@@ -119,12 +115,14 @@ def count_examples(folder: str) -> int | None:
 
 
 def make(argv: list[str]) -> tuple[Setting, bool]:
-    """The setting, and whether --json was given."""
+    """Return the setting that a command line asks for, and whether --json was given."""
     args, rest = build_parser().parse_known_args(argv)
     hardware = hardware_of(args)
-    options = options_of(args, rest)
-    examples = args.examples or count_examples(options.get("data_dir") or "") or DOLLY
-    return make_setting(options, hardware, examples), args.json
+    file = CONFIGS / "deepspeed" / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json")
+    default = ["--deepspeed-config", str(file)]  # what a run would use on a CPU, or on a GPU that has bf16
+    config = resolve([*default, *arguments_of(args, rest)], hardware.device)
+    examples = args.examples or count_examples(config.data.data_dir) or DOLLY
+    return make_setting(config, hardware, examples), args.json
 
 
 def main() -> None:

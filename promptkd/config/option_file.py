@@ -55,7 +55,20 @@ def config_arguments(path: str) -> list[str]:
     Raises:
         UserError: If the file cannot be read, or holds something else than options and their values.
     """
-    return [argument for name, value in _read_options(path).items() for argument in _arguments(path, name, value)]
+    return as_arguments(_read_options(path), f"{FLAG} {path}")
+
+
+def as_arguments(options: dict[str, Any], source: str) -> list[str]:
+    """Return options as command-line arguments. Options that are None are left out.
+
+    Args:
+        options: Values by name.
+        source: Where they come from, for error messages.
+
+    Raises:
+        UserError: A value is neither a number, a text, nor a list of them.
+    """
+    return [argument for name, value in options.items() for argument in _arguments(source, name, value)]
 
 
 def _read_options(path: str) -> dict[str, Any]:
@@ -74,7 +87,7 @@ def _read_options(path: str) -> dict[str, Any]:
     return options
 
 
-def _arguments(path: str, name: str, value: Any) -> list[str]:
+def _arguments(source: str, name: str, value: Any) -> list[str]:
     flag = "--" + name.replace("_", "-")
     if value is None:
         return []
@@ -86,4 +99,4 @@ def _arguments(path: str, name: str, value: Any) -> list[str]:
         return [f"{flag}={json.dumps(value)}"]
     if isinstance(value, (str, int, float, datetime.date)):
         return [f"{flag}={value}"]
-    raise UserError(f"{FLAG} {path}: {name} is a {type(value).__name__}: give a number, a text or a list of them")
+    raise UserError(f"{source}: {name} is a {type(value).__name__}: give a number, a text or a list of them")

@@ -1,4 +1,4 @@
-"""Options: small dataclasses, one field an option, the field's text its help (option_parser.py reads them)."""
+"""Options as dataclasses: one field for each option (`promptkd.config.parser` builds the command line)."""
 
 from __future__ import annotations
 
@@ -11,60 +11,63 @@ from promptkd.errors import UserError
 
 RougeTokenizer = Literal["unicode", "published"]  # see evaluation/rouge_tokenizers.py
 
-# By device. With 4096 the paper's recipes fit its GPUs by tools/plan.py (docs/scale.md).
+# Padded tokens in one forward pass, by device. With 4096 the paper's recipes fit its GPUs (docs/performance.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
 
 
 def rouge_tokenizer_option() -> Any:
-    """The option that training and evaluation share."""
+    """Return the field of an option that training and evaluation share."""
     return option(
         "unicode",
         "tokens of ROUGE-L: words or characters of any script, or the published a-z and 0-9 only",
         numbers=False,
+        published=True,
     )
 
 
 @dataclass
 class RunSettings:
-    save: str = option("results/run", "folder for metrics.jsonl, config.json, curves and models", numbers=False)
-    overwrite: bool = option(False, "replace what --save already holds", numbers=False)
+    save: str = option("results/run", "output folder for metrics.jsonl, config.json, curves and models", numbers=False)
+    overwrite: bool = option(False, "replace an existing run in --save", numbers=False)
     resume: Literal["never", "auto", "must"] = option(
         "never",
-        "go on from the newest whole checkpoint; auto: start anew where there is none",
+        "continue from the newest valid checkpoint; auto: start a new run if there is none",
         nargs="?",
         const="must",
         numbers=False,
     )
-    resume_anyway: bool = option(False, "go on though settings that decide the numbers differ", numbers=False)
+    resume_anyway: bool = option(False, "resume even if options that change the results differ", numbers=False)
     keep_checkpoints: int = option(
-        2, "checkpoints to keep; 0: write none. A finished run keeps the last one", numbers=False
+        2, "number of checkpoints to keep. 0 writes none. A finished run keeps its last one", numbers=False
     )
     checkpoint_every: int = option(
-        0, "write a checkpoint every N optimizer steps; evaluations are followed by one", numbers=False
+        0, "write a checkpoint every N optimizer steps, in addition to one after each evaluation", numbers=False
     )
     checkpoint_minutes: float = option(
-        30.0, "write one when the last is M minutes old; 0: leave it to the steps", numbers=False
+        30.0, "write a checkpoint when the last one is M minutes old. 0 disables this", numbers=False
     )
     skip_nonfinite: int = option(
-        0, "drop up to N updates whose loss or gradient is not finite, then stop", numbers=False
+        0, "skip up to N updates whose loss or gradient is not finite, then stop", numbers=False
     )
-    seed: int = option(10, "seeds sampling and dropout")
-    seed_order: int = option(0, "seeds the order of the examples")
+    seed: int = option(10, "seed of sampling and dropout")
+    seed_order: int = option(0, "seed of the order of examples")
     log_interval: int = option(
-        1, "write a metrics row every N optimizer steps; its times are their means", numbers=False
+        1, "write a metrics row every N optimizer steps, with the mean times of these steps", numbers=False
     )
-    profile: bool = option(False, "profile the second step: profile.md and trace.json.gz below --save", numbers=False)
+    profile: bool = option(
+        False, "profile the second step and write profile.md and trace.json.gz to --save", numbers=False
+    )
     eval_interval: int = option(
-        -1, "evaluate every N optimizer steps; -1: after each epoch, 0: at the end", numbers=False
+        -1, "evaluate every N optimizer steps. -1: after each epoch. 0: at the end only", numbers=False
     )
-    eval_gen: bool = option(True, "sample answers for ROUGE-L whenever the dev loss is measured", numbers=False)
+    eval_gen: bool = option(True, "generate answers and score them by ROUGE-L at each evaluation", numbers=False)
     rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
     exposure_bias_every: int = option(
-        0, "record the student's exposure bias every N steps, first and last; 0: never", numbers=False
+        0, "measure the student's exposure bias before training, every N steps, and at the end. 0: never", numbers=False
     )
     exposure_bias_rows: int = option(
-        32, "dev prompts it is measured on, the first ones; an answer from each model", numbers=False
+        32, "number of dev prompts for --exposure-bias-every; student and teacher answer each once", numbers=False
     )
 
     def __post_init__(self) -> None:
@@ -89,15 +92,24 @@ class RunSettings:
 @dataclass
 class ModelSettings:
     model_path: str = option("", "student: a Hugging Face folder or hub name", numbers=False)
-    model_type: str | None = option(None, "student's family, checked against its config.json", numbers=False)
+    model_type: str | None = option(
+        None, "student's model family, checked against its config.json", numbers=False, published=True
+    )
     teacher_model_path: str | None = option(None, "teacher: a Hugging Face folder or hub name", numbers=False)
     teacher_dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "the frozen teacher's precision; auto: the DeepSpeed file's"
+        "auto", "precision of the frozen teacher. auto: that of the DeepSpeed config"
     )
     teacher_quantization: Literal["none", "8bit", "4bit"] = option(
-        "none", "hold the teacher in so many bits a weight, by bitsandbytes (pip install bitsandbytes)"
+        "none", "quantize the teacher's weights with bitsandbytes (pip install bitsandbytes)"
     )
-    gradient_checkpointing: bool = option(False, "less memory: student and prompted teacher recompute activations")
+    teacher_deepspeed_config: str | None = option(
+        None,
+        "DeepSpeed config of the teacher's engine, such as one with ZeRO-3; default: the student's",
+        numbers=False,
+    )
+    gradient_checkpointing: bool = option(
+        False, "recompute activations of student and prompted teacher in the backward pass, to save memory"
+    )
 
     def __post_init__(self) -> None:
         if not self.model_path:
@@ -106,8 +118,10 @@ class ModelSettings:
 
 @dataclass
 class ParallelSettings:
-    model_parallel: bool = option(False, "tensor parallelism: neighbouring ranks hold a model together")
-    model_parallel_size: int | None = option(None, "how many ranks do; reads shards in mp<N>/ where no whole model is")
+    model_parallel: bool = option(False, "tensor parallelism: partition each model over neighboring ranks")
+    model_parallel_size: int | None = option(
+        None, "number of ranks that hold one model. Shards are read from mp<N>/ if the folder has no complete model"
+    )
 
     def __post_init__(self) -> None:
         if self.model_parallel == (self.model_parallel_size is None):
@@ -124,15 +138,17 @@ class ParallelSettings:
 class TrainingParallelSettings(ParallelSettings):
     teacher_model_parallel_size: int | None = option(
         None,
-        "the same for the teacher; default: the student's size. All ranks of the larger of the two groups work on "
-        "the same examples",
+        "number of ranks that hold the teacher; default: --model-parallel-size. The ranks of the larger of the two "
+        "groups process the same examples",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.teacher_model_parallel_size is not None:
             if not self.model_parallel:
-                raise UserError("--teacher-model-parallel-size needs --model-parallel --model-parallel-size N, be it 1")
+                raise UserError(
+                    "--teacher-model-parallel-size needs --model-parallel --model-parallel-size N: N may be 1"
+                )
             at_least(1, teacher_model_parallel_size=self.teacher_model_parallel_size)
         if self.copies % self.size or self.copies % self.teacher_size:
             raise UserError(
@@ -146,7 +162,7 @@ class TrainingParallelSettings(ParallelSettings):
 
     @property
     def copies(self) -> int:
-        """Ranks that work on the same examples."""
+        """Number of ranks that process the same examples."""
         return max(self.size, self.teacher_size)
 
 
@@ -154,12 +170,14 @@ class TrainingParallelSettings(ParallelSettings):
 class DataSettings(TemplateSettings):
     data_dir: str = option(
         "",
-        "folder with train_0.bin/.idx or train.jsonl (.json, .csv, .parquet), and valid likewise; or hub:NAME",
+        "folder with train_0.bin/.idx or train.jsonl (.json, .csv, .parquet) and the same for valid, or hub:NAME",
         numbers=False,
     )
-    max_length: int = option(512, "most tokens of prompt and response together")
-    max_prompt_length: int = option(256, "most tokens of a prompt")
-    dev_num: int = option(-1, "evaluate on the first N rows of the valid split; -1: all", numbers=False)
+    max_length: int = option(512, "maximum number of tokens of prompt and response together")
+    max_prompt_length: int = option(256, "maximum number of tokens of a prompt")
+    dev_num: int = option(
+        -1, "evaluate on the first N rows of the valid split. -1: all rows. 0: no evaluation", numbers=False
+    )
     special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
 
     def __post_init__(self) -> None:
@@ -176,32 +194,38 @@ class DataSettings(TemplateSettings):
 class OptimizerSettings:
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # AdamW's
 
-    lr: float = option(5e-5, "student's peak learning rate")
-    lr_decay_style: Literal["constant", "cosine", "noam"] = option("constant", "schedule of all rates")
-    lr_min: float = option(1e-7, "where the cosine schedule ends")
-    warmup_iters: int = option(0, "optimizer steps of linear warm-up (constant and noam)")
-    weight_decay: float = option(0.01, "AdamW's weight decay; biases and GPT-2's layer norms have none")
-    clip_grad: float = option(1.0, "largest gradient norm; 0: no clipping")
-    batch_size: int = option(8, "examples per rank and accumulation step")
-    gradient_accumulation_steps: int = option(1, "accumulation steps of one optimizer step")
+    lr: float = option(5e-5, "peak learning rate of the student")
+    lr_decay_style: Literal["constant", "cosine", "noam"] = option(
+        "constant", "learning-rate schedule of student and prompt"
+    )
+    lr_min: float = option(1e-7, "final learning rate of the cosine schedule")
+    warmup_iters: int = option(0, "optimizer steps of linear warmup (constant and noam)")
+    weight_decay: float = option(0.01, "weight decay of AdamW. Biases and GPT-2's layer norms are not decayed")
+    clip_grad: float = option(1.0, "maximum gradient norm. 0 disables clipping")
+    batch_size: int = option(8, "examples per data-parallel rank and accumulation step")
+    gradient_accumulation_steps: int = option(1, "accumulation steps per optimizer step")
     eval_batch_size: int = option(8, "dev examples per batch", numbers=False)
     epochs: int = option(1, "passes over the training examples")
-    total_iters: int | None = option(None, "end after N optimizer steps, whatever --epochs says")
+    total_iters: int | None = option(None, "stop after N optimizer steps; overrides --epochs")
     loss_normalization: Literal["window", "micro-batch"] = option(
-        "window", "mean over all response tokens of the step, or the published mean of micro-batch means"
+        "window",
+        "window: mean over all response tokens of the step. micro-batch: mean of the means of accumulation steps",
+        published=True,
     )
     token_budget: int | None = option(
         None,
-        "most padded tokens in one forward pass, for speed and memory alone; "
-        f"default: {TOKEN_BUDGET['cpu']}, on a GPU {TOKEN_BUDGET['cuda']}",
+        "maximum number of padded tokens in one forward pass. It affects speed and memory only. "
+        f"Default: {TOKEN_BUDGET['cuda']} on a GPU, {TOKEN_BUDGET['cpu']} on a CPU",
     )
     rollout_token_budget: int | None = option(
         None,
-        "most tokens (rows x longest prompt and answer) decoded together, in rollouts and evaluations; changes speed "
-        "and memory only. Default: what the GPU has free; on a CPU, a key-value cache of 0.5 GB",
+        "maximum number of tokens (rows x longest prompt and answer) that are decoded together. It affects speed and "
+        "memory only. Default: what the GPU's free memory allows, on a CPU a key-value cache of 0.5 GB",
         numbers=False,
     )
-    deepspeed_config: str | None = option(None, "DeepSpeed file; default: one that suits the device", numbers=False)
+    deepspeed_config: str | None = option(
+        None, "DeepSpeed config file; default: bf16 or fp16 with ZeRO-1 on a GPU, fp32 on a CPU", numbers=False
+    )
 
     def __post_init__(self) -> None:
         at_least(
@@ -220,10 +244,10 @@ class OptimizerSettings:
 
 @dataclass
 class DecodingSettings:
-    do_sample: bool = option(True, "sample; --no-do-sample takes the likeliest token")
+    do_sample: bool = option(True, "sample the answers; --no-do-sample decodes greedily")
     temperature: float = option(1.0, "sampling temperature")
-    top_k: int = option(0, "sample among the K likeliest tokens; 0: all")
-    top_p: float = option(1.0, "sample among the likeliest tokens that hold this probability; 1: all")
+    top_k: int = option(0, "sample from the K most likely tokens. 0: from all")
+    top_p: float = option(1.0, "sample from the most likely tokens that have this total probability. 1: from all")
 
     def __post_init__(self) -> None:
         if self.temperature <= 0:

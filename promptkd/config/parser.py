@@ -1,4 +1,4 @@
-"""The command line of option classes (`settings.option`): argparse is made from their fields."""
+"""Build an argparse command line from the fields of option classes (`promptkd.config.values.option`)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 import sys
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, NoReturn
 
 from promptkd.config.option_file import config_arguments, split_config
@@ -18,7 +18,7 @@ from promptkd.errors import UserError
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that says what is wrong in one line, with the nearest option's name."""
+    """argparse with errors of one line."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} ({self.prog} --help lists the options)")
@@ -30,17 +30,33 @@ def parse(
     prog: str,
     dry_run: bool = True,
     choice: dict[str, str] | None = None,
-) -> types.SimpleNamespace:
+    check: Callable[[types.SimpleNamespace], Any] = lambda options: options,
+) -> Any:
     """Make one instance of each dataclass in `groups` from the command line.
 
-    `choice` holds options that were read already because they decide the groups (`--method`).
     Underscores in option names are read as hyphens. `--config FILE` gives options that the command line overrides
-    (`promptkd.config.option_file`). `--dry-run` prints all values as one JSON object and
-    leaves with status 0. Raises UserError for an unknown option, naming the nearest one.
+    (`promptkd.config.option_file`). `--dry-run` prints all values as one JSON object and exits with status 0.
+
+    Args:
+        groups: The dataclasses by name. Each is a section of the help text.
+        argv: The arguments.
+        prog: The program's name.
+        dry_run: Whether there is `--dry-run`.
+        choice: Options that were read before because they decide the groups (`--method`).
+        check: Turns the groups into what is returned, and raises UserError for values that do not go together.
+
+    Returns:
+        What `check` returns. The default is a namespace with the groups and `choice`.
+
+    Raises:
+        UserError: An option is unknown, and the message names the nearest one, or a value cannot be used.
     """
     parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     for name, group in groups.items():
-        _add_group(parser.add_argument_group(name), group)
+        _add_group(parser.add_argument_group(name), group, published=False)
+    compatibility = parser.add_argument_group("compatibility with the published code (docs/fidelity.md)")
+    for group in groups.values():
+        _add_group(compatibility, group, published=True)
     for name in choice or {}:
         parser.add_argument(f"--{name}")
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
@@ -55,29 +71,33 @@ def parse(
     values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
     if unknown:
         raise UserError(_explain_unknown(unknown[0], known))
-    made: dict[str, Any] = {}
+    instances: dict[str, Any] = {}
     for name, group in groups.items():
         fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(group)}
-        made[name] = group(**{key: _joined(group, key, value) for key, value in fields.items()})
+        instances[name] = group(**{key: _joined(group, key, value) for key, value in fields.items()})
+    checked = check(types.SimpleNamespace(**(choice or {}), **instances))
     if dry_run and values.dry_run:
-        print(json.dumps({**(choice or {}), **flat(made)}, indent=1))
+        print(json.dumps({**(choice or {}), **flat(instances)}, indent=1))
         sys.exit(0)
-    return types.SimpleNamespace(**(choice or {}), **made)
+    return checked
 
 
 def flat(groups: dict[str, Any]) -> dict[str, Any]:
-    """All options of all groups as one dict, names with underscores."""
+    """Return all options of all groups by name, with underscores."""
     return {key: value for group in groups.values() for key, value in dataclasses.asdict(group).items()}
 
 
 def declared_options(groups: Iterable[type]) -> dict[str, dataclasses.Field]:
-    """Return the fields of option classes (see `option`) by name."""
+    """Return the fields of option classes by name."""
     return {field.name: field for group in groups for field in dataclasses.fields(group)}
 
 
-def _add_group(target: Any, group: type) -> None:
+def _add_group(target: Any, group: type, published: bool) -> None:
+    """Add the options of a dataclass that are for compatibility with the published code, or the others."""
     hints = typing.get_type_hints(group)
     for field in dataclasses.fields(group):
+        if field.metadata["published"] != published:
+            continue
         flag, hint = "--" + field.name.replace("_", "-"), hints[field.name]
         extras = {"default": field.default, "help": field.metadata["help"], **field.metadata["extras"]}
         if isinstance(hint, types.UnionType):
@@ -95,7 +115,7 @@ def _add_group(target: Any, group: type) -> None:
 
 
 def _joined(group: type, name: str, value: Any) -> Any:
-    """Words of a text that the shell split, put together again."""
+    """Join the words of a text option that the shell has split."""
     is_text = typing.get_type_hints(group)[name] is str
     return " ".join(value) if is_text and isinstance(value, list) else value
 

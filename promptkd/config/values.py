@@ -1,4 +1,4 @@
-"""Values of options before they mean anything: numbers that are numbers, texts that are texts."""
+"""Types and checks of single option values."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ SPECIAL_TOKENS_HELP = (
 
 
 def is_text(value: str) -> bool:
-    """Whether all of it are characters; an argument's stray bytes and a half of a character are not."""
+    """Return whether a text has no lone surrogates, which are how Python reads bytes that are not UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def whole_number(text: str) -> int:
-    """An option's value that fits 64 bits."""
+    """Convert an option's value to an integer of at most 64 bits."""
     value = int(text) if len(text) < 32 else None
     if value is None or not -(2**63) <= value < 2**63:
         raise argparse.ArgumentTypeError(f"{text[:32]} is beyond 64 bits")
@@ -33,7 +33,7 @@ def whole_number(text: str) -> int:
 
 
 def finite_number(text: str) -> float:
-    """An option's value; infinity and nan are refused."""
+    """Convert an option's value to a float. Infinity and NaN are refused."""
     value = float(text)
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text[:32]} is not a finite number")
@@ -41,29 +41,29 @@ def finite_number(text: str) -> float:
 
 
 def json_object(text: str) -> dict[str, Any]:
-    """An option's value that is a JSON object, such as '{"enable_thinking": false}'."""
+    """Parse an option's value as a JSON object, such as '{"enable_thinking": false}'."""
     try:
         value = parse_json(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no JSON object ({error})") from None
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is not a JSON object ({error})") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no JSON object, but a {type(value).__name__}")
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is a JSON {type(value).__name__}: give an object")
     return value
 
 
 def moment(text: str) -> str:
-    """An option's value that is a time, such as 2026-11-25T18:00:00 or 2026-11-25."""
+    """Parse an option's value as a time, such as 2026-11-25T18:00:00 or 2026-11-25."""
     try:
         return datetime.datetime.fromisoformat(text).strftime("%Y-%m-%dT%H:%M:%S")
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text[:32]!r} is no time like 2026-11-25T18:00:00") from None
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is not a time like 2026-11-25T18:00:00") from None
 
 
 TYPES = {int: whole_number, float: finite_number, dict: json_object}
 
 
 def check_arguments(argv: list[str]) -> None:
-    """Raise `UserError` for what no path and no option can be: a NUL, half a character, thousands of letters."""
+    """Raise UserError for arguments that contain NUL or are longer than any path may be."""
     option = ""
     for argument in argv:
         option = argument.partition("=")[0] if argument.startswith("--") else option or argument
@@ -71,7 +71,7 @@ def check_arguments(argv: list[str]) -> None:
             raise UserError(f"{option[:64]!r}: a value with a NUL or over {LONGEST_ARGUMENT} characters: correct it")
 
 
-def option(default: Any, help: str, *, numbers: bool = True, **argparse_extras: Any) -> Any:
+def option(default: Any, help: str, *, numbers: bool = True, published: bool = False, **argparse_extras: Any) -> Any:
     """Return a dataclass field that is also a command-line option `--field-name`.
 
     Args:
@@ -79,13 +79,16 @@ def option(default: Any, help: str, *, numbers: bool = True, **argparse_extras: 
         help: The help text.
         numbers: Whether a change of the option can change the numbers that training computes. A run is resumed
             only with the same values of such options. A path counts as False: what it names is compared instead.
+        published: Whether the option only exists for compatibility with the published code. `--help` lists such
+            options last.
         **argparse_extras: Passed to `argparse.ArgumentParser.add_argument`.
     """
-    return dataclasses.field(default=default, metadata={"help": help, "numbers": numbers, "extras": argparse_extras})
+    metadata = {"help": help, "numbers": numbers, "published": published, "extras": argparse_extras}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def at_least(least: float, **values: float) -> None:
-    """Raise `UserError` naming the first option whose value is under `least` (or not a number)."""
+    """Raise UserError naming the first option whose value is below `least` or not a number."""
     for name, value in values.items():
         if not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")

@@ -39,12 +39,31 @@ class DeviceSettings:
 def choose_device(local_rank: int, settings: DeviceSettings) -> torch.device:
     """Return the device of this process, ready to use.
 
+    Raises:
+        UserError: As `device_type`. Or there is no GPU for this rank, or the device lacks what `settings` ask for.
+    """
+    import torch
+
+    if device_type() == "cpu":
+        device = torch.device("cpu")
+    else:
+        device = torch.device("cuda", local_device(local_rank, torch.cuda.device_count()))
+        if not any(name in os.environ for name in ALLOCATOR):  # read at the first allocation
+            os.environ[ALLOCATOR[0]] = "expandable_segments:True"
+    _configure(device, settings)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def device_type() -> str:
+    """Return "cuda" or "cpu", whichever this machine and environment call for.
+
     The CPU is used where the machine has no NVIDIA GPU, and where DS_ACCELERATOR=cpu or an empty CUDA_VISIBLE_DEVICES
     asks for it.
 
     Raises:
-        UserError: A GPU is present and torch cannot use it, there is no GPU for this rank, or the device lacks what
-            `settings` ask for.
+        UserError: A GPU is present and torch cannot use it.
     """
     import torch
 
@@ -53,21 +72,13 @@ def choose_device(local_rank: int, settings: DeviceSettings) -> torch.device:
         raise UserError(f"DS_ACCELERATOR={accelerator[:32]} in the environment: cpu and cuda are supported: unset it")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of an old driver in several lines
-        usable = accelerator == "cuda" and torch.cuda.is_available()
-    if usable:
-        device = torch.device("cuda", local_device(local_rank, torch.cuda.device_count()))
-        if not any(name in os.environ for name in ALLOCATOR):  # read at the first allocation
-            os.environ[ALLOCATOR[0]] = "expandable_segments:True"
-    else:
-        if accelerator == "cuda" and not is_cpu_requested():
-            check_no_gpu(torch.__version__, torch.version.cuda)
-        if os.environ.get("DS_ACCELERATOR") == "cuda":
-            raise UserError("DS_ACCELERATOR=cuda in the environment, and torch finds no GPU: unset it")
-        device = torch.device("cpu")
-    _configure(device, settings)
-    if usable:
-        torch.cuda.set_device(device)
-    return device
+        if accelerator == "cuda" and torch.cuda.is_available():
+            return "cuda"
+    if accelerator == "cuda" and not is_cpu_requested():
+        check_no_gpu(torch.__version__, torch.version.cuda)
+    if os.environ.get("DS_ACCELERATOR") == "cuda":
+        raise UserError("DS_ACCELERATOR=cuda in the environment, and torch finds no GPU: unset it")
+    return "cpu"
 
 
 def local_device(local_rank: int, count: int) -> int:

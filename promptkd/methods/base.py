@@ -1,4 +1,4 @@
-"""What a method is: a small object that turns a window of examples into losses and updates."""
+"""The base class of methods: a method turns the examples of an optimizer step into losses and updates."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel
@@ -28,17 +27,25 @@ from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.utils.profiling import phase
 
+if TYPE_CHECKING:
+    from promptkd.config.resolve import RunConfig, RunOptions
+
 
 @dataclass
 class NoSettings:
-    """A method without options of its own."""
+    """The options of a method that has none."""
 
 
 @dataclass(frozen=True)
 class LengthLimits:
-    """Sizes in tokens: of prompt and response together, of a prompt, of one padded forward pass.
+    """Lengths and budgets, in tokens.
 
-    end_ids: the tokens that end a response. rollout_token_budget: of one decoding batch; None: what memory allows.
+    Attributes:
+        max_length: Of prompt and response together.
+        max_prompt_length: Of a prompt.
+        token_budget: Of one padded forward pass.
+        end_ids: Token ids that end a response.
+        rollout_token_budget: Of one decoding batch. None if memory is the limit.
     """
 
     max_length: int
@@ -49,27 +56,43 @@ class LengthLimits:
 
 
 @dataclass
-class Data:
-    """What a method trains and is evaluated on. folders: where it came from, by name, for the run's record."""
+class DatasetBundle:
+    """The data sets of a run.
+
+    Attributes:
+        train: Training examples.
+        dev: Examples of the evaluations during training, if there are any.
+        folders: Where the data came from, by name, for the run's record.
+        corpus: Plain text for a language-modeling loss, if the method has one.
+    """
 
     train: ExampleSet
     dev: ExampleSet | None
     folders: dict[str, str]
-    corpus: ExampleSet | None = None  # plain text, for a method that goes on with pre-training
+    corpus: ExampleSet | None = None
 
     def __post_init__(self) -> None:
         if stale := next((each.stale for each in self.sets().values() if each.stale), None):
             raise UserError(stale)
 
     def sets(self) -> dict[str, ExampleSet]:
-        """The data sets that are there, by name."""
+        """Return the data sets of this run by name."""
         sets = {"train": self.train, "dev": self.dev, "corpus": self.corpus}
         return {name: each for name, each in sets.items() if each is not None}
 
 
 @dataclass
 class MethodContext:
-    """What the trainer hands to a method: the two models and what it takes to use them."""
+    """What a method works with: the models, the data, and the run's options about both.
+
+    Attributes:
+        optimization: The student's. A method that trains something else, too, derives its own from it.
+        make_engine: Starts a further engine, on the teacher's DeepSpeed configuration.
+        sampler: Selects the training examples of each step.
+        corpus_sampler: Selects the rows of the corpus of each step.
+        shared: The token ids over which the models' distributions are compared. None if these are all.
+        published_mean: Whether losses are means of micro-batch means instead of means over the step's tokens.
+    """
 
     student: TrainEngine
     teacher: PreTrainedModel | None
@@ -78,27 +101,36 @@ class MethodContext:
     limits: LengthLimits
     sampling: Sampling
     seed: int
-    optimization: OptimizerConfig  # the student's; a method that trains more builds on it
-    learner: Callable[[LanguageModel, OptimizerConfig], TrainEngine]  # makes a further engine, for the teacher
-    data: Data
-    windows: StepSampler
-    shared: SharedVocabulary | None = None  # what the models' distributions are compared over; None: everything
-    published_mean: bool = False  # mean of micro-batch means instead of the window's mean
+    optimization: OptimizerConfig
+    make_engine: Callable[[LanguageModel, OptimizerConfig], TrainEngine]
+    data: DatasetBundle
+    sampler: StepSampler
+    corpus_sampler: StepSampler | None = None
+    shared: SharedVocabulary | None = None
+    published_mean: bool = False
 
 
 @dataclass
 class StepBatch:
-    """This rank's examples of one optimizer step, in order; micro-batches are `batch_size` of them."""
+    """This rank's examples of one optimizer step.
 
-    step: int  # from 1
-    total: int  # steps of the whole run
+    Attributes:
+        step: Number of the step, from 1.
+        total: Number of steps of the run.
+        examples: The examples in order.
+        batch_size: Examples of one accumulation step.
+        seconds: Duration of each phase of the step, by name.
+    """
+
+    step: int
+    total: int
     examples: list[Example]
     batch_size: int
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
-        """Time a phase of the step: its seconds go to the log as `<name>_seconds`."""
+    def timer(self, name: str) -> Iterator[None]:
+        """Measure a phase of the step, which is logged as `<name>_seconds`."""
         began = time.perf_counter()
         with phase(name):
             yield
@@ -106,13 +138,21 @@ class StepBatch:
 
 
 class Method(ABC):
-    """One algorithm. `step` sees a window and the two models; it knows no launcher, file or other's option."""
+    """A distillation algorithm.
+
+    Attributes:
+        Settings: The dataclass of the method's options.
+        OptimizerSettings: The dataclass of the optimizer's options, if the method has other defaults.
+        has_teacher: Whether the method can use a teacher.
+        teacher_has_engine: Whether the teacher has a DeepSpeed engine, which ZeRO-3 can partition.
+        teacher: The teacher, if the method uses one.
+    """
 
     Settings: ClassVar[type] = NoSettings
     OptimizerSettings: ClassVar[type] = OptimizerSettings
     has_teacher: ClassVar[bool] = True
-    teacher_has_engine: ClassVar[bool] = False  # one that ZeRO-3 can share out
-    teacher: TrainEngine | FrozenModel  # of a method that asks one
+    teacher_has_engine: ClassVar[bool] = False
+    teacher: TrainEngine | FrozenModel
     rollout_engine: GenerationBackend = TransformersBackend()
 
     def __init__(self, context: MethodContext, settings: Any) -> None:
@@ -121,48 +161,58 @@ class Method(ABC):
 
     @classmethod
     def needs_teacher(cls, settings: Any) -> bool:
-        """Whether the teacher is ever asked, with these settings of the method."""
+        """Return whether the method uses the teacher with these options of its own."""
         return cls.has_teacher
 
-    @classmethod
-    def open_data(cls, settings: SimpleNamespace, tokenizer) -> Data:
-        """Open what all settings together name: training examples, and dev examples unless --dev-num is 0."""
-        data = settings.data
-        if not data.data_dir:
-            raise UserError("--data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
-        sizes = (tokenizer, data.max_prompt_length, data.max_length)
-        how = {"template": data.template, "special_tokens": data.special_tokens}
-        train = ExampleSet.open(data.data_dir, "train", *sizes, **how)
-        how["special_tokens"] = train.format.special_tokens
-        dev = ExampleSet.open(data.data_dir, "valid", *sizes, limit=data.dev_num, **how) if data.dev_num else None
-        return Data(train, dev, {"data": data.data_dir})
+    @classmethod  # noqa: B027 - most methods have no such rules
+    def check(cls, options: RunOptions) -> None:
+        """Raise UserError for options of the run that do not go with the method."""
 
     @classmethod
-    def make_sampler(cls, settings: SimpleNamespace, data: Data, ranks: Ranks) -> StepSampler:
-        """Which of the training examples make up each optimizer step."""
-        how = settings.optimizer
-        return StepSampler(
-            len(data.train), how.batch_size, how.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
-            seed=settings.run.seed_order, published=how.loss_normalization == "micro-batch",
+    def open_data(cls, config: RunConfig, tokenizer: Any) -> DatasetBundle:
+        """Open the training examples, and the dev examples unless --dev-num is 0."""
+        options = config.data
+        if not options.data_dir:
+            raise UserError("--data-dir is missing: name a folder with train_0.bin/.idx or train.jsonl")
+        lengths = (options.max_prompt_length, options.max_length)
+        train = ExampleSet.open(
+            options.data_dir, "train", tokenizer, *lengths,
+            template=options.template, special_tokens=options.special_tokens,
         )  # fmt: skip
+        dev = None
+        if options.dev_num:
+            dev = ExampleSet.open(
+                options.data_dir, "valid", tokenizer, *lengths, limit=options.dev_num,
+                template=options.template, special_tokens=train.format.special_tokens,
+            )  # fmt: skip
+        return DatasetBundle(train, dev, {"data": options.data_dir})
+
+    @classmethod
+    def make_sampler(cls, config: RunConfig, data: DatasetBundle, ranks: Ranks) -> StepSampler:
+        """Return what selects the training examples of each optimizer step."""
+        return step_sampler(config, len(data.train), ranks)
 
     @abstractmethod
-    def step(self, window: StepBatch) -> dict[str, float]:
-        """Take one optimizer step; return what the log should hold: means over the window's response tokens."""
+    def step(self, step_batch: StepBatch) -> dict[str, float]:
+        """Take one optimizer step.
+
+        Returns:
+            The values to log. Losses are means over the response tokens of the step.
+        """
 
     def learners(self) -> dict[str, TrainEngine]:
-        """Everything that learns, by name."""
+        """Return all engines that train something, by name."""
         return {"student": self.student}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """What this rank has to remember from one step to the next besides its learners, by name."""
+        """Return what this rank has to keep from one step to the next besides its engines, by name."""
         return {}
 
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027 - nothing to take, by default
-        """Take back what `state` gave; called before the first step of a resumed run, if there was anything."""
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:  # noqa: B027 - a method may have no state
+        """Restore what `state` returned, before the first step of a resumed run. It is not called for nothing."""
 
     def prompt(self) -> torch.Tensor | None:
-        """The teacher's soft prompt, float32 [prompt_len, width], if the method tunes one."""
+        """Return the teacher's soft prompt, float32 `(prompt_len, hidden)`, if the method tunes one."""
         return None
 
     def rollout(
@@ -188,22 +238,47 @@ class Method(ABC):
         )
         return self.rollout_engine.answer(self.student, request)
 
-    def micro_batches(self, window: StepBatch, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
-        """Pack prompts with `responses`; as many micro-batches on each rank. Also the window's response tokens."""
+    def micro_batches(self, step_batch: StepBatch, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
+        """Group prompts and responses into padded micro-batches, as many on each rank.
+
+        Args:
+            step_batch: The prompts.
+            responses: Token ids of a response to each prompt.
+
+        Returns:
+            The micro-batches, and the number of response tokens of the step on all ranks.
+        """
         context = self.context
         lengths = [len(response) for response in responses]
         tokens = int(context.ranks.all_reduce_sum(torch.tensor(sum(lengths), device=context.ranks.device)))
-        weights = self._shares(lengths, tokens, window.batch_size)
-        prompts = [example.prompt for example in window.examples]
+        weights = self._token_weights(lengths, tokens, step_batch.batch_size)
+        prompts = [example.prompt for example in step_batch.examples]
         sizes = [len(prompt) + length for prompt, length in zip(prompts, lengths)]
         budget = context.limits.token_budget
         count = context.ranks.all_reduce_max(len(group_by_length(sizes, budget)))
         return make_micro_batches(prompts, responses, weights, budget, context.ranks.device, count), tokens
 
-    def _shares(self, lengths: list[int], tokens: int, batch_size: int) -> list[float]:
-        """Each example's weight for one of its tokens. They make packing free: it cannot change the loss."""
+    def corpus_batches(self, step_batch: StepBatch) -> list[MicroBatch]:
+        """Return micro-batches of the step's rows of the corpus, none if there is no corpus."""
+        sampler, corpus = self.context.corpus_sampler, self.context.data.corpus
+        if sampler is None or corpus is None:
+            return []
+        texts = [corpus[row] for row in sampler.indices(step_batch.step)]
+        return self.micro_batches(replace(step_batch, examples=texts), [text.response for text in texts])[0]
+
+    def _token_weights(self, lengths: list[int], tokens: int, batch_size: int) -> list[float]:
+        """Return the weight of a response token of each example. With it, grouping cannot change the loss."""
         if not self.context.published_mean:
             return [1 / max(tokens, 1)] * len(lengths)
         means = len(lengths) // batch_size * self.context.ranks.dp_size
         sums = [sum(lengths[i : i + batch_size]) for i in range(0, len(lengths), batch_size)]
         return [1 / (max(sums[i // batch_size], 1) * means) for i in range(len(lengths))]
+
+
+def step_sampler(config: RunConfig, examples: int, ranks: Ranks) -> StepSampler:
+    """Return the sampler of `examples` examples with the run's batch size and seed."""
+    options = config.optimizer
+    return StepSampler(
+        examples, options.batch_size, options.gradient_accumulation_steps, ranks.dp_size, ranks.dp_rank,
+        seed=config.run.seed_order, published=options.loss_normalization == "micro-batch",
+    )  # fmt: skip

@@ -33,11 +33,6 @@ class PromptKDSettings(RolloutSettings):
     teacher_kld_type: Divergence = option("reverse", "prompted teacher against student, in prompt tuning")
     base_kld_type: Divergence = option("reverse", "prompted against unprompted teacher, in prompt tuning")
     student_kld_type: Divergence = option("reverse", "student against prompted teacher, in distillation")
-    teacher_deepspeed_config: str | None = option(
-        None,
-        "DeepSpeed file of the teacher's engine (ZeRO-3 shares the teacher out over ranks); default: the student's",
-        numbers=False,
-    )
     base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
 
     def __post_init__(self) -> None:
@@ -64,7 +59,7 @@ class PromptKD(Method):
         )
         prompted = LanguageModel(teacher, SoftPrompt(start), context.shared)
         rate = context.optimization.lr if settings.teacher_lr is None else settings.teacher_lr
-        self.teacher = context.learner(prompted, replace(context.optimization, lr=rate))
+        self.teacher = context.make_engine(prompted, replace(context.optimization, lr=rate))
         without_dropout(teacher)  # eval mode would not do: layers recompute activations in train mode alone
         self.teacher.train(False)
         self.start = self.prompt()
@@ -77,15 +72,15 @@ class PromptKD(Method):
         """P as it is now: float32 [prompt_len, width]."""
         return self.teacher.full_param(self.teacher.module.prompt.embeddings)
 
-    def step(self, window: StepBatch) -> dict[str, float]:
-        with window.clock("rollout"):
-            keys = [(window.step, example.index) for example in window.examples]
-            rollout = self.rollout(window.examples, keys, keep_states=True)
-        micro_batches, tokens = self.micro_batches(window, rollout.responses)
-        base_coef = (1 - window.step / window.total) * self.settings.base_coef
-        with window.clock("prompt"):
+    def step(self, step_batch: StepBatch) -> dict[str, float]:
+        with step_batch.timer("rollout"):
+            keys = [(step_batch.step, example.index) for example in step_batch.examples]
+            rollout = self.rollout(step_batch.examples, keys, keep_states=True)
+        micro_batches, tokens = self.micro_batches(step_batch, rollout.responses)
+        base_coef = (1 - step_batch.step / step_batch.total) * self.settings.base_coef
+        with step_batch.timer("prompt"):
             losses = self.tune_prompt(micro_batches, rollout.states, base_coef)
-        with window.clock("student"):
+        with step_batch.timer("student"):
             student_losses = self.distill_student(micro_batches)
         return {
             **student_losses,

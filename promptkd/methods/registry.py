@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+from difflib import get_close_matches
 
+from promptkd.errors import UserError
 from promptkd.methods.base import Method
 
 METHODS = {
@@ -16,6 +18,17 @@ METHODS = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class that METHODS names."""
+    """Return the class of a method.
+
+    Args:
+        name: A key of `METHODS`.
+
+    Raises:
+        UserError: There is no such method.
+    """
+    if name not in METHODS:
+        near = get_close_matches(name, METHODS, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(f"--method {name}: choose one of {', '.join(METHODS)}{hint}")
     module, _, attribute = METHODS[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

@@ -8,7 +8,6 @@ It runs on GPUs and on CPUs; bitsandbytes is an optional library.
 from __future__ import annotations
 
 import importlib.util
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,30 +18,21 @@ from promptkd.errors import UserError
 NONE = "none"
 
 
-def check_quantization(settings: SimpleNamespace, stage: int) -> None:
-    """Raise UserError where the teacher cannot be held as --teacher-quantization says, before anything is loaded.
+def check_installed(kind: str) -> None:
+    """Raise UserError if bitsandbytes is needed and missing.
 
-    stage: of ZeRO in the teacher's engine.
+    Args:
+        kind: Value of --teacher-quantization.
     """
-    kind = settings.models.teacher_quantization
-    if kind == NONE:
-        return
-    given = f"--teacher-quantization {kind}"
-    if not settings.models.teacher_model_path:
-        raise UserError(f"{given} needs --teacher-model-path: name the teacher's folder")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{given} needs bitsandbytes, which is not installed: .venv/bin/pip install bitsandbytes")
-    if settings.parallel.teacher_size > 1:
-        raise UserError(f"{given} does not go with a teacher cut by --model-parallel-size: leave one of them out")
-    if stage == 3:
+    if kind != NONE and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"{given} does not go with ZeRO-3, which cannot share such weights out: name a "
-            "--teacher-deepspeed-config of stage 0, 1 or 2"
+            f"--teacher-quantization {kind} needs bitsandbytes, which is not installed: "
+            ".venv/bin/pip install bitsandbytes"
         )
 
 
 def loading_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` has to be told: weights are packed as they are read, straight on `device`."""
+    """Return the arguments of `from_pretrained` that quantize weights as they are read, directly on `device`."""
     if kind == NONE:
         return {}
     bits = {"load_in_8bit": True}

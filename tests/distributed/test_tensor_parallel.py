@@ -19,13 +19,13 @@ from helpers.training import GOLDEN, golden_argv, train_here
 from safetensors.torch import load_file
 from transformers import GPT2Config
 
+from promptkd.config.deepspeed import CONFIGS
 from promptkd.distributed.ranks import setup
 from promptkd.errors import UserError
 from promptkd.evaluation.session import run as evaluate
 from promptkd.models.loading import load_causal_lm
 from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
-from promptkd.training.setup import tensor_groups
-from train import read_settings
+from train import resolve
 
 pytestmark = pytest.mark.distributed
 
@@ -205,16 +205,16 @@ def test_sizes_that_cannot_be(extra, message, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "method, stage, message",
+    "method, config, message",
     [
-        ("promptkd", 3, "ZeRO-3"),
-        ("sft", 1, "has no teacher"),
+        ("promptkd", "ds_config_zero3_fp32.json", "ZeRO-3"),
+        ("sft", "ds_config_fp32.json", "has no teacher"),
     ],
 )
-def test_what_does_not_go_with_it(method, stage, message, tmp_path):
+def test_tensor_parallelism_refuses_options(method, config, message, tmp_path):
     argv = [*tiny_argv(method, tmp_path), *together(1, "--teacher-model-parallel-size", "2")]
     with pytest.raises(UserError, match=message):
-        tensor_groups(read_settings(argv), stage, None)
+        resolve([*argv, "--deepspeed_config", str(CONFIGS / config)])
 
 
 @pytest.mark.parametrize(

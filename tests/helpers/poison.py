@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import resolve
 
 
 def poison(step: int, argv: list[str]):
     """A run in which the loss of one step is not finite."""
-    trainer = build_trainer(read_settings(argv))
+    trainer = build_trainer(resolve(argv))
     batches = trainer.method.micro_batches
 
     def micro_batches(window, responses):

@@ -124,9 +124,9 @@ class Crash(Exception):
 def crash_at(step: int, argv: list[str]) -> None:
     """Train in this process and end in the middle of a step, after its update."""
     from promptkd.training.setup import build_trainer
-    from train import read_settings
+    from train import resolve
 
-    crash(build_trainer(read_settings(argv)), step)
+    crash(build_trainer(resolve(argv)), step)
 
 
 def crash(trainer, step: int) -> None:

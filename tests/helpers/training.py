@@ -58,9 +58,9 @@ def metrics_of(save: Path, event: str = "train") -> list[dict]:
 def train_here(argv: list[str]):
     """Train in this process and return the trainer."""
     from promptkd.training.setup import build_trainer
-    from train import read_settings
+    from train import resolve
 
-    trainer = build_trainer(read_settings(argv))
+    trainer = build_trainer(resolve(argv))
     trainer.fit()
     return trainer
 

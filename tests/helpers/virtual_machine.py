@@ -208,10 +208,10 @@ def _other(gpu, script: str) -> None:
 
 def _train(gpu, argv: list[str], stop: int, facts: dict[str, Any]) -> None:
     from promptkd.training.setup import build_trainer
-    from train import read_settings
+    from train import resolve
 
     with gpu.phase("build"):
-        trainer = build_trainer(read_settings(argv))
+        trainer = build_trainer(resolve(argv))
     for name in ("take", "evaluate", "keep", "save", "measure_exposure_bias"):
         setattr(trainer, name, _in_phase(gpu, name, getattr(trainer, name), stop))
     parameters = [p for learner in trainer.method.learners().values() for p in learner.module.parameters()]

@@ -10,7 +10,7 @@ from helpers.runs import Crash, Run, assert_same_run, rows_of, whole_lines
 from helpers.training import GOLDEN, train_here
 
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import resolve
 
 # ZeRO stage, bf16, offload: each in both precisions. --slow runs all of them on one rank and on two.
 ENGINES = [
@@ -49,7 +49,7 @@ def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):
 
     def build(save, *extra):
         often = ["--dev-num", "2", "--eval-interval", "2", "--total-iters", "4", "--checkpoint-every", "1"]
-        trainer = build_trainer(read_settings(options(save, *often, *extra, method="sft")))
+        trainer = build_trainer(resolve(options(save, *often, *extra, method="sft")))
         trainer.dev.loss = lambda student: 1.0 if student.engine.global_steps == 2 else 2.0  # worse at the end
         return trainer
 

@@ -21,6 +21,7 @@ import evaluate
 import train
 from promptkd.cli import generate
 from promptkd.config.parser import flat
+from promptkd.config.resolve import RunOptions
 from promptkd.errors import UserError
 from promptkd.evaluation.session import choose_dtype
 
@@ -45,7 +46,10 @@ def settings_of(argv: list[str]) -> dict:
     entry = next(place for place, word in enumerate(argv) if word.endswith(".py"))
     options = [word for word in argv[entry + 1 :] if word != "--dry-run"]
     module = {"train.py": train, "evaluate.py": evaluate, "generate.py": generate}[Path(argv[entry]).name]
-    groups = vars(module.read_settings(options))
+    settings = module.read_settings(options)
+    if isinstance(settings, RunOptions):
+        return settings.as_dict()
+    groups = vars(settings)
     named = {key: value for key, value in groups.items() if isinstance(value, str)}
     return {**named, **flat({key: value for key, value in groups.items() if key not in named})}
 

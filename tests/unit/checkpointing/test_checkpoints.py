@@ -15,7 +15,7 @@ from helpers.training import train_here
 from promptkd.errors import RunError, UserError
 from promptkd.training.setup import build_trainer
 from promptkd.weights.safetensors_io import TensorFile, write_tensors
-from train import read_settings
+from train import resolve
 
 
 def test_two_runs_cannot_share_a_folder(options, tmp_path):
@@ -48,7 +48,7 @@ DAMAGE = {
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "student-rank0.safetensors"])
 def test_a_damaged_checkpoint_is_named_and_passed_over(name, damage, options, interrupted, capfd):
     DAMAGE[damage](interrupted / "checkpoints/step-4" / name)
-    trainer = build_trainer(read_settings(options(interrupted, "--resume", method="sft")))
+    trainer = build_trainer(resolve(options(interrupted, "--resume", method="sft")))
     trainer.checkpoints.unlock()
     assert trainer.done == 2 and "step-4 is damaged" in capfd.readouterr().err
     assert len(rows_of(interrupted)) == 2

@@ -37,8 +37,8 @@ def test_option_file_gives_options_and_the_command_line_wins(tmp_path):
     assert settings.optimizer.lr == 5e-4 and settings.run.eval_gen is False and settings.optimizer.total_iters is None
     assert settings.data.chat_template_kwargs == {"enable_thinking": False}
     assert settings.data.template_time == "2026-11-25T00:00:00"
-    other = read_settings([f"--config={write(tmp_path, YAML)}", "--method", "sft", "--eval-gen"])
-    assert other.method == "sft" and other.run.eval_gen
+    other = read_settings([f"--config={write(tmp_path, YAML)}", "--method", "seqkd", "--eval-gen"])
+    assert other.method == "seqkd" and other.run.eval_gen
 
 
 def test_option_file_takes_a_runs_own_config(tmp_path):

@@ -17,7 +17,7 @@ from promptkd.config.values import option
 from promptkd.errors import UserError
 from promptkd.methods.registry import METHODS, method_class
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import read_settings, resolve
 
 COMMON = (RunSettings, ModelSettings, TrainingParallelSettings, DataSettings, DecodingSettings)
 FREE = {  # option -> another value of it
@@ -102,7 +102,7 @@ def test_resume_is_accepted_with_every_free_option_changed(method, tmp_path):
         elif value == "COPY":
             continue
         extra += [f"--no-{name.replace('_', '-')}"] if value is False else [flag, *([] if value is True else [value])]
-    trainer = build_trainer(read_settings([*argv, *map(str, extra), "--no-resume-anyway"]))
+    trainer = build_trainer(resolve([*argv, *map(str, extra), "--no-resume-anyway"]))
     assert trainer.done == 2
     trainer.fit()
     assert json.loads(json.dumps(rows_of(tmp_path / "run")))[-1]["step"] == 3

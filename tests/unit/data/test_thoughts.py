@@ -120,7 +120,7 @@ def test_summary_counts_answers_with_thoughts():
 @pytest.mark.parametrize("value", ['{"enable_thinking": false', "[1]", '{"a": 1, "a": 2}', "enable_thinking=false"])
 def test_chat_template_kwargs_are_one_json_object(value):
     argv = ["--method", "sft", "--model-path", "m", "--template", "chat", "--chat-template-kwargs", value]
-    with pytest.raises(UserError, match=r"--chat-template-kwargs: .* is no JSON object"):
+    with pytest.raises(UserError, match=r"--chat-template-kwargs: .* is not a JSON object"):
         train.read_settings(argv)
 
 

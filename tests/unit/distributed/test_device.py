@@ -15,7 +15,7 @@ from promptkd.distributed.device import DeviceSettings, check_no_gpu, choose_dev
 from promptkd.distributed.rendezvous import check_own_gpus
 from promptkd.errors import UserError
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import resolve
 
 pytestmark = pytest.mark.cpu
 
@@ -181,7 +181,7 @@ def test_shipped_files_bound_their_buckets(path):
 def test_engine_of_a_prompt_takes_a_bucket_of_its_size(stage, tmp_path):
     """DeepSpeed's default of 5e8 elements would be 2 GB for a prompt of 7 embeddings."""
     argv = golden_argv("promptkd", tmp_path / "run", "--total-iters", "1", "--prompt-len", "7")
-    trainer = build_trainer(read_settings([*argv, "--deepspeed_config", zero_file(tmp_path, stage)]))
+    trainer = build_trainer(resolve([*argv, "--deepspeed_config", zero_file(tmp_path, stage)]))
     for learner in trainer.method.learners().values():
         trained = sum(getattr(p, "ds_numel", p.numel()) for p in learner.module.parameters() if p.requires_grad)
         assert learner.engine.optimizer.reduce_bucket_size == trained

@@ -9,7 +9,7 @@ from helpers.training import GOLDEN, ROOT, golden_argv, metrics_of, start, train
 from promptkd.config.deepspeed import CONFIGS, read_deepspeed_config
 from promptkd.errors import UserError
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import resolve
 
 CPU = torch.device("cpu")
 
@@ -144,7 +144,7 @@ def test_recomputed_activations_change_nothing(tmp_path):
     calls = {}
     for name, extra in (("kept", []), ("recomputed", ["--gradient-checkpointing"])):
         options = argv(tmp_path, name, "--total-iters", "2", "--model-path", str(student), *extra)
-        trainer = build_trainer(read_settings(options))
+        trainer = build_trainer(resolve(options))
         for which, learner in trainer.method.learners().items():
             # Before the forward pass: recomputing stops as soon as nothing more is needed, maybe inside of it.
             learner.module.model.base_model.h[0].mlp.register_forward_pre_hook(

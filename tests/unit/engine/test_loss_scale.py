@@ -8,10 +8,11 @@ from helpers.poison import poison
 from helpers.runs import assert_same_run, crash
 from helpers.training import golden_argv, metrics_of
 
+from promptkd.config import resolve as rules
 from promptkd.config.deepspeed import read_deepspeed_config
 from promptkd.errors import RunError
 from promptkd.training import setup as build
-from train import read_settings
+from train import resolve
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def fp16_on_cpu(monkeypatch):
     monkeypatch.setattr(CPU_Accelerator, "is_fp16_supported", lambda self: True)
     cuda = torch.device("cuda")
     monkeypatch.setattr(
-        build, "read_deepspeed_config", lambda path, _, *option: read_deepspeed_config(path, cuda, *option)
+        rules, "read_deepspeed_config", lambda path, _, *option: read_deepspeed_config(path, cuda, *option)
     )
 
 
@@ -35,7 +36,7 @@ def options(tmp_path, name: str, *extra: str, method: str = "promptkd", stage: i
 
 
 def train(argv: list[str]):
-    trainer = build.build_trainer(read_settings(argv))
+    trainer = build.build_trainer(resolve(argv))
     trainer.fit()
     return trainer
 
@@ -63,7 +64,7 @@ def test_fp16_run_is_near_fp32(stage, fp16_on_cpu, tmp_path):
 @pytest.mark.parametrize("stage", [1, 3])
 def test_overflow_is_counted_lowers_the_scale_and_moves_nothing_else(stage, fp16_on_cpu, tmp_path):
     fp16 = {"initial_scale_power": 30, "hysteresis": 2, "loss_scale_window": 1000}
-    trainer = build.build_trainer(read_settings(options(tmp_path, "run", method="sft", stage=stage, **fp16)))
+    trainer = build.build_trainer(resolve(options(tmp_path, "run", method="sft", stage=stage, **fp16)))
     parameter = trainer.method.student.module.model.get_input_embeddings().weight
     start, rate = trainer.method.student.full_param(parameter), trainer.method.student.lr
     trainer.fit()
@@ -110,7 +111,7 @@ def test_resumed_run_has_the_same_loss_scale(stage, fp16_on_cpu, tmp_path):
     often = ["--total-iters", "8", "--checkpoint-every", "3"]
     train(options(tmp_path, "whole", *often, method="sft", stage=stage, **fp16))
     argv = options(tmp_path, "resumed", *often, method="sft", stage=stage, **fp16)
-    crash(build.build_trainer(read_settings(argv)), 5)
+    crash(build.build_trainer(resolve(argv)), 5)
     train([*argv, "--resume"])
     assert_same_run(tmp_path / "whole", tmp_path / "resumed")
     rows = metrics_of(tmp_path / "whole")

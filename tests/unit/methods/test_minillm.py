@@ -23,7 +23,7 @@ from promptkd.generation.sampling import Sampling, TeacherMixture, uniform_draws
 from promptkd.losses import ClippedPolicy, fused_loss, reference_loss
 from promptkd.models.wrapper import LMHead, without_dropout
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import read_settings, resolve
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 CASE = json.loads((GOLDEN / "cases/minillm_gpt2.json").read_text())
@@ -210,11 +210,11 @@ def test_ranks_share_the_order_of_one():
     for step in range(1, 20):
         together = zip(*(windows.indices(step) for windows in pair))
         assert [row for rows in together for row in rows] == alone.indices(step)
-    assert sorted([*pair[0].mine(), *pair[1].mine()]) == list(range(8))
+    assert sorted([*pair[0].local_indices(), *pair[1].local_indices()]) == list(range(8))
 
 
 def test_every_rank_needs_a_prompt():
-    with pytest.raises(UserError, match="1 prompts cannot be shared out to 2 ranks"):
+    with pytest.raises(UserError, match="1 prompts cannot be divided to 2 ranks"):
         RolloutSampler(1, 4, 2, 1, 2, 1, ranks=2)
 
 
@@ -280,7 +280,7 @@ def test_a_model_without_dropout_is_the_same_in_train_mode(family):
 )
 def test_bad_options_are_refused_before_anything_is_written(extra, message, save):
     with pytest.raises(UserError, match=message):
-        build_trainer(read_settings(argv(save, *SHORT, *extra)))
+        build_trainer(resolve(argv(save, *SHORT, *extra)))
     assert not save.exists()
 
 
@@ -290,5 +290,5 @@ def test_a_corpus_longer_than_the_models_positions_is_refused(save, tmp_path):
     with TokenFileWriter(folder / "train_0", token_dtype(300)) as file:
         file.add(torch.full((3000,), 5).numpy())
     with pytest.raises(UserError, match="rows have up to 3000 tokens, the student"):
-        build_trainer(read_settings(argv(save, *SHORT, "--lm-data-dir", str(folder))))
+        build_trainer(resolve(argv(save, *SHORT, "--lm-data-dir", str(folder))))
     assert not save.exists()

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 
 from promptkd.generation.sampling import uniform_draws
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import resolve
 
 EOS, LIMIT, STEPS, LR = 0, 10, 4, 2e-3
 ALPHA, GAMMA, SCALING, CLIP_REWARD, CLIP = 0.3, 0.9, 0.5, 3.0, 0.05
@@ -146,9 +146,9 @@ def plain(models, context: SimpleNamespace, sampled: bool, whiten: str, each_alo
     steps, seen = [], []
     for step in range(1, STEPS + 1):
         groups = []
-        for number, places in context.windows.batches(step):
+        for number, places in context.sampler.batches(step):
             if number not in collections:
-                prompts = [context.data.train[row].prompt.tolist() for row in context.windows.collection(number)]
+                prompts = [context.data.train[row].prompt.tolist() for row in context.sampler.collection(number)]
                 collections[number] = [
                     collect(student, teacher, prompt, (number, place), sampled) for place, prompt in enumerate(prompts)
                 ]
@@ -180,7 +180,7 @@ def plain(models, context: SimpleNamespace, sampled: bool, whiten: str, each_alo
 def test_every_step_equals_the_definitions(sampled, whiten, extra, tmp_path, save):
     models = make_models(tmp_path / "models", sampled)
     shape = ["--batch-size", "2", "--gradient-accumulation-steps", "2", "--whiten", whiten, *extra]
-    trainer = build_trainer(read_settings(options(models, save, sampled, *shape)))
+    trainer = build_trainer(resolve(options(models, save, sampled, *shape)))
     trainer.fit()
     expected = plain(models, trainer.method.context, sampled, whiten, each_alone=bool(extra))
     for row, values in zip(metrics_of(save), expected, strict=True):

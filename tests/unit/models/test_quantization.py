@@ -7,36 +7,40 @@ import torch
 from helpers.runs import tiny_argv
 from helpers.training import metrics_of, train_here
 
+from promptkd.config.deepspeed import CONFIGS
 from promptkd.errors import UserError
-from promptkd.models.quantization import check_quantization, importlib, loading_options
-from train import read_settings
+from promptkd.models.quantization import check_installed, importlib, loading_options
+from train import resolve
 
 GPU = torch.device("cuda", 1)
+ZERO3 = str(CONFIGS / "ds_config_zero3_fp32.json")
 TOGETHER = ["--model-parallel", "--model-parallel-size", "2"]
 
 
 @pytest.mark.parametrize(
-    "method, extra, stage, installed, message",
+    "method, extra, message",
     [
-        ("promptkd", [], 1, False, "bitsandbytes, which is not installed: .*pip install"),
-        ("promptkd", [], 3, True, "does not go with ZeRO-3"),
-        ("promptkd", TOGETHER, 1, True, "does not go with a teacher cut by --model-parallel-size"),
-        ("sft", [], 1, True, "needs --teacher-model-path"),
+        ("promptkd", ["--teacher-deepspeed-config", ZERO3], "does not go with ZeRO-3"),
+        ("promptkd", TOGETHER, "does not go with a teacher cut by --model-parallel-size"),
+        ("sft", [], "needs --teacher-model-path"),
     ],
 )
-def test_what_does_not_go_with_it(method, extra, stage, installed, message, save, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
-    settings = read_settings([*tiny_argv(method, save), "--teacher-quantization", "4bit", *extra])
+def test_quantization_refuses_options(method, extra, message, save):
     with pytest.raises(UserError, match=message):
-        check_quantization(settings, stage)
+        resolve([*tiny_argv(method, save), "--teacher-quantization", "4bit", *extra])
 
 
-def test_what_goes_with_it(save, monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    student_alone = [*TOGETHER, "--teacher-model-parallel-size", "1"]
-    check_quantization(
-        read_settings([*tiny_argv("promptkd", save), "--teacher-quantization", "4bit", *student_alone]), 2
-    )
+def test_quantization_without_bitsandbytes_is_refused(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_installed("none")
+    with pytest.raises(UserError, match="bitsandbytes, which is not installed: .*pip install"):
+        check_installed("4bit")
+
+
+def test_quantization_goes_with_a_partitioned_student(save):
+    student_only = [*TOGETHER, "--teacher-model-parallel-size", "1"]
+    config = resolve([*tiny_argv("promptkd", save), "--teacher-quantization", "4bit", *student_only])
+    assert config.parallel.size == 2 and config.parallel.teacher_size == 1
 
 
 def test_loading_is_told_the_bits_the_precision_and_the_device():

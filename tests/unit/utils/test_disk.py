@@ -22,7 +22,7 @@ from helpers.training import ROOT
 from promptkd.checkpointing.integrity import find_damage
 from promptkd.errors import RunError
 from promptkd.training.setup import build_trainer
-from train import read_settings
+from train import resolve
 
 SHORT = ["--max-length", "104", "--batch-size", "2", "--total-iters", "5", "--checkpoint-every", "2"]
 
@@ -40,7 +40,7 @@ def largest_file(size: int):
 
 def failing_at(step: int, argv: list[str], fail) -> str:
     """Train in this process; `fail()` is called within step `step`. What the run says in the end."""
-    trainer = build_trainer(read_settings(argv))
+    trainer = build_trainer(resolve(argv))
     inner = trainer.method.step
 
     def method_step(window):
@@ -97,7 +97,7 @@ def test_a_folder_that_becomes_read_only(tmp_path, monkeypatch):
 
 
 def test_a_picture_that_cannot_be_drawn_stops_nothing(tmp_path, capfd):
-    trainer = build_trainer(read_settings(tiny_argv("sft", tmp_path / "run", *SHORT)))
+    trainer = build_trainer(resolve(tiny_argv("sft", tmp_path / "run", *SHORT)))
     (tmp_path / "run/curves.png").mkdir()
     trainer.fit()
     assert "curves.png cannot be drawn" in capfd.readouterr().err and (tmp_path / "run/last").is_dir()
