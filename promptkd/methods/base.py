@@ -20,9 +20,9 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.engine.optim import OptimizerConfig
 from promptkd.errors import UserError
-from promptkd.generation.backends import GenerationBackend, GenerationRequest, TransformersBackend
-from promptkd.generation.decode import Rollout
-from promptkd.generation.sampling import Sampling, TeacherMixture
+from promptkd.generation.budget import decoding_budget
+from promptkd.generation.decode import Rollout, decode
+from promptkd.generation.sampling import Sampling, TeacherMixture, uniform_draws
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.utils.profiling import phase
@@ -153,7 +153,6 @@ class Method(ABC):
     has_teacher: ClassVar[bool] = True
     teacher_has_engine: ClassVar[bool] = False
     teacher: TrainEngine | FrozenModel
-    rollout_engine: GenerationBackend = TransformersBackend()
 
     def __init__(self, context: MethodContext, settings: Any) -> None:
         self.context, self.settings = context, settings
@@ -224,19 +223,24 @@ class Method(ABC):
     ) -> Rollout:
         """The student, in eval mode, answers every prompt. keys: what each row's sampling noise belongs to."""
         limits = self.context.limits
-        request = GenerationRequest(
-            [example.prompt for example in examples],
-            keys,
-            self.context.seed,
-            limits.max_length - limits.max_prompt_length,
-            limits.end_ids,
-            self.context.sampling,
-            mix,
-            keep_states,
-            limits.rollout_token_budget,
-            self.context.shared,
-        )
-        return self.rollout_engine.answer(self.student, request)
+        prompts = [example.prompt for example in examples]
+        max_new_tokens = limits.max_length - limits.max_prompt_length
+        longest = max(map(len, prompts), default=0) + max_new_tokens
+        with self.student.gathered_model() as model:
+            models = [model] if mix is None else [model, mix.model]
+            return decode(
+                model,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                end_ids=limits.end_ids,
+                sampling=self.context.sampling,
+                noise=lambda row: uniform_draws(self.context.seed, *keys[row], count=max_new_tokens),
+                token_budget=decoding_budget(models, longest, self.student.ranks, limits.rollout_token_budget),
+                keep_states=keep_states,
+                mix=mix,
+                shared=self.context.shared,
+                agree=self.student.ranks.broadcast_tp,
+            )
 
     def micro_batches(self, step_batch: StepBatch, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
         """Group prompts and responses into padded micro-batches, as many on each rank.

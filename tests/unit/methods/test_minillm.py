@@ -214,7 +214,7 @@ def test_ranks_share_the_order_of_one():
 
 
 def test_every_rank_needs_a_prompt():
-    with pytest.raises(UserError, match="1 prompts cannot be divided to 2 ranks"):
+    with pytest.raises(UserError, match="1 prompts cannot be divided among 2 ranks"):
         RolloutSampler(1, 4, 2, 1, 2, 1, ranks=2)
 
 

@@ -33,7 +33,7 @@ def test_quantization_refuses_options(method, extra, message, save):
 def test_quantization_without_bitsandbytes_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check_installed("none")
-    with pytest.raises(UserError, match="bitsandbytes, which is not installed: .*pip install"):
+    with pytest.raises(UserError, match=r"bitsandbytes, which is not installed: .*pip install"):
         check_installed("4bit")
 
 
