@@ -1,4 +1,4 @@
-"""KD: cross-entropy on the data's responses, mixed with soft cross-entropy against the teacher there."""
+"""KD: cross-entropy on the responses of the data, mixed with a divergence from the teacher on the same tokens."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 from promptkd.config.values import option
 from promptkd.data.batching import MicroBatch
-from promptkd.engine.engine import FrozenModel
 from promptkd.errors import UserError
 from promptkd.losses import CrossEntropy, ForwardKL, Term
 from promptkd.methods.base import Method, MethodContext, StepBatch
-from promptkd.models.wrapper import LanguageModel
 
 
 @dataclass
@@ -30,7 +28,7 @@ class KD(Method):
     def __init__(self, context: MethodContext, settings: KDSettings) -> None:
         super().__init__(context, settings)
         if self.needs_teacher(settings):
-            self.teacher = FrozenModel(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
+            self.teacher = context.frozen_teacher()
 
     @classmethod
     def needs_teacher(cls, settings: KDSettings) -> bool:

@@ -27,7 +27,7 @@ from promptkd.generation.sampling import TeacherMixture
 from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, log_probs
 from promptkd.methods.base import DatasetBundle, Method, MethodContext, StepBatch
 from promptkd.methods.corpus import CorpusSettings, open_corpus
-from promptkd.models.wrapper import LanguageModel, without_dropout
+from promptkd.models.wrapper import without_dropout
 
 if TYPE_CHECKING:
     from promptkd.config.resolve import RunConfig, RunOptions
@@ -49,7 +49,7 @@ class MiniLLMOptimizerSettings(OptimizerSettings):
         if self.scheduler_name is not None:
             if self.lr_decay_style not in ("constant", SCHEDULES[self.scheduler_name]):
                 raise UserError("--scheduler-name and --lr-decay-style are both given: leave one out")
-            self.lr_decay_style = SCHEDULES[self.scheduler_name]
+            self.lr_decay_style = SCHEDULES[self.scheduler_name]  # type: ignore[assignment]
 
 
 @dataclass
@@ -104,7 +104,9 @@ class MiniLLM(Method):
     def __init__(self, context: MethodContext, settings: MiniLLMSettings) -> None:
         super().__init__(context, settings)
         without_dropout(self.student.module)
-        self.teacher = FrozenModel(LanguageModel(context.teacher, shared=context.shared), context.ranks.device)
+        self.teacher = context.frozen_teacher()
+        assert isinstance(context.sampler, RolloutSampler)
+        self.sampler = context.sampler
         self.collection = RolloutBuffer(-1, [])
 
     @classmethod
@@ -184,7 +186,7 @@ class MiniLLM(Method):
     def rollouts_of(self, step_batch: StepBatch) -> list[list[StoredRollout]]:
         """Return this rank's rollouts of each accumulation step. Sample a collection when a new one begins."""
         groups = []
-        for number, places in self.context.sampler.batches(step_batch.step):
+        for number, places in self.sampler.batches(step_batch.step):
             if number != self.collection.number:
                 self.collection = self.collect(number, step_batch)
             groups.append([self.collection.rollouts[place] for place in places])
@@ -194,7 +196,7 @@ class MiniLLM(Method):
     def collect(self, number: int, step_batch: StepBatch) -> RolloutBuffer:
         """Sample responses to a collection's prompts, from the mixture and from the student, and score them."""
         options, context = self.settings, self.context
-        rows, places = context.sampler.collection(number), context.sampler.local_indices()
+        rows, places = self.sampler.collection(number), self.sampler.local_indices()
         prompts = replace(step_batch, examples=[context.data.train[rows[place]] for place in places])
         # As published, greedy rollouts come from the student: only sampling uses the mixture.
         mixes = options.teacher_mixed_alpha > 0 and context.sampling.do_sample
@@ -248,9 +250,9 @@ class MiniLLM(Method):
                 }
             members = [rollouts[i] for i in batch.members]
             parts = [whitened[i] for i in batch.members], [m.old for m in members], [m.importance for m in members]
-            columns = (torch.cat(part).to(device) for part in parts)
+            advantage, old, importance = (torch.cat(part).to(device) for part in parts)
             return {
-                "pg_loss": ClippedPolicy(batch.targets, *columns, options.cliprange),
+                "pg_loss": ClippedPolicy(batch.targets, advantage, old, importance, options.cliprange),
                 "reg_loss": ReverseKL(teacher, 1.0 if options.single_step_reg else 0.0),
             }
 

@@ -47,16 +47,16 @@ class RolloutBuffer:
 
     def state(self) -> dict[str, Tensor]:
         """Return the collection as tensors: its number, the concatenated fields of rollouts, and their lengths."""
-        stored = StoredRollout(*zip(*self.rollouts))
+        stored = self.rollouts
         return {
             "number": torch.tensor([self.number]),
-            "lengths": torch.tensor([len(response) for response in stored.response]),
-            "responses": torch.cat(stored.response),
-            "old": torch.cat(stored.old),
-            "rewards": torch.cat(stored.rewards),
-            "importance": torch.cat(stored.importance),
-            "own_kl": torch.tensor(stored.own_kl, dtype=torch.float64),
-            "own_lengths": torch.tensor(stored.own_length),
+            "lengths": torch.tensor([len(rollout.response) for rollout in stored]),
+            "responses": torch.cat([rollout.response for rollout in stored]),
+            "old": torch.cat([rollout.old for rollout in stored]),
+            "rewards": torch.cat([rollout.rewards for rollout in stored]),
+            "importance": torch.cat([rollout.importance for rollout in stored]),
+            "own_kl": torch.tensor([rollout.own_kl for rollout in stored], dtype=torch.float64),
+            "own_lengths": torch.tensor([rollout.own_length for rollout in stored]),
         }
 
     @classmethod
@@ -81,8 +81,8 @@ def _stored(
     own_kl: float,
     own_length: int,
 ) -> StoredRollout:
-    floats = (torch.tensor(part, dtype=torch.float32) for part in (old, rewards, importance))
-    return StoredRollout(torch.tensor(response), *floats, own_kl, own_length)
+    floats = [torch.tensor(part, dtype=torch.float32) for part in (old, rewards, importance)]
+    return StoredRollout(torch.tensor(response), floats[0], floats[1], floats[2], own_kl, own_length)
 
 
 def returns(rewards: Tensor, gamma: float) -> Tensor:

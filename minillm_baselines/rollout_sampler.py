@@ -64,8 +64,9 @@ class RolloutSampler:
         self._next_collections = self._deal()
         generator = torch.Generator().manual_seed(self.seed)
         self._loader = DataLoader(
-            range(self.rollouts), self.batch, shuffle=True, drop_last=True, generator=generator, collate_fn=list
-        )
+            list(range(self.rollouts)),  # type: ignore[arg-type]  # torch takes any sequence
+            self.batch, shuffle=True, drop_last=True, generator=generator, collate_fn=list,
+        )  # fmt: skip
 
     @property
     def steps_per_epoch(self) -> int:

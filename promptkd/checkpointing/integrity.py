@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from promptkd.engine.loss_scale import LOSS_SCALE
 from promptkd.errors import UserError
 from promptkd.utils.files import digest_of
 from promptkd.utils.strict_json import check_kind, read_object
@@ -31,7 +32,6 @@ STATE = {
     "learners": {...: LEARNER},
     "identity": {"options": OPTIONS, "deepspeed": {...: object}, "inputs": {...: (INPUT, None)}, "ranks": int},
 }
-LOSS_SCALE = ("cur_scale", "cur_iter", "cur_hysteresis", "last_overflow_iter")
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptkd.checkpointing.integrity import LOSS_SCALE
+from promptkd.engine.loss_scale import LOSS_SCALE
 from promptkd.checkpointing.repartition import Resharded, pieces_of
 from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError

@@ -139,7 +139,8 @@ def read_options(argv: list[str], find_method: FindMethod, prog: str = "train.py
         check_options(options)
         return options
 
-    return parse(groups, argv, prog, choice={"method": method}, check=checked)
+    options: RunOptions = parse(groups, argv, prog, choice={"method": method}, check=checked)
+    return options
 
 
 def resolve(argv: list[str], find_method: FindMethod, prog: str = "train.py", device: str | None = None) -> RunConfig:

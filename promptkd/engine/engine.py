@@ -1,4 +1,4 @@
-"""DeepSpeed in one place: both engines, accumulation over micro-batches, precision."""
+"""DeepSpeed engines: the model that is trained, gradient accumulation, and frozen models."""
 
 from __future__ import annotations
 
@@ -27,38 +27,47 @@ NO_DECAY = ("bias", "ln_f.weight", "ln_1.weight", "ln_2.weight")
 
 
 class TrainEngine:
-    """A model with a DeepSpeed engine around it: it learns from a window's micro-batches, one step at a time."""
+    """A model in a DeepSpeed engine, which takes one optimizer step on all micro-batches of a step.
 
-    def __init__(self, model: LanguageModel, how: OptimizerConfig, config: dict[str, Any], ranks: Ranks) -> None:
+    Args:
+        model: The model. Parameters that require a gradient are trained.
+        optimization: Hyperparameters of optimizer and schedule.
+        config: DeepSpeed configuration.
+        ranks: This process's position.
+    """
+
+    def __init__(
+        self, model: LanguageModel, optimization: OptimizerConfig, config: dict[str, Any], ranks: Ranks
+    ) -> None:
         deepspeed = prepare_deepspeed(ranks.device)
-        self.ranks, self.how, self.group = ranks, how, model.group
+        self.ranks, self.group = ranks, model.group
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         plain = [p for name, p in named if any(part in name for part in NO_DECAY)]
         decayed = [p for name, p in named if not any(part in name for part in NO_DECAY)]
-        groups = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
-            lr=how.lr, betas=how.betas, weight_decay=how.weight_decay, fused=True,
+            lr=optimization.lr, betas=optimization.betas, weight_decay=optimization.weight_decay, fused=True,
         )  # fmt: skip
         settings = {
             **config,
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,  # windows hold any number of micro-batches: we set the boundary
-            "gradient_clipping": how.clip_grad,
+            "gradient_accumulation_steps": 1,  # `update` sets the boundary itself: steps differ in their numbers of micro-batches
+            "gradient_clipping": optimization.clip_grad,
             "steps_per_print": 1 << 40,
-            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed's own CPU Adam is compiled at run time
+            "zero_force_ds_cpu_optimizer": False,  # DeepSpeed would compile its own Adam for CPUs
         }
         if zero_stage(config):
             trained = sum(p.numel() for _, p in named)
             settings["zero_optimization"] = with_bucket_for(config["zero_optimization"], trained)
         if zero_stage(config) == 3:
             partition_params(model, settings, DTYPES[precision(config)], ranks.device)
-        # The loss reads the head's weight outside the head's own forward: ZeRO-3 has to fetch it for us.
+        # The loss reads the head's weight outside of the head's forward pass, so ZeRO-3 has to know of it.
         for parameter in model.lm_head_parameters():
             deepspeed.zero.register_external_parameter(model, parameter)
         self._claim_deepspeed()
         self.engine, _, _, self.schedule = deepspeed.initialize(
-            model=model, optimizer=optimizer, lr_scheduler=make_schedule(optimizer, how),
+            model=model, optimizer=optimizer, lr_scheduler=make_schedule(optimizer, optimization),
             config=settings, mpu=self.group,
         )  # fmt: skip
         self.stage = self.engine.zero_optimization_stage()
@@ -67,28 +76,31 @@ class TrainEngine:
 
     @property
     def tp_size(self) -> int:
-        """Ranks that hold the model together; what they hold is the same on all `shares` groups but for ZeRO."""
+        """Number of tensor-parallel ranks that hold the model."""
         return 1 if self.group is None else self.group.size
 
     @property
     def dp_rank(self) -> int:
-        """Which of the groups this rank is in, and so which of ZeRO's shares of its part of the model it has."""
+        """Index of this rank's group, and of its ZeRO partition."""
         return self.ranks.world.dp_rank // self.tp_size
 
     @property
     def dp_size(self) -> int:
+        """Number of such groups, and of ZeRO partitions."""
         return self.ranks.world.dp_size // self.tp_size
 
     @property
     def module(self) -> LanguageModel:
-        return self.engine.module
+        module: LanguageModel = self.engine.module
+        return module
 
     @property
     def lr(self) -> float:
-        return self.schedule.get_last_lr()[0]
+        """The current learning rate."""
+        return float(self.schedule.get_last_lr()[0])
 
     def train(self, mode: bool = True) -> None:
-        """Switch dropout on or off."""
+        """Switch between training mode, with dropout, and evaluation mode."""
         self.engine.train(mode)
 
     def update(
@@ -113,8 +125,7 @@ class TrainEngine:
             losses = losses_of(batch)
             with part("forward and loss"):
                 loss, sums = self.engine(batch, self._loss_function(batch, list(losses.values())))
-            # Shares are of the mean over all ranks' tokens, but DeepSpeed averages over ranks (the copies of one
-            # share of the examples have the same gradient, so it is the shares that count).
+            # Token weights belong to the mean over all ranks, while DeepSpeed averages the gradients of ranks.
             with part("backward"):
                 self.engine.backward(loss * self.ranks.dp_size)
             for name, value in zip(losses, sums):
@@ -123,7 +134,7 @@ class TrainEngine:
                 values = self.ranks.all_reduce_sum(torch.stack(list(totals.values())))
                 self.grad_norm = self._norm()
                 if not math.isfinite(self.grad_norm):
-                    # No update, as ZeRO's optimizers do by themselves.
+                    # Skip the update, as ZeRO's optimizers do.
                     self.module.zero_grad(set_to_none=True)
                     self.engine.set_gradient_accumulation_boundary(False)
             with part("optimizer"):
@@ -152,57 +163,57 @@ class TrainEngine:
         return FrozenLogits(self.hidden_states(batch, prompted), self)
 
     def drop_nonfinite(self) -> None:
-        """Leave the weights alone when a gradient is not finite. All but ZeRO 1 and 2 in bf16 do so unasked."""
+        """Skip updates with non-finite gradients. Only ZeRO-1 and ZeRO-2 in bf16 need to be told."""
         if self.stage in (1, 2):
             self.engine.optimizer.check_grad_overflow = True
 
     def _norm(self) -> float:
-        """Stage 0 keeps whole gradients and forgets their norm; the other stages tell it after the step."""
+        """Compute the gradient norm under stage 0, which does not keep it. Other stages return it after the step."""
         if self.stage:
             return 0.0
-        with_gradient = [p for p in self.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in with_gradient if not is_tp_sharded(p)])
+        gradients = [(p.grad, is_tp_sharded(p)) for p in self.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([grad for grad, sharded in gradients if not sharded])
         if self.group is None:
             return float(norm)
-        parts = (
-            torch.nn.utils.get_total_norm([p.grad for p in with_gradient if is_tp_sharded(p)]).square().to(norm.device)
-        )
-        torch.distributed.all_reduce(parts, group=self.group.group)
-        return float((norm.square() + parts).sqrt())
+        shards = torch.nn.utils.get_total_norm([grad for grad, sharded in gradients if sharded])
+        squares = shards.square().to(norm.device)
+        torch.distributed.all_reduce(squares, group=self.group.group)
+        return float((norm.square() + squares).sqrt())
 
     def _claim_deepspeed(self) -> None:
-        """DeepSpeed keeps one model parallel unit for all engines of a process; ours may have different ones."""
+        """Make this engine's tensor-parallel group DeepSpeed's, which has only one for all engines of a process."""
         from deepspeed.utils import groups
 
         groups.mpu = self.group
 
     @torch.no_grad()
     def hidden_states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
-        """Hidden states at the response positions, without gradient: [response tokens, width]."""
+        """Compute the hidden states that predict the response tokens, `(tokens, hidden)`, without gradient."""
         with part("fixed forward"):
-            return self.engine(batch, lambda hidden, head: hidden, prompted)
+            hidden: Tensor = self.engine(batch, lambda hidden, head: hidden, prompted)
+            return hidden
 
     @contextlib.contextmanager
     def lm_head(self) -> Iterator[LMHead]:
-        """The output head, whole."""
+        """Lend the output head, gathered from all ranks under ZeRO-3."""
         with self._gathered(self.module.lm_head_parameters()):
             yield self.module.lm_head()
 
     @contextlib.contextmanager
     def gathered_model(self) -> Iterator[PreTrainedModel]:
-        """The transformers model in eval mode with all its weights here, for decoding."""
+        """Lend the transformers model in evaluation mode, for decoding. Under ZeRO-3 its weights are gathered."""
         self.train(False)
         if self.stage < 3:
             yield self.module.model
             return
-        # ZeRO-3's hooks fetch and drop each layer's weights on all ranks in step; decoding ranks are not in step.
+        # ZeRO-3's hooks gather each layer on all ranks at the same time, but ranks decode answers of different lengths.
         from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 
         with unwrap_model_for_generation(self.engine):
             yield self.module.model
 
     def model_state(self) -> dict[str, Tensor]:
-        """The transformers model's weights, whole, in the engine's precision; if sharded, on the first rank alone."""
+        """Return all weights of the transformers model in the engine's precision, if partitioned on the first rank only."""
         if self.group is not None:
             return gather_state_dict(self.module.model)
         if self.stage < 3:
@@ -211,29 +222,30 @@ class TrainEngine:
         return {name.removeprefix("model."): tensor for name, tensor in state.items() if name.startswith("model.")}
 
     def full_param(self, parameter: torch.nn.Parameter) -> Tensor:
-        """A trained parameter in float32, whole, detached: the optimizer's copy where there is one."""
+        """Return a trained parameter in float32, gathered and detached: the optimizer's master copy if it has one."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         value = safe_get_full_fp32_param(parameter)
         return (parameter if value is None else value).detach().float().clone()
 
-    def _gathered(self, parameters: list[torch.nn.Parameter]):
+    def _gathered(self, parameters: list[torch.nn.Parameter]) -> contextlib.AbstractContextManager[Any]:
         if self.stage < 3:
             return contextlib.nullcontext()
         import deepspeed
 
-        return deepspeed.zero.GatheredParameters(parameters)
+        gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+        return gathered
 
 
 class FrozenModel:
-    """A teacher that only answers: no prompt, no gradient, no engine."""
+    """A model that only predicts, without gradient and without a DeepSpeed engine."""
 
     def __init__(self, model: LanguageModel, device: torch.device) -> None:
         self.module = model.to(device).eval().requires_grad_(False)
 
     @contextlib.contextmanager
     def gathered_model(self) -> Iterator[PreTrainedModel]:
-        """As a Learner's: the transformers model, for decoding."""
+        """Lend the transformers model, for decoding."""
         yield self.module.model
 
     def predict(self, batch: MicroBatch) -> FrozenLogits:
@@ -242,9 +254,11 @@ class FrozenModel:
 
     @torch.no_grad()
     def hidden_states(self, batch: MicroBatch) -> Tensor:
+        """Compute the hidden states that predict the response tokens, `(tokens, hidden)`."""
         with part("fixed forward"):
             return self.module.hidden_states(batch)
 
     @contextlib.contextmanager
     def lm_head(self) -> Iterator[LMHead]:
+        """Lend the output head."""
         yield self.module.lm_head()

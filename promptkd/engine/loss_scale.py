@@ -1,10 +1,11 @@
-"""The loss scale of an fp16 engine: overflows lower it, and are counted; a loss that is not finite is no overflow."""
+"""The loss scale of an fp16 engine. Overflows lower it and are counted. A non-finite loss is not an overflow."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from promptkd.checkpointing.integrity import LOSS_SCALE
+# Attributes of DeepSpeed's loss scaler that a checkpoint holds.
+LOSS_SCALE = ("cur_scale", "cur_iter", "cur_hysteresis", "last_overflow_iter")
 
 
 class LossScale:
@@ -16,20 +17,24 @@ class LossScale:
 
     def __init__(self, engine: Any) -> None:
         self.engine, self.scaler = engine, engine.optimizer.loss_scaler
-        self.scaler.raise_error_at_min_scale = False  # `is_exhausted` tells, and FiniteGuard ends the run in one line
+        self.scaler.raise_error_at_min_scale = False  # NonFiniteGuard ends the run instead, with one line
         self.is_exhausted = False
 
     @property
     def is_dynamic(self) -> bool:
-        """Whether the scale adapts to overflows; False for a fixed `fp16.loss_scale`."""
-        return self.scaler.dynamic
+        """Whether the scale adapts to overflows. It is False for a fixed `fp16.loss_scale`."""
+        return bool(self.scaler.dynamic)
 
     def row(self) -> dict[str, float]:
-        """What the metrics hold: the scale after the step, and how many steps overflowed so far."""
+        """Return the values of the metrics row: the scale after the step and the number of skipped steps."""
         return {"loss_scale": self.scaler.cur_scale, "skipped_steps": self.engine.skipped_steps}
 
     def step(self, is_finite: bool) -> None:
-        """Take the engine's optimizer step. is_finite: whether the loss is; one that is not does not move the scale."""
+        """Take the engine's optimizer step.
+
+        Args:
+            is_finite: Whether the loss is finite. Otherwise the step is skipped and the scale does not change.
+        """
         scaler = self.scaler
         before = {name: getattr(scaler, name) for name in LOSS_SCALE if hasattr(scaler, name)}
         skipped = self.engine.skipped_steps

@@ -1,4 +1,4 @@
-"""How a model learns: the optimizer's numbers and the schedule of its rate."""
+"""Hyperparameters of the optimizer, and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from transformers import (
     get_polynomial_decay_schedule_with_warmup,
 )
 
-NOAM_END = 1e-7  # where the published schedule ends: transformers' default `lr_end`
+NOAM_END = 1e-7  # final rate of the published schedule, transformers' default `lr_end`
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """How one model learns: AdamW, a schedule over `total` optimizer steps, clipping."""
+    """Hyperparameters of AdamW, of the schedule over `total` optimizer steps, and of gradient clipping."""
 
     lr: float
     total: int
@@ -29,18 +29,23 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.999)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, how: OptimizerConfig) -> LRScheduler:
-    """Return the published schedule: torch's cosine (without warm-up), transformers' constant, cosine or noam.
+def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> LRScheduler:
+    """Return the published schedule: torch's cosine without warmup, or transformers' constant, cosine or noam.
 
-    A schedule never ends above the peak rate: a learner with rate 0 stays frozen under each of them.
+    No schedule exceeds the peak rate, so that a rate of 0 freezes a model under each of them.
     """
-    if how.style == "cosine":
-        return CosineAnnealingLR(optimizer, T_max=how.total, eta_min=min(how.lr_min, how.lr))
-    # A rate that is no higher than where noam ends has nothing to decay, and transformers refuses it.
-    if how.style == "noam" and how.lr > NOAM_END:
-        # transformers divides by the steps after the warm-up, also in the call after the last step.
-        total = max(how.total, how.warmup + 1)
-        return get_polynomial_decay_schedule_with_warmup(optimizer, how.warmup, total, lr_end=NOAM_END, power=0.5)
-    if how.style == "cosine_trm":
-        return get_cosine_schedule_with_warmup(optimizer, how.warmup, how.total)
-    return get_constant_schedule_with_warmup(optimizer, how.warmup)
+    schedule: LRScheduler
+    if config.style == "cosine":
+        return CosineAnnealingLR(optimizer, T_max=config.total, eta_min=min(config.lr_min, config.lr))
+    # transformers refuses a peak rate that is not above the final one. Such a rate stays constant.
+    if config.style == "noam" and config.lr > NOAM_END:
+        # transformers divides by the number of steps after the warmup, also in the call after the last step.
+        total = max(config.total, config.warmup + 1)
+        schedule = get_polynomial_decay_schedule_with_warmup(
+            optimizer, config.warmup, total, lr_end=NOAM_END, power=0.5
+        )
+    elif config.style == "cosine_trm":
+        schedule = get_cosine_schedule_with_warmup(optimizer, config.warmup, config.total)
+    else:
+        schedule = get_constant_schedule_with_warmup(optimizer, config.warmup)
+    return schedule

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -104,10 +104,29 @@ class MethodContext:
     optimization: OptimizerConfig
     make_engine: Callable[[LanguageModel, OptimizerConfig], TrainEngine]
     data: DatasetBundle
-    sampler: StepSampler
+    sampler: Sampler
     corpus_sampler: StepSampler | None = None
     shared: SharedVocabulary | None = None
     published_mean: bool = False
+
+    def frozen_teacher(self) -> FrozenModel:
+        """Return the teacher as a model that only predicts."""
+        assert self.teacher is not None  # `check_options` has seen to it
+        return FrozenModel(LanguageModel(self.teacher, shared=self.shared), self.ranks.device)
+
+
+class Sampler(Protocol):
+    """What selects the examples of each optimizer step."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Number of optimizer steps of a pass over the examples."""
+
+    def epoch_of(self, step: int) -> int:
+        """Return the pass, from 1, that optimizer step `step`, from 1, belongs to."""
+
+    def indices(self, step: int) -> list[int]:
+        """Return the row numbers of this rank's examples in optimizer step `step`."""
 
 
 @dataclass
@@ -187,7 +206,7 @@ class Method(ABC):
         return DatasetBundle(train, dev, {"data": options.data_dir})
 
     @classmethod
-    def make_sampler(cls, config: RunConfig, data: DatasetBundle, ranks: Ranks) -> StepSampler:
+    def make_sampler(cls, config: RunConfig, data: DatasetBundle, ranks: Ranks) -> Sampler:
         """Return what selects the training examples of each optimizer step."""
         return step_sampler(config, len(data.train), ranks)
 
@@ -221,7 +240,14 @@ class Method(ABC):
         mix: TeacherMixture | None = None,
         keep_states: bool = False,
     ) -> Rollout:
-        """The student, in eval mode, answers every prompt. keys: what each row's sampling noise belongs to."""
+        """Let the student, in evaluation mode, answer prompts.
+
+        Args:
+            examples: The prompts.
+            keys: For each prompt, the numbers that its random numbers depend on, beside the run's seed.
+            mix: A teacher that takes part in the sampling distribution.
+            keep_states: Whether to return the hidden states that the student decoded with.
+        """
         limits = self.context.limits
         prompts = [example.prompt for example in examples]
         max_new_tokens = limits.max_length - limits.max_prompt_length

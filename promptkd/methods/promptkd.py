@@ -1,4 +1,4 @@
-"""PromptKD (paper, algorithm 1): the student answers, the teacher's prompt adapts, the student learns."""
+"""PromptKD (paper, algorithm 1): the student responds, the teacher's prompt adapts, the student is distilled."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from promptkd.config.values import at_least, is_text, option
 from promptkd.data.batching import MicroBatch
+from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError
 from promptkd.losses import FrozenLogits, Term, kl_loss
 from promptkd.methods.base import Method, MethodContext, StepBatch
@@ -22,21 +23,27 @@ Divergence = Literal["reverse", "forward"]
 
 @dataclass
 class PromptKDSettings:
-    teacher_lr: float | None = option(None, "the prompt's peak learning rate; default: --lr")
-    prompt_len: int = option(7, "embeddings of the soft prompt")
+    teacher_lr: float | None = option(None, "peak learning rate of the prompt; default: --lr")
+    prompt_len: int = option(7, "number of embeddings of the soft prompt")
     prompt_init_text: str = option(
         "Suppose you are a student.",
-        "text whose embeddings the prompt starts from, or PAD, or random",
+        "initial prompt: a text, whose token embeddings are used, or PAD, or random",
         nargs="+",
     )
-    teacher_kld_type: Divergence = option("reverse", "prompted teacher against student, in prompt tuning")
-    base_kld_type: Divergence = option("reverse", "prompted against unprompted teacher, in prompt tuning")
-    student_kld_type: Divergence = option("reverse", "student against prompted teacher, in distillation")
-    base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
+    teacher_kld_type: Divergence = option(
+        "reverse", "direction of the KL between prompted teacher and student in prompt tuning"
+    )
+    base_kld_type: Divergence = option(
+        "reverse", "direction of the KL between prompted and unprompted teacher in prompt tuning"
+    )
+    student_kld_type: Divergence = option(
+        "reverse", "direction of the KL between student and prompted teacher in distillation"
+    )
+    base_coef: float = option(1.0, "initial weight of the unprompted teacher's term, which falls linearly to 0")
 
     def __post_init__(self) -> None:
         if not self.prompt_init_text.strip() or not is_text(self.prompt_init_text):
-            raise UserError("--prompt-init-text is empty or no UTF-8: give a text, PAD or random")
+            raise UserError("--prompt-init-text is empty or not UTF-8: give a text, PAD or random")
         at_least(1, prompt_len=self.prompt_len)
         at_least(0, base_coef=self.base_coef)
         if self.teacher_lr is not None:
@@ -44,32 +51,45 @@ class PromptKDSettings:
 
 
 class PromptKD(Method):
+    """PromptKD: tune a soft prompt of the teacher to the student, then distill from the prompted teacher."""
+
     Settings = PromptKDSettings
     teacher_has_engine = True
 
     def __init__(self, context: MethodContext, settings: PromptKDSettings) -> None:
         super().__init__(context, settings)
+        assert context.teacher is not None  # `check_options` has seen to it
         teacher = context.teacher.requires_grad_(False)
         check_positions(teacher.config, context.limits.max_length + settings.prompt_len, "--teacher-model-path")
-        embedding = teacher.get_input_embeddings()
         start = initial_prompt(
-            settings.prompt_init_text, settings.prompt_len, embedding, context.tokenizer, context.seed
+            settings.prompt_init_text,
+            settings.prompt_len,
+            teacher.get_input_embeddings(),
+            context.tokenizer,
+            context.seed,
         )
-        prompted = LanguageModel(teacher, SoftPrompt(start), context.shared)
         rate = context.optimization.lr if settings.teacher_lr is None else settings.teacher_lr
-        self.teacher = context.make_engine(prompted, replace(context.optimization, lr=rate))
-        without_dropout(teacher)  # eval mode would not do: layers recompute activations in train mode alone
-        self.teacher.train(False)
-        self.start = self.prompt()
+        self.prompted_teacher = context.make_engine(
+            LanguageModel(teacher, SoftPrompt(start), context.shared), replace(context.optimization, lr=rate)
+        )
+        self.teacher = self.prompted_teacher
+        # Evaluation mode is not enough: layers recompute activations in training mode only.
+        without_dropout(teacher)
+        self.prompted_teacher.train(False)
+        self.initial_prompt = self.prompt()
 
-    def learners(self):
-        return {"student": self.student, "teacher": self.teacher}
+    def learners(self) -> dict[str, TrainEngine]:
+        """Return the engines of student and prompt. Checkpoints of version 0.1 call the prompt "teacher"."""
+        return {"student": self.student, "teacher": self.prompted_teacher}
 
-    def prompt(self) -> torch.Tensor:
-        """P as it is now: float32 [prompt_len, width]."""
-        return self.teacher.full_param(self.teacher.module.prompt.embeddings)
+    def prompt(self) -> Tensor:
+        """Return the soft prompt P, float32 `(prompt_len, hidden)`."""
+        soft_prompt = self.prompted_teacher.module.prompt
+        assert soft_prompt is not None
+        return self.prompted_teacher.full_param(soft_prompt.embeddings)
 
     def step(self, step_batch: StepBatch) -> dict[str, float]:
+        """Let the student answer (phase 1), tune the prompt (phase 2), and update the student (phase 3)."""
         with step_batch.timer("rollout"):
             keys = [(step_batch.step, example.index) for example in step_batch.examples]
             rollout = self.rollout(step_batch.examples, keys, keep_states=True)
@@ -84,34 +104,44 @@ class PromptKD(Method):
             "prompt_kd_loss": losses["prompt_kd_loss"],
             "prompt_base_loss": losses["prompt_base_loss"] * base_coef,
             "base_coef_now": base_coef,
-            "prompt_grad_norm": self.teacher.grad_norm,
-            "prompt_drift": float((self.prompt() - self.start).norm()),
+            "prompt_grad_norm": self.prompted_teacher.grad_norm,
+            "prompt_drift": float((self.prompt() - self.initial_prompt).norm()),
             "response_tokens": tokens,
         }
 
     def tune_prompt(
-        self, micro_batches: list[MicroBatch], student_states: list[Tensor], base_coef: float
+        self, micro_batches: list[MicroBatch], student_states: list[Tensor] | None, base_coef: float
     ) -> dict[str, float]:
         """Take a step on P (paper, algorithm 1, phase 2).
 
-        The loss is KL(prompted teacher || student) + base_coef * KL(prompted teacher || teacher). The student's
-        hidden states are those it decoded with: its weights are the same and it has no dropout there.
+        The loss is KL(prompted teacher || student) + base_coef * KL(prompted teacher || teacher).
+
+        Args:
+            micro_batches: Prompts and the student's responses.
+            student_states: Hidden states that the student decoded with, which has the same weights now and no dropout
+                then. If they are None, the student runs again.
+            base_coef: Weight of the second term.
         """
         options = self.settings
-        self.teacher.train(self.teacher.module.model.is_gradient_checkpointing)
+        self.prompted_teacher.train(self.prompted_teacher.module.model.is_gradient_checkpointing)
 
         def losses(batch: MicroBatch) -> dict[str, Term]:
-            student = FrozenLogits(torch.cat([student_states[i] for i in batch.members]), self.student)
-            teacher = self.teacher.predict(batch, prompted=False)
+            if student_states is None:
+                student = self.student.predict(batch)
+            else:
+                student = FrozenLogits(torch.cat([student_states[i] for i in batch.members]), self.student)
+            teacher = self.prompted_teacher.predict(batch, prompted=False)
             return {
                 "prompt_kd_loss": kl_loss(options.teacher_kld_type, student),
                 "prompt_base_loss": kl_loss(options.base_kld_type, teacher, base_coef),
             }
 
-        return self.teacher.update(micro_batches, losses)
+        return self.prompted_teacher.update(micro_batches, losses)
 
     def distill_student(self, micro_batches: list[MicroBatch]) -> dict[str, float]:
-        """Take a step on the student, dropout on (phase 3): KL(student || prompted teacher) with the updated P."""
+        """Take a step on the student, with dropout (phase 3): KL(student || prompted teacher) with the new P."""
         self.student.train()
         kind = self.settings.student_kld_type
-        return self.student.update(micro_batches, lambda mb: {"student_loss": kl_loss(kind, self.teacher.predict(mb))})
+        return self.student.update(
+            micro_batches, lambda mb: {"student_loss": kl_loss(kind, self.prompted_teacher.predict(mb))}
+        )

@@ -31,4 +31,5 @@ def method_class(name: str) -> type[Method]:
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(f"--method {name}: choose one of {', '.join(METHODS)}{hint}")
     module, _, attribute = METHODS[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
+    kind: type[Method] = getattr(importlib.import_module(module), attribute)
+    return kind

@@ -35,7 +35,7 @@ def loading_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict
     """Return the arguments of `from_pretrained` that quantize weights as they are read, directly on `device`."""
     if kind == NONE:
         return {}
-    bits = {"load_in_8bit": True}
+    bits: dict[str, Any] = {"load_in_8bit": True}
     if kind == "4bit":
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}

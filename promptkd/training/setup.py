@@ -26,6 +26,7 @@ from promptkd.engine.optim import OptimizerConfig
 from promptkd.errors import UserError
 from promptkd.generation.sampling import Sampling
 from promptkd.methods.base import DatasetBundle, LengthLimits, Method, MethodContext, step_sampler
+from promptkd.methods.registry import method_class
 from promptkd.models.adapters import base_of, is_adapter
 from promptkd.models.loading import (
     check_pair,
@@ -74,9 +75,10 @@ def build_trainer(config: RunConfig) -> Trainer:
         check_with_deepspeed(config.teacher_deepspeed, path, ranks.device, TEACHER_FILE)
     check_installed(config.models.teacher_quantization)
     tokenizer = load_bound_tokenizer(config, ranks)
-    data = config.method_class.open_data(config, tokenizer)
+    kind = method_class(config.method)
+    data = kind.open_data(config, tokenizer)
     check_dev_set(config, data)
-    sampler = config.method_class.make_sampler(config, data, ranks)
+    sampler = kind.make_sampler(config, data, ranks)
     models = load_models(config, tokenizer, ranks)
     check_token_ids(config, models.shared, data, tokenizer)
     checkpoints, record = open_folder(config, data.folders, ranks)
@@ -176,7 +178,9 @@ def check_token_ids(config: RunConfig, shared: SharedVocabulary | None, data: Da
     dev = data.dev if config.run.exposure_bias_every else None
     sets = {"training": data.train, "corpus": data.corpus, "dev": dev}
     for name, examples in sets.items():
-        for number in range(len(examples or ())):
+        if examples is None:
+            continue
+        for number in range(len(examples)):
             prompt, response = examples[number].prompt, examples[number].response
             shared.check_inputs([(f"example {number + 1} of the {name} data", [*prompt, *response[:-1]])])
 
@@ -212,8 +216,7 @@ def build_method(
         shared=models.shared,
         published_mean=options.loss_normalization == "micro-batch",
     )
-    method: Method = config.method_class(context, config.method_settings)  # type: ignore[operator]
-    return method
+    return method_class(config.method)(context, config.method_settings)
 
 
 def report_shared_vocabulary(context: MethodContext, record: dict[str, Any]) -> None:
@@ -260,7 +263,11 @@ def open_folder(config: RunConfig, folders: dict[str, str], ranks: Ranks) -> tup
 
 def input_folders(config: RunConfig, folders: dict[str, str]) -> dict[str, str | None]:
     """Return all folders that decide the results, by name: models, the base models of adapters, and data."""
-    inputs = {"student": config.models.model_path, "teacher": config.models.teacher_model_path, **folders}
+    inputs: dict[str, str | None] = {
+        "student": config.models.model_path,
+        "teacher": config.models.teacher_model_path,
+        **folders,
+    }
     bases = {f"{name}_base": base_of(path, name) for name, path in inputs.items() if path and is_adapter(path)}
     return inputs | {name: path for name, path in bases.items() if os.path.isdir(path)}
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from promptkd.checkpointing.manager import Checkpoints
+from promptkd.config.options import OptimizerSettings
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.sampler import StepSampler
 from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
-from promptkd.methods.base import Method, StepBatch
+from promptkd.methods.base import Method, Sampler, StepBatch
 from promptkd.models.soft_prompt import save_prompt
 from promptkd.training.curves import draw_curves
 from promptkd.training.metrics import MetricsFile, StepTimes, logged_memory_gb, peak_memory_gb
@@ -39,7 +39,7 @@ class Trainer:
         settings,
         method: Method,
         examples: ExampleSet,
-        windows: StepSampler,
+        windows: Sampler,
         dev: DevSet,
         ranks: Ranks,
         checkpoints: Checkpoints,
@@ -208,7 +208,7 @@ class Trainer:
             self.progress.line(f"{picture} cannot be drawn ({error}): the run goes on without it")
 
 
-def total_steps(optimizer, windows: StepSampler) -> int:
+def total_steps(optimizer: OptimizerSettings, windows: Sampler) -> int:
     """Optimizer steps of the whole run: --total-iters, or --epochs times the steps of one."""
     return optimizer.total_iters or optimizer.epochs * windows.steps_per_epoch
 
