@@ -8,7 +8,8 @@ from promptkd.config.values import option
 from promptkd.data.batching import MicroBatch
 from promptkd.errors import UserError
 from promptkd.losses import CrossEntropy, ForwardKL, Term
-from promptkd.methods.base import Method, MethodContext, StepBatch
+from promptkd.methods.base import Method
+from promptkd.methods.context import MethodContext, StepBatch
 
 
 @dataclass

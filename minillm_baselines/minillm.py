@@ -25,7 +25,8 @@ from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.errors import UserError
 from promptkd.generation.sampling import TeacherMixture
 from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, log_probs
-from promptkd.methods.base import DatasetBundle, Method, MethodContext, StepBatch
+from promptkd.methods.base import Method
+from promptkd.methods.context import DatasetBundle, MethodContext, StepBatch
 from promptkd.methods.corpus import CorpusSettings, open_corpus
 from promptkd.models.wrapper import without_dropout
 

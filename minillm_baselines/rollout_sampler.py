@@ -63,7 +63,7 @@ class RolloutSampler:
             raise UserError(f"{self.examples} prompts cannot be divided among {self.ranks} ranks: start fewer ranks")
         self._next_collections = self._deal()
         generator = torch.Generator().manual_seed(self.seed)
-        self._loader = DataLoader(
+        self._loader: DataLoader[int] = DataLoader(
             list(range(self.rollouts)),  # type: ignore[arg-type]  # torch takes any sequence
             self.batch, shuffle=True, drop_last=True, generator=generator, collate_fn=list,
         )  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from promptkd.losses import CrossEntropy
-from promptkd.methods.base import Method, StepBatch
+from promptkd.methods.base import Method
+from promptkd.methods.context import StepBatch
 
 
 class SFT(Method):

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptkd.engine.loss_scale import LOSS_SCALE
 from promptkd.checkpointing.repartition import Resharded, pieces_of
 from promptkd.engine.engine import TrainEngine
+from promptkd.engine.loss_scale import LOSS_SCALE
 from promptkd.errors import UserError
 from promptkd.models.checks import is_finite
 from promptkd.weights.safetensors_io import TensorFile

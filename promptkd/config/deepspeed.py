@@ -1,9 +1,10 @@
-"""DeepSpeed's own settings file: what may stand in it, and what it says of precision and ZeRO."""
+"""DeepSpeed config files: which keys they may have, and which precision and ZeRO stage they ask for."""
 
 from __future__ import annotations
 
 import logging
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from promptkd.utils.strict_json import read_object
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 CONFIGS = project.CONFIGS / "deepspeed"
-# What the command line alone decides; a DeepSpeed file may say "auto" or nothing.
+# Values that come from command-line options. A DeepSpeed file may say "auto" or leave them out.
 OWNED = {
     "train_batch_size": "--batch-size and --gradient-accumulation-steps",
     "train_micro_batch_size_per_gpu": "--batch-size",
@@ -23,7 +24,7 @@ OWNED = {
     "optimizer": "--lr and --weight-decay",
     "scheduler": "--lr-decay-style and --warmup-iters",
 }
-# What would write files of its own where the file says, need other packages, or change the training unseen.
+# Features that write files of their own, need other packages, or change the training without a trace.
 UNSUPPORTED = (
     "amp", "autotuning", "comet", "compression_training", "csv_monitor", "curriculum_learning", "data_efficiency",
     "eigenvalue", "elasticity", "flops_profiler", "nebula", "progressive_layer_drop", "quantize_training",
@@ -32,12 +33,18 @@ UNSUPPORTED = (
 
 
 def read_deepspeed_config(path: str | None, device: torch.device, option: str = "--deepspeed_config") -> dict[str, Any]:
-    """The DeepSpeed file that `option` names, checked.
+    """Read and check a DeepSpeed file.
 
-    Without a path: bf16 on a GPU that has it, fp16 on another, fp32 on a CPU. Raises UserError when the file is
-    missing, not JSON, sets what the command line owns, or asks for fp16 on a CPU, or for half precision without ZeRO.
-    There DeepSpeed's bf16 optimizer loses small updates. Its fp16 optimizer divides by a loss scale that the loss was
-    never multiplied with.
+    Half precision without ZeRO is refused: DeepSpeed's bf16 optimizer loses small updates there, and its fp16 optimizer
+    divides by a loss scale that the loss was never multiplied by.
+
+    Args:
+        path: The file. The default is bf16 on a GPU that has it, fp16 on another GPU, and fp32 on a CPU.
+        device: The device of the run.
+        option: The option that named the file, for error messages.
+
+    Raises:
+        UserError: The file is missing or not JSON, sets what an option decides, or asks for what cannot be used here.
     """
     if path is None:
         gpu_file = (
@@ -47,11 +54,11 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
     config = read_object(Path(path), f"name one of {CONFIGS}/*.json as {option}")
     for key, options in OWNED.items():
         if config.pop(key, "auto") != "auto":
-            raise UserError(f'{option} {path} sets {key}: say "auto" there and use {options}')
+            raise UserError(f'{option} {path} sets {key}: write "auto" and use {options}')
     for key in UNSUPPORTED:
         section = config.get(key, {"enabled": False})
         if not isinstance(section, dict) or section.get("enabled") is not False:
-            raise UserError(f"{option} {path} has {key}, which is not supported here: take it out")
+            raise UserError(f"{option} {path} has {key}, which is not supported: remove it")
     for key in ("fp16", "bf16", "zero_optimization"):
         if not isinstance(config.get(key, {}), dict):
             raise UserError(f"{option} {path}: {key} has to be an object, not {config[key]!r}")
@@ -75,7 +82,7 @@ def read_deepspeed_config(path: str | None, device: torch.device, option: str = 
 def check_with_deepspeed(
     config: dict[str, Any], path: str | None, device: torch.device, option: str = "--deepspeed_config"
 ) -> None:
-    """Raise UserError where DeepSpeed itself would refuse the file that `option` names, before anything is built."""
+    """Raise UserError if DeepSpeed itself refuses the content of the file that `option` named."""
     prepare_deepspeed(device)
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 
@@ -87,7 +94,7 @@ def check_with_deepspeed(
 
 
 def precision(config: dict[str, Any]) -> str:
-    """fp16, bf16 or fp32, as the DeepSpeed configuration says."""
+    """Return fp16, bf16 or fp32."""
     for kind in ("fp16", "bf16"):
         if config.get(kind, {}).get("enabled"):
             return kind
@@ -95,21 +102,22 @@ def precision(config: dict[str, Any]) -> str:
 
 
 def zero_stage(config: dict[str, Any]) -> int:
-    """The ZeRO stage, 0 for none."""
-    return config.get("zero_optimization", {}).get("stage", 0)
+    """Return the ZeRO stage, 0 for none."""
+    stage: int = config.get("zero_optimization", {}).get("stage", 0)
+    return stage
 
 
 def with_bucket_for(zero: dict[str, Any], trained: int) -> dict[str, Any]:
-    """DeepSpeed's zero_optimization with a gradient bucket that is no larger than all gradients.
+    """Limit the gradient bucket of zero_optimization to the number of trained elements.
 
     DeepSpeed allocates the complete bucket, 2 GB in float32 by default, even for a soft prompt of some thousand
-    elements. `trained` is the number of trained elements.
+    elements.
     """
     return {**zero, "reduce_bucket_size": min(int(zero.get("reduce_bucket_size", 5e8)), trained)}
 
 
 def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
-    """The configuration in another precision."""
+    """Return the configuration in another precision."""
     if kind == precision(config):
         return config
     changed = {key: value for key, value in config.items() if key not in ("fp16", "bf16")}
@@ -120,13 +128,13 @@ def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
     return changed
 
 
-def prepare_deepspeed(device: torch.device):
-    """Import DeepSpeed so that it neither compiles anything nor talks while it works."""
+def prepare_deepspeed(device: torch.device) -> ModuleType:
+    """Import DeepSpeed, keep it from compiling on a CPU and from logging, and connect it to the ranks."""
     import deepspeed
     import deepspeed.ops
 
     if device.type == "cpu":
-        deepspeed.ops.__compatible_ops__ = {}  # it would compile a collective for shared memory
+        deepspeed.ops.__compatible_ops__ = {}  # it would compile a shared-memory collective
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", auto_mpi_discovery=False)
     return deepspeed

@@ -24,7 +24,8 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
             raise yaml.YAMLError(f"the key {twice!r} occurs twice")
-        return super().construct_mapping(node, deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
 
 
 def split_config(argv: list[str]) -> tuple[str | None, list[str]]:

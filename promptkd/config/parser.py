@@ -91,7 +91,7 @@ def flat(groups: dict[str, Any]) -> dict[str, Any]:
     return {key: value for group in groups.values() for key, value in dataclasses.asdict(group).items()}
 
 
-def declared_options(groups: Iterable[type]) -> dict[str, dataclasses.Field]:
+def declared_options(groups: Iterable[type]) -> dict[str, dataclasses.Field[Any]]:
     """Return the fields of option classes by name."""
     return {field.name: field for group in groups for field in dataclasses.fields(group)}
 

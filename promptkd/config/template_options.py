@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from promptkd.config.values import moment, option
 from promptkd.errors import UserError
@@ -14,7 +14,7 @@ class TemplateSettings:
     template: Literal["published", "chat"] = option(
         "published", "what makes prompts of rows; chat: the tokenizer's own template"
     )
-    chat_template_kwargs: dict | None = option(
+    chat_template_kwargs: dict[str, Any] | None = option(
         None, "arguments of the chat template as a JSON object, such as '{\"enable_thinking\": false}'", metavar="JSON"
     )
     template_time: str | None = option(

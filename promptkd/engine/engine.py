@@ -52,7 +52,7 @@ class TrainEngine:
         settings = {
             **config,
             "train_micro_batch_size_per_gpu": 1,
-            "gradient_accumulation_steps": 1,  # `update` sets the boundary itself: steps differ in their numbers of micro-batches
+            "gradient_accumulation_steps": 1,  # `update` sets the boundary itself
             "gradient_clipping": optimization.clip_grad,
             "steps_per_print": 1 << 40,
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed would compile its own Adam for CPUs
@@ -206,14 +206,17 @@ class TrainEngine:
         if self.stage < 3:
             yield self.module.model
             return
-        # ZeRO-3's hooks gather each layer on all ranks at the same time, but ranks decode answers of different lengths.
+        # ZeRO-3's hooks gather each layer on all ranks at once, but ranks decode answers of different lengths.
         from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
 
         with unwrap_model_for_generation(self.engine):
             yield self.module.model
 
     def model_state(self) -> dict[str, Tensor]:
-        """Return all weights of the transformers model in the engine's precision, if partitioned on the first rank only."""
+        """Return the weights of the transformers model in the engine's precision.
+
+        Partitioned weights are gathered on the first rank only.
+        """
         if self.group is not None:
             return gather_state_dict(self.module.model)
         if self.stage < 3:

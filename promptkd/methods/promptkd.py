@@ -13,7 +13,8 @@ from promptkd.data.batching import MicroBatch
 from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError
 from promptkd.losses import FrozenLogits, Term, kl_loss
-from promptkd.methods.base import Method, MethodContext, StepBatch
+from promptkd.methods.base import Method
+from promptkd.methods.context import MethodContext, StepBatch
 from promptkd.models.loading import check_positions
 from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
 from promptkd.models.wrapper import LanguageModel, without_dropout

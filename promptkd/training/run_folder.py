@@ -90,7 +90,7 @@ def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFor
     learner.ranks.barrier()
 
 
-def describe_run(settings: dict[str, Any], inputs: dict[str, str]) -> dict[str, Any]:
+def describe_run(settings: dict[str, Any], inputs: dict[str, str | None]) -> dict[str, Any]:
     """What config.json holds: settings, versions, commit, fingerprints of what was read."""
     return {
         "settings": settings,

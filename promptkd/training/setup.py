@@ -25,7 +25,8 @@ from promptkd.engine.engine import TrainEngine
 from promptkd.engine.optim import OptimizerConfig
 from promptkd.errors import UserError
 from promptkd.generation.sampling import Sampling
-from promptkd.methods.base import DatasetBundle, LengthLimits, Method, MethodContext, step_sampler
+from promptkd.methods.base import Method, step_sampler
+from promptkd.methods.context import DatasetBundle, LengthLimits, MethodContext
 from promptkd.methods.registry import method_class
 from promptkd.models.adapters import base_of, is_adapter
 from promptkd.models.loading import (

@@ -15,7 +15,8 @@ from promptkd.config.options import OptimizerSettings
 from promptkd.data.dataset import ExampleSet
 from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
-from promptkd.methods.base import Method, Sampler, StepBatch
+from promptkd.methods.base import Method
+from promptkd.methods.context import Sampler, StepBatch
 from promptkd.models.soft_prompt import save_prompt
 from promptkd.training.curves import draw_curves
 from promptkd.training.metrics import MetricsFile, StepTimes, logged_memory_gb, peak_memory_gb

@@ -17,7 +17,7 @@ from promptkd.generation.answers import answer
 from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
 from promptkd.losses import CrossEntropy, fused_loss
-from promptkd.methods.base import LengthLimits
+from promptkd.methods.context import LengthLimits
 
 
 class DevSet:

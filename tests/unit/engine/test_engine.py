@@ -67,7 +67,7 @@ def test_only_the_prompt_of_the_teacher_is_trained(tmp_path):
     optimizer = trainer.method.teacher.engine.basic_optimizer
     states = [value for state in optimizer.state.values() for value in state.values() if value.ndim]
     assert sum(state.numel() for state in states) == 2 * module.prompt.embeddings.numel()
-    assert float((trainer.method.prompt() - trainer.method.start).norm()) > 0
+    assert float((trainer.method.prompt() - trainer.method.initial_prompt).norm()) > 0
 
 
 def test_dropout_acts_in_distillation_alone(tmp_path):
