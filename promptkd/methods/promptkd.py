@@ -81,7 +81,7 @@ class PromptKD(Method):
         micro_batches, tokens = self.micro_batches(window, rollout.responses)
         base_coef = (1 - window.step / window.total) * self.settings.base_coef
         with window.clock("prompt"):
-            losses = self.tune_prompt(micro_batches, rollout.states, base_coef)
+            losses = self.tune_prompt(micro_batches, rollout.hidden_states, base_coef)
         with window.clock("student"):
             student_losses = self.distill_student(micro_batches)
         return {
