@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.distributed.ranks import Ranks
+from promptkd.models.tensor_parallel import group_of
 from promptkd.utils.memory_bounds import decoding_tokens, layer_work
 from promptkd.weights.families import field_names
 
@@ -28,7 +29,7 @@ def decoding_budget(models: Sequence[PreTrainedModel], length: int, ranks: Ranks
     cache_bytes, work_bytes = 0.0, 0.0
     for model in models:
         config = model.config.get_text_config()
-        group = getattr(model, "tensor_parallel_group", None)
+        group = group_of(model)
         itemsize = model.dtype.itemsize
         heads = config.num_attention_heads
         kv_heads = getattr(config, "num_key_value_heads", None) or heads

@@ -1,8 +1,8 @@
-"""A frozen teacher in 8 or 4 bits a weight, by bitsandbytes: for one that fits its GPU in no other way.
+"""Quantization of a frozen teacher to 8 or 4 bits per weight with the optional library bitsandbytes.
 
-8bit is LLM.int8 (Dettmers et al., 2022), 4bit is NF4 (QLoRA, Dettmers et al., 2023), both with the gradient to the
-inputs that the soft prompt needs. Embeddings, norms and head keep the teacher's precision: the losses read the head.
-It runs on GPUs and on CPUs; bitsandbytes is an optional library.
+8bit is LLM.int8 (Dettmers et al., 2022) and 4bit is NF4 (QLoRA, Dettmers et al., 2023). Both pass on the gradient with
+respect to the inputs, which the soft prompt needs. Embeddings, norms and head keep the teacher's precision, because
+the losses read the head. Both run on GPUs and CPUs.
 """
 
 from __future__ import annotations
@@ -20,9 +20,14 @@ NONE = "none"
 
 
 def check_quantization(settings: SimpleNamespace, stage: int) -> None:
-    """Raise UserError where the teacher cannot be held as --teacher-quantization says, before anything is loaded.
+    """Check --teacher-quantization against the other settings before anything is loaded.
 
-    stage: of ZeRO in the teacher's engine.
+    Args:
+        settings: The run's settings.
+        stage: The ZeRO stage of the teacher's engine.
+
+    Raises:
+        UserError: If the teacher cannot be quantized in this run.
     """
     kind = settings.models.teacher_quantization
     if kind == NONE:
@@ -33,19 +38,19 @@ def check_quantization(settings: SimpleNamespace, stage: int) -> None:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{given} needs bitsandbytes, which is not installed: .venv/bin/pip install bitsandbytes")
     if settings.parallel.teacher_size > 1:
-        raise UserError(f"{given} does not go with a teacher cut by --model-parallel-size: leave one of them out")
+        raise UserError(f"{given} does not go with a teacher cut by --model-parallel-size: omit one of them")
     if stage == 3:
         raise UserError(
-            f"{given} does not go with ZeRO-3, which cannot share such weights out: name a "
+            f"{given} does not go with ZeRO-3, which cannot partition such weights: give a "
             "--teacher-deepspeed-config of stage 0, 1 or 2"
         )
 
 
 def loading_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` has to be told: weights are packed as they are read, straight on `device`."""
+    """Return the arguments of `from_pretrained` that quantize weights while they are read onto `device`."""
     if kind == NONE:
         return {}
-    bits = {"load_in_8bit": True}
+    bits: dict[str, Any] = {"load_in_8bit": True}
     if kind == "4bit":
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
     return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}

@@ -230,8 +230,8 @@ def load_models(
     dtype = DTYPES[precision(teacher_config)]
     teacher = load_causal_lm(
         models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
-        packed=loading_options(models.teacher_quantization, dtype, ranks.device),
-        lazily=teacher_stage(kind, teacher_config) == 3,
+        quantization=loading_options(models.teacher_quantization, dtype, ranks.device),
+        deferred=teacher_stage(kind, teacher_config) == 3,
     )  # fmt: skip
     check_positions(teacher.config, data.max_length, "--teacher-model-path")
     if models.gradient_checkpointing:

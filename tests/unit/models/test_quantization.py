@@ -1,4 +1,4 @@
-"""A teacher in 8 or 4 bits: what is refused, what loading is told, and steps of each method with one on the CPU."""
+"""A teacher of 8 or 4 bits: refused settings, options of loading, and training steps on the CPU."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ TOGETHER = ["--model-parallel", "--model-parallel-size", "2"]
         ("sft", [], 1, True, "needs --teacher-model-path"),
     ],
 )
-def test_what_does_not_go_with_it(method, extra, stage, installed, message, save, monkeypatch):
+def test_check_quantization_refuses_other_settings(
+    method, extra, stage, installed, message, save, monkeypatch
+):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
     settings = read_settings([*tiny_argv(method, save), "--teacher-quantization", "4bit", *extra])
     with pytest.raises(UserError, match=message):
         check_quantization(settings, stage)
 
 
-def test_what_goes_with_it(save, monkeypatch):
+def test_check_quantization_accepts_a_sharded_student(save, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     student_alone = [*TOGETHER, "--teacher-model-parallel-size", "1"]
     check_quantization(
@@ -39,7 +41,7 @@ def test_what_goes_with_it(save, monkeypatch):
     )
 
 
-def test_loading_is_told_the_bits_the_precision_and_the_device():
+def test_loading_options_give_bits_precision_and_device():
     assert loading_options("none", torch.bfloat16, GPU) == {}
     four, eight = (loading_options(kind, torch.bfloat16, GPU) for kind in ("4bit", "8bit"))
     config = four["quantization_config"]
@@ -59,7 +61,7 @@ def test_loading_is_told_the_bits_the_precision_and_the_device():
         ("minillm", "4bit", []),
     ],
 )
-def test_steps_with_a_packed_teacher_follow_those_with_a_full_one(method, kind, options, tmp_path):
+def test_train_with_a_quantized_teacher_is_close_to_a_full_one(method, kind, options, tmp_path):
     pytest.importorskip("bitsandbytes", reason="an optional library: pip install bitsandbytes")
     short = ["--batch-size", "2", "--total-iters", "2", "--max-length", "104", "--no-eval-gen", *options]
     if method == "promptkd":
