@@ -24,9 +24,7 @@ TOGETHER = ["--model-parallel", "--model-parallel-size", "2"]
         ("sft", [], 1, True, "needs --teacher-model-path"),
     ],
 )
-def test_check_quantization_refuses_other_settings(
-    method, extra, stage, installed, message, save, monkeypatch
-):
+def test_check_quantization_refuses_other_settings(method, extra, stage, installed, message, save, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if installed else None)
     settings = read_settings([*tiny_argv(method, save), "--teacher-quantization", "4bit", *extra])
     with pytest.raises(UserError, match=message):
