@@ -17,8 +17,8 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.errors import UserError
 from promptkd.generation.budget import decoding_budget
-from promptkd.generation.decode import Rollout, decode
-from promptkd.generation.sampling import TeacherMixture, uniform_draws
+from promptkd.generation.decode import GenerationOutput, GenerationRequest, decode
+from promptkd.generation.sampling import TeacherMixture
 from promptkd.methods.context import DatasetBundle, MethodContext, Sampler, StepBatch
 
 if TYPE_CHECKING:
@@ -110,37 +110,34 @@ class Method(ABC):
     def rollout(
         self,
         examples: Sequence[Example],
-        keys: Sequence[tuple[int, ...]],
-        mix: TeacherMixture | None = None,
+        rng_keys: Sequence[tuple[int, ...]],
+        teacher_mixture: TeacherMixture | None = None,
         keep_states: bool = False,
-    ) -> Rollout:
-        """Let the student, in evaluation mode, answer prompts.
+    ) -> GenerationOutput:
+        """Let the student, in evaluation mode, respond to every prompt.
 
         Args:
-            examples: The prompts.
-            keys: For each prompt, the numbers that its random numbers depend on, beside the run's seed.
-            mix: A teacher that takes part in the sampling distribution.
-            keep_states: Whether to return the hidden states that the student decoded with.
+            examples: The examples with the prompts.
+            rng_keys: For each example, what its random numbers belong to besides the run's seed.
+            teacher_mixture: The teacher's part in the sampling distribution.
+            keep_states: Whether to return the hidden states that predict the responses.
         """
-        limits = self.context.limits
-        prompts = [example.prompt for example in examples]
-        max_new_tokens = limits.max_length - limits.max_prompt_length
-        longest = max(map(len, prompts), default=0) + max_new_tokens
+        context, limits = self.context, self.context.limits
+        request = GenerationRequest(
+            [example.prompt for example in examples],
+            limits.max_length - limits.max_prompt_length,
+            limits.end_ids,
+            context.sampling,
+            rng_keys=[(context.seed, *key) for key in rng_keys],
+            teacher_mixture=teacher_mixture,
+            shared=context.shared,
+            keep_states=keep_states,
+        )
+        longest = max(map(len, request.prompts), default=0) + request.max_new_tokens
         with self.student.gathered_model() as model:
-            models = [model] if mix is None else [model, mix.model]
-            return decode(
-                model,
-                prompts,
-                max_new_tokens=max_new_tokens,
-                end_ids=limits.end_ids,
-                sampling=self.context.sampling,
-                noise=lambda row: uniform_draws(self.context.seed, *keys[row], count=max_new_tokens),
-                token_budget=decoding_budget(models, longest, self.student.ranks, limits.rollout_token_budget),
-                keep_states=keep_states,
-                mix=mix,
-                shared=self.context.shared,
-                agree=self.student.ranks.broadcast_tp,
-            )
+            models = [model] if teacher_mixture is None else [model, teacher_mixture.model]
+            token_budget = decoding_budget(models, longest, context.ranks, limits.rollout_token_budget)
+            return decode(model, request, token_budget, broadcast=context.ranks.broadcast_tp)
 
     def micro_batches(self, step_batch: StepBatch, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
         """Group prompts and responses into padded micro-batches, as many on each rank.

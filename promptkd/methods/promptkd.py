@@ -97,7 +97,7 @@ class PromptKD(Method):
         micro_batches, tokens = self.micro_batches(step_batch, rollout.responses)
         base_coef = (1 - step_batch.step / step_batch.total) * self.settings.base_coef
         with step_batch.timer("prompt"):
-            losses = self.tune_prompt(micro_batches, rollout.states, base_coef)
+            losses = self.tune_prompt(micro_batches, rollout.hidden_states, base_coef)
         with step_batch.timer("student"):
             student_losses = self.distill_student(micro_batches)
         return {

@@ -1,4 +1,4 @@
-"""A LoRA adapter's folder in the place of a model's: the base model with the adapter merged into its weights."""
+"""LoRA adapters: a folder with an adapter stands for its base model with the adapter merged into the weights."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from promptkd.errors import UserError
 from promptkd.utils.strict_json import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# A folder with one of these beside the adapter is two models, and loaders differ in which they take.
+# If one of these is beside the adapter, the folder holds two models, and loaders differ in which one they take.
 MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def is_adapter(path: str) -> bool:
+    """Whether the folder holds an adapter instead of a model."""
     return os.path.isfile(os.path.join(path, CONFIG))
 
 
 def base_of(path: str, option: str) -> str:
-    """The folder or hub name of the model that `path` is: its base model for an adapter's folder, else itself.
+    """Return the base model's folder or hub name if `path` holds an adapter, and `path` itself otherwise.
+
+    Args:
+        path: A folder or a hub name.
+        option: The option that gave the path, for error messages.
 
     Raises:
-        UserError: The adapter is not LoRA for a causal LM, is incomplete or names no base model.
+        UserError: If the adapter is not LoRA for a causal language model, is incomplete or names no base model.
     """
     if not is_adapter(path):
         return path
@@ -33,7 +38,7 @@ def base_of(path: str, option: str) -> str:
     kind, task, base = (config.get(key) for key in ("peft_type", "task_type", "base_model_name_or_path"))
     if kind != "LORA":
         raise UserError(
-            f"{option} {path} holds an adapter of type {kind}, not a model: name a model's or LoRA's folder"
+            f"{option} {path} holds an adapter of type {kind}, not a model: name the folder of a model or of LoRA"
         )
     if task not in (None, "CAUSAL_LM"):
         raise UserError(f"{option} {path}: the adapter's task is {task}, not CAUSAL_LM: name another adapter")
@@ -56,13 +61,22 @@ def base_of(path: str, option: str) -> str:
 
 
 def merge(model: PreTrainedModel, path: str, option: str) -> PreTrainedModel:
-    """Merge the LoRA adapter in folder `path` into its base model. Raises UserError unless they fit together."""
+    """Merge the LoRA adapter in a folder into its base model.
+
+    Args:
+        model: The base model.
+        path: The adapter's folder.
+        option: The option that gave the path, for error messages.
+
+    Raises:
+        UserError: If the adapter and the base model do not fit together.
+    """
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # missing tensors, which are an error below
+            warnings.simplefilter("ignore")  # about missing tensors, which are an error below
             adapted = PeftModel.from_pretrained(model, path)
         with safe_open(Path(path) / WEIGHTS, "pt") as file:
             stored = set(file.keys())
@@ -72,7 +86,7 @@ def merge(model: PreTrainedModel, path: str, option: str) -> PreTrainedModel:
         if unmatched:
             raise ValueError(f"{len(unmatched)} tensors are missing or have no place, {unmatched[0]} first")
         merged = adapted.merge_and_unload(safe_merge=True)
-    except Exception as error:  # PEFT raises many kinds
+    except Exception as error:  # PEFT raises many types.
         raise UserError(
             f"{option} {path}: the adapter does not fit its base model {model.name_or_path}: {error}"
         ) from None

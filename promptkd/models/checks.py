@@ -1,4 +1,4 @@
-"""What is checked of a loaded model: a family that the losses can see, weights that fit, numbers that are finite."""
+"""Checks of a loaded model: a supported architecture, weights that fit, finite numbers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from promptkd.errors import UserError
 
-# Buffers that earlier versions of transformers wrote and that are computed now.
+# Buffers that earlier versions of transformers saved and that are computed now.
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|position_ids|masked_bias|h\.\d+\.attn\.bias|attention\.bias)$")
 
 
 class _Output(BaseModelOutputWithPast):
-    """What a body gives, with None for whatever a family's own output holds besides."""
+    """The output of a body. Fields that only some families' outputs have are None."""
 
     def __getattr__(self, name: str) -> None:
         return None
@@ -26,11 +26,14 @@ class _Output(BaseModelOutputWithPast):
 
 @torch.no_grad()
 def check_family(model: PreTrainedModel, option: str) -> None:
-    """Raise UserError for a family that is not a body, then a linear head, or that cannot place its tokens.
+    """Check that a model is a body followed by a linear head, and that it accepts position ids.
 
-    Losses see states and head alone, so whatever a model does to either on its own (Gemma 2 and Cohere cap or scale
-    logits, MiniCPM states) would be lost silently. That is found without running the body: it hands out made-up
-    states, the head made-up logits, and both have to come out as they are.
+    Losses compute logits from hidden states and head. Anything that a model does around its head would be lost
+    silently: Gemma 2 and Cohere cap or scale logits, MiniCPM scales hidden states. To detect this without running the
+    body, body and head are made to return given values, which have to arrive unchanged.
+
+    Raises:
+        UserError: If the family is not supported.
     """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
@@ -39,23 +42,23 @@ def check_family(model: PreTrainedModel, option: str) -> None:
         raise _unsupported(model, option, "it takes no position_ids, which prompts of different lengths need")
     states = torch.linspace(-1, 1, head.in_features).to(head.weight)[None, None]
     logits = torch.linspace(-100, 100, head.out_features).to(head.weight)[None, None]
-    given: list[Tensor] = []
+    head_inputs: list[Tensor] = []
     bodies = [each for each in model.modules() if isinstance(each, PreTrainedModel) and each is not model]
     hooks = [
-        head.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0])),
+        head.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0])),
         head.register_forward_hook(lambda *_: logits.clone()),
     ]
     try:
         for body in bodies:
             body.forward = lambda *_, **__: _Output(last_hidden_state=states.clone())
         ids = torch.zeros(1, 1, dtype=torch.long, device=head.weight.device)
-        made = model(input_ids=ids, use_cache=False).logits
+        output = model(input_ids=ids, use_cache=False).logits
     finally:
         for body in bodies:
-            del body.forward  # the class's own is back
+            del body.forward  # restores the method of the class
         for hook in hooks:
             hook.remove()
-    if not (torch.equal(given[0], states) and torch.equal(made.to(logits), logits)):
+    if not (torch.equal(head_inputs[0], states) and torch.equal(output.to(logits), logits)):
         raise _unsupported(model, option, "it soft-caps or scales around its output layer, unseen by the losses")
 
 
@@ -65,19 +68,19 @@ def _unsupported(model: PreTrainedModel, option: str, reason: str) -> UserError:
 
 
 def check_numbers(model: nn.Module, path: str, option: str) -> None:
-    """Raise UserError for a parameter with numbers that are not finite."""
+    """Raise UserError if a parameter holds numbers that are not finite."""
     for name, parameter in model.named_parameters():
         check_number(name, parameter.detach(), path, option)
 
 
 def check_number(name: str, tensor: Tensor, path: str, option: str) -> None:
-    """Raise UserError when the tensor called `name` holds numbers that are not finite."""
+    """Raise UserError if the tensor with this name holds numbers that are not finite."""
     if not is_finite(tensor):
         raise UserError(f"{option} {path}: {name} holds numbers that are not finite: take a sound model")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all numbers are; takes no memory of the tensor's size."""
+    """Whether all numbers are finite. Needs no memory of the tensor's size."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     least, largest = tensor.aminmax()
@@ -85,9 +88,12 @@ def is_finite(tensor: Tensor) -> bool:
 
 
 def check_unexpected(model: PreTrainedModel, names: Iterable[str], where: str) -> None:
-    """Raise UserError for weights that no module takes: a bias or layer that is dropped changes every result.
+    """Raise UserError if weights have no module, because a dropped bias or layer would change every result.
 
-    `names` are the unused ones, `where` says whose weights they are. Buffers that are computed now are no matter.
+    Args:
+        model: The model that was loaded.
+        names: Names of the unused tensors. Buffers that are computed now are ignored.
+        where: Option and folder of the weights, for the error message.
     """
     patterns = [COMPUTED, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
     unused = sorted(name for name in names if not any(pattern.search(name) for pattern in patterns))

@@ -1,31 +1,40 @@
-"""A model that no rank holds whole: ZeRO-3 shares each tensor out as soon as it is read.
+"""Deferred loading for ZeRO-3: each tensor is partitioned as soon as it is read, so no rank holds a complete model.
 
-DeepSpeed alone would have the whole model on every rank's device first. Here the layers' weights stay unread until the
-engine is made, which reads and shares them out one by one; embeddings and head, which are looked at before that, are
-read at once.
+DeepSpeed by default needs the complete model on every rank's device first. Here the layers' weights stay unread until
+the engine starts, which reads and partitions them one by one. Embeddings and head are needed earlier and are read at
+once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
-from promptkd.models.tensor_parallel import open_model
+from promptkd.models.tensor_parallel import open_model, set_parameter
 from promptkd.utils.memory import give_back_freed_memory
 from promptkd.weights.families import FAMILIES, HEAD
 
 
 def load_deferred(
-    path: str, config, dtype: torch.dtype, option: str, check: Callable[[str, Tensor], None]
+    path: str, config: PretrainedConfig, dtype: torch.dtype, option: str, check: Callable[[str, Tensor], None]
 ) -> PreTrainedModel:
-    """The causal LM in folder `path`, in `dtype` on the CPU, its layers' weights on `meta`.
+    """Load a causal language model on the CPU with the weights of its layers on `meta`.
 
-    Its attribute `unread` reads one of them by name. check: called with every tensor that is read. Raises UserError
-    when the family's layout is not known, and when files are missing or not one model's.
+    The attribute `unread` of the model reads one of these weights by name.
+
+    Args:
+        path: The model's folder.
+        config: The model's configuration.
+        dtype: The precision of the weights.
+        option: The option that gave the path, for error messages.
+        check: Called with name and value of every tensor that is read.
+
+    Raises:
+        UserError: If the family is not in the table of families, or files are missing or belong to different models.
     """
     model, source, names = open_model(path, config, dtype, 1, option)
     family = FAMILIES[config.model_type]
@@ -37,37 +46,39 @@ def load_deferred(
 
     for name, parameter in list(model.named_parameters()):
         if family.split(name)[0] is None and not (name == HEAD and HEAD not in names):
-            _put(model, name, nn.Parameter(read(name), parameter.requires_grad))
+            set_parameter(model, name, nn.Parameter(read(name), parameter.requires_grad))
     model.tie_weights()
-    model.unread = read
+    model.unread = read  # type: ignore[assignment]
     return model
 
 
 def partition_params(model: nn.Module, settings: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
-    """Share the parameters of a `LanguageModel` out over all ranks, one after another. All ranks call it.
+    """Partition the parameters of a `LanguageModel` over all ranks, one after another. All ranks call this.
 
-    settings: DeepSpeed's, with ZeRO-3. What a device holds at most is its share and the largest tensor.
+    A device holds at most its own part and the largest tensor.
+
+    Args:
+        model: The model, with its unread weights on `meta`.
+        settings: Configuration of DeepSpeed, with ZeRO-3.
+        dtype: The engine's precision.
+        device: The device of this rank.
     """
     import deepspeed
 
-    shared = None
+    causal_lm = cast(Any, model.model)
+    first = None
     for name, parameter in list(model.named_parameters()):
         if parameter.is_meta:
-            value = model.model.unread(name.removeprefix("model."))
+            value = causal_lm.unread(name.removeprefix("model."))
             parameter = nn.Parameter(value, parameter.requires_grad)
-            _put(model, name, parameter)
+            set_parameter(model, name, parameter)
         parameter.data = parameter.data.to(dtype)
-        if shared is None:
+        if first is None:
             deepspeed.zero.Init(module=nn.ParameterList([parameter]), config_dict_or_path=settings)
-            shared = parameter
+            first = parameter
         else:
-            shared.convert_to_zero_parameters(param_list=[parameter])
-        give_back_freed_memory()  # whole tensors leave holes, where shares of the next ones would not all go
-    for buffer in model.buffers():  # DeepSpeed leaves a model alone that is shared out
+            cast(Any, first).convert_to_zero_parameters(param_list=[parameter])
+        give_back_freed_memory()  # Complete tensors leave holes in which not all parts of the next ones would fit.
+    for buffer in model.buffers():  # DeepSpeed does not move buffers of a model that is partitioned.
         buffer.data = buffer.data.to(device)
-    vars(model.model).pop("unread", None)  # it holds the files open
-
-
-def _put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, parameter)
+    vars(causal_lm).pop("unread", None)  # It keeps the files open.

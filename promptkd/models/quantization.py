@@ -1,8 +1,8 @@
-"""A frozen teacher in 8 or 4 bits a weight, by bitsandbytes: for one that fits its GPU in no other way.
+"""Quantization of a frozen teacher to 8 or 4 bits per weight with the optional library bitsandbytes.
 
-8bit is LLM.int8 (Dettmers et al., 2022), 4bit is NF4 (QLoRA, Dettmers et al., 2023), both with the gradient to the
-inputs that the soft prompt needs. Embeddings, norms and head keep the teacher's precision: the losses read the head.
-It runs on GPUs and on CPUs; bitsandbytes is an optional library.
+8bit is LLM.int8 (Dettmers et al., 2022) and 4bit is NF4 (QLoRA, Dettmers et al., 2023). Both pass on the gradient with
+respect to the inputs, which the soft prompt needs. Embeddings, norms and head keep the teacher's precision, because
+the losses read the head. Both run on GPUs and CPUs.
 """
 
 from __future__ import annotations

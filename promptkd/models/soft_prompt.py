@@ -1,4 +1,4 @@
-"""The soft prompt P: a few trainable input embeddings in front of the teacher's input (paper, section 3.1)."""
+"""The soft prompt P: trainable embeddings in front of the teacher's input (paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -14,29 +14,38 @@ from torch import Tensor, nn
 from promptkd.errors import UserError
 from promptkd.utils.strict_json import read_object
 
-_KEY = "prompt_embeddings"  # PEFT's name for it in adapter_model.safetensors
+_KEY = "prompt_embeddings"  # the name in PEFT's adapter_model.safetensors
 
 
 class SoftPrompt(nn.Module):
-    """P, float32 [prompt_len, width] until an engine casts it."""
+    """P, `(prompt_len, hidden)`. It is float32 until an engine casts it."""
 
-    def __init__(self, start: Tensor) -> None:
+    def __init__(self, initial: Tensor) -> None:
         super().__init__()
-        self.embeddings = nn.Parameter(start.detach().float().clone())
+        self.embeddings = nn.Parameter(initial.detach().float().clone())
 
     def __len__(self) -> int:
         return self.embeddings.size(0)
 
-    def forward(self, rows: int) -> Tensor:
-        """P for each of `rows` sequences: [rows, prompt_len, width]."""
-        return self.embeddings.expand(rows, -1, -1)
+    def forward(self, batch_size: int) -> Tensor:
+        """Repeat P for each sequence of a batch, `(batch_size, prompt_len, hidden)`."""
+        return self.embeddings.expand(batch_size, -1, -1)
 
 
 def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenizer, seed: int) -> Tensor:
-    """The embeddings P starts from: [prompt_len, width].
+    """Return the initial embeddings of P, `(prompt_len, hidden)`.
 
-    `init` is a text (its tokens repeated or cut to prompt_len, special tokens included as the published
-    code has it), "PAD" (the padding token, here as there end-of-text) or "random" (rows of the table).
+    Args:
+        init: A text, "PAD" or "random". The tokens of a text are repeated or cut to `prompt_len`. They include special
+            tokens, as in the published code. "PAD" is the padding token, which is end-of-text. "random" picks rows of
+            the embedding table.
+        prompt_len: Number of embeddings.
+        embedding: The teacher's input embedding.
+        tokenizer: The tokenizer of the models.
+        seed: Seed of "random".
+
+    Raises:
+        UserError: If the text has no tokens, or a token without an embedding.
     """
     if init == "random":
         generator = torch.Generator().manual_seed(seed)
@@ -56,7 +65,7 @@ def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenize
 
 
 def save_prompt(embeddings: Tensor, folder: Path, teacher_path: str, config) -> None:
-    """Write P in PEFT's file format; `PeftModel.from_pretrained(teacher, folder)` reads it."""
+    """Write P in PEFT's file format, which `PeftModel.from_pretrained(teacher, folder)` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     config = config.get_text_config()
     PromptTuningConfig(
@@ -73,30 +82,38 @@ def save_prompt(embeddings: Tensor, folder: Path, teacher_path: str, config) -> 
 
 
 def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tensor:
-    """Read P from a folder in PEFT's format: float32 [prompt_len, width].
+    """Read P from a folder in PEFT's format.
 
-    Raises UserError when it is missing, damaged, of another width than the teacher's or of another length
-    than `prompt_len`.
+    Args:
+        folder: The folder.
+        width: Hidden size of the teacher's embeddings.
+        prompt_len: The expected number of embeddings. None accepts any.
+
+    Returns:
+        P, float32 `(prompt_len, hidden)`.
+
+    Raises:
+        UserError: If P is missing, is damaged or has another shape.
     """
     path, remedy = Path(folder) / "adapter_model.safetensors", "name a prompt/ folder of a run"
-    said = read_object(Path(folder) / "adapter_config.json", f"no readable soft prompt: {remedy}")
+    config = read_object(Path(folder) / "adapter_config.json", f"no readable soft prompt: {remedy}")
     if not path.is_file():
         raise UserError(f"{path}: no such file: {remedy}")
     try:
         embeddings = load_file(path)[_KEY]
     except (OSError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: no readable soft prompt ({error}): {remedy}") from None
-    if said.get("peft_type") != "PROMPT_TUNING" or said.get("num_virtual_tokens") != len(embeddings):
+    if config.get("peft_type") != "PROMPT_TUNING" or config.get("num_virtual_tokens") != len(embeddings):
         raise UserError(
-            f"{folder}: adapter_config.json is of {said.get('peft_type')} and {said.get('num_virtual_tokens')} "
-            f"embeddings, the weights beside it have {list(embeddings.shape)}: {remedy}"
+            f"{folder}: adapter_config.json is of {config.get('peft_type')} and {config.get('num_virtual_tokens')} "
+            f"embeddings, but the weights have the shape {list(embeddings.shape)}: {remedy}"
         )
     if not embeddings.is_floating_point():
-        raise UserError(f"{path}: the prompt is of {embeddings.dtype}, not of floats: {remedy}")
+        raise UserError(f"{path}: the prompt has the type {embeddings.dtype} instead of floats: {remedy}")
     if embeddings.ndim != 2 or embeddings.size(1) != width:
         raise UserError(
-            f"{path}: the prompt has shape {list(embeddings.shape)}, the teacher's embeddings are {width} wide: "
-            "use the prompt of this teacher"
+            f"{path}: the prompt has shape {list(embeddings.shape)}, but the teacher's embeddings are {width} "
+            "wide: use the prompt of this teacher"
         )
     if prompt_len is not None and embeddings.size(0) != prompt_len:
         raise UserError(
@@ -104,5 +121,5 @@ def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tens
             f"give --prompt-len {embeddings.size(0)}"
         )
     if not torch.isfinite(embeddings).all():
-        raise UserError(f"{path}: the prompt holds values that are not finite: use another one")
+        raise UserError(f"{path}: the prompt holds numbers that are not finite: use another one")
     return embeddings.float()

@@ -1,14 +1,14 @@
-"""Tensor parallelism: several ranks hold a model together, each some heads and feed-forward units of every layer.
+"""Tensor parallelism: each rank of a group holds some heads and feed-forward units of every layer.
 
-The table of `weights.families` says where each tensor is cut, so a model can be read from shards of any size or from
-whole files; each rank reads its own part only. A layer's first products are cut by outputs, its last one by inputs: the
-forward pass adds up what the ranks have at the end of a block, the backward pass at its beginning (Shoeybi et al.,
-Megatron-LM, 2019). All ranks get the same sums, hence the same states. Embeddings and head stand whole on every rank,
-so losses and decoding are those of one rank. All ranks of a group draw the same dropout masks; in attention that makes
-them alike for heads of different ranks.
+The table in `weights.families` says where each tensor is cut. A model can be read from shards of any size or from
+unsharded files, and each rank reads only its own part. The first products of a block are cut by outputs, the last one
+by inputs. The forward pass sums over ranks at the end of a block, the backward pass at its beginning (Shoeybi et al.,
+Megatron-LM, 2019). All ranks get the same sums and therefore the same hidden states. Embeddings and head are complete
+on every rank, so losses and decoding work as on one rank. All ranks of a group draw the same dropout masks. Heads of
+different ranks therefore share the masks of attention.
 
-DeepSpeed's AutoTP is not used: it knows no fused `Conv1D`, cuts models that are in memory whole, takes one size for
-all engines of a process, and would cut the head that the losses read.
+DeepSpeed's AutoTP is not used. It does not support the fused `Conv1D`, needs the complete model in memory, allows one
+size for all engines of a process, and would cut the head that the losses read.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from __future__ import annotations
 import re
 from collections.abc import Container
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from promptkd.distributed.ranks import Ranks
@@ -35,19 +36,15 @@ from promptkd.weights.reader import SourceModel, inside, model_files, read_json,
 
 
 class TensorParallelGroup:
-    """The `size` neighbouring ranks that hold a model together; this is number `rank` of them.
+    """The `size` neighboring ranks that hold a model together. This process has the index `rank` among them.
 
-    DeepSpeed takes it as its model parallel unit and asks it what is below.
+    It is DeepSpeed's model parallel unit (`mpu`), for which the methods below are named.
     """
 
     def __init__(self, ranks: Ranks, size: int) -> None:
         world = ranks.world
-        self.size, self.rank, self.data_rank, self.data_size = (
-            size,
-            world.dp_rank % size,
-            world.dp_rank // size,
-            world.dp_size // size,
-        )
+        self.size, self.rank = size, world.dp_rank % size
+        self.data_rank, self.data_size = world.dp_rank // size, world.dp_size // size
         self.group, self.data_group = tensor_parallel_groups(world.dp_size, size)
 
     def get_model_parallel_rank(self) -> int:
@@ -70,12 +67,17 @@ class TensorParallelGroup:
 
 
 def tensor_parallel_group(ranks: Ranks, size: int) -> TensorParallelGroup | None:
-    """The ranks that hold a model together with this one, None if there are no others. All ranks call it."""
+    """Create this rank's group, or return None if the model is not sharded. All ranks call this."""
     return TensorParallelGroup(ranks, size) if size > 1 else None
 
 
+def group_of(model: PreTrainedModel) -> TensorParallelGroup | None:
+    """Return the ranks that hold a model together, or None if the model is not sharded."""
+    return getattr(model, "tensor_parallel_group", None)
+
+
 class _SumForward(torch.autograd.Function):
-    """The sum of the ranks' values; the gradient of it is each rank's."""
+    """Sum values over ranks in the forward pass. Pass the gradient on unchanged."""
 
     @staticmethod
     def forward(ctx, values: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -89,7 +91,7 @@ class _SumForward(torch.autograd.Function):
 
 
 class _SumBackward(torch.autograd.Function):
-    """The same values; the gradient is the sum of the ranks'."""
+    """Pass values on unchanged. Sum the gradient over ranks in the backward pass."""
 
     @staticmethod
     def forward(ctx, values: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -104,7 +106,10 @@ class _SumBackward(torch.autograd.Function):
 
 
 class ShardedLayer(nn.Module):
-    """A Linear or Conv1D of which this rank holds some outputs or, `by_inputs`, some inputs; then its bias is whole."""
+    """A Linear or Conv1D of which this rank holds some of the outputs or, with `by_inputs`, some of the inputs.
+
+    The bias of a layer that is cut by inputs is complete on every rank.
+    """
 
     def __init__(self, layer: nn.Linear | Conv1D, by_inputs: bool, group: TensorParallelGroup) -> None:
         super().__init__()
@@ -120,12 +125,23 @@ class ShardedLayer(nn.Module):
         return outputs if self.bias is None else outputs + self.bias
 
 
-def load_shard(path: str, config, dtype: torch.dtype, group: TensorParallelGroup, option: str) -> PreTrainedModel:
-    """This rank's part of the causal LM in folder `path`, in `dtype`, on the CPU; its `config` is the whole model's.
+def load_shard(
+    path: str, config: PretrainedConfig, dtype: torch.dtype, group: TensorParallelGroup, option: str
+) -> PreTrainedModel:
+    """Load this rank's part of a causal language model on the CPU.
 
-    Reads the whole model's files or, where there are none, shards (mp<N>/) of this or any other size. option: the
-    folder's, for messages. Raises UserError when the size does not divide heads or feed-forward units, and when files
-    are missing or not one model's.
+    Reads the unsharded files or, if there are none, shards (mp<N>/) of this or any other size.
+
+    Args:
+        path: The model's folder.
+        config: The complete model's configuration, which the shard keeps.
+        dtype: The precision of the weights.
+        group: The ranks that hold the model together.
+        option: The option that gave the path, for error messages.
+
+    Raises:
+        UserError: If the size does not divide heads or feed-forward units, or files are missing or belong to different
+            models.
     """
     model, source, names = open_model(path, config, dtype, group.size, option)
     shard(model, group)
@@ -134,10 +150,14 @@ def load_shard(path: str, config, dtype: torch.dtype, group: TensorParallelGroup
 
 
 def open_model(
-    path: str, config, dtype: torch.dtype, size: int, option: str
+    path: str, config: PretrainedConfig, dtype: torch.dtype, size: int, option: str
 ) -> tuple[PreTrainedModel, SourceModel, dict[str, str]]:
-    """The model on `meta`, its weights' files, found fit for `size` ranks, and its tensors' names (the head's unless it
-    is tied). Arguments and errors are `load_shard`'s.
+    """Create a model on `meta` and check that its files fit it and `size` ranks.
+
+    Arguments and errors are those of `load_shard`.
+
+    Returns:
+        The model, its files, and the names of its tensors. A tied head is not among them.
     """
     root, size_option = Path(path), option.replace("path", "parallel-size")
     if config.model_type not in FAMILIES:
@@ -147,16 +167,16 @@ def open_model(
             f"{option} {path}: {size_option} needs a folder: `hf download {path} --local-dir ...` makes one"
         )
     source = open_source(root, size, FAMILIES[config.model_type])
-    described = read_json(inside(root, "config.json"))
-    checks.check_names(source, described)
-    checks.check_geometry(source, described, size, size_option, replicated=("vocab",))
+    config_json = read_json(inside(root, "config.json"))
+    checks.check_names(source, config_json)
+    checks.check_geometry(source, config_json, size, size_option, replicated=("vocab",))
     checks.check_shards(source)
-    names = checks.output_names(source, described, 1)
+    names = checks.output_names(source, config_json, 1)
     try:
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    except Exception as error:  # each family checks its sizes in its own way
-        raise UserError(f"{option} {path}: config.json describes no possible model ({error}): fetch it anew") from None
+    except Exception as error:  # Each family checks its sizes with other exceptions.
+        raise UserError(f"{option} {path}: config.json is not valid ({error}): download it again") from None
     _check_shapes(model, source, names, f"{option} {path}")
     check_unexpected(model, names.keys() - dict(model.named_parameters()).keys() - {HEAD}, f"{option} {path}")
     if (root / "generation_config.json").is_file():
@@ -165,16 +185,16 @@ def open_model(
 
 
 def _check_shapes(model: PreTrainedModel, source: SourceModel, names: Container[str], where: str) -> None:
-    """Raise UserError unless `source` has every tensor of the model (a tied head is not in `names`) in its shape."""
+    """Raise UserError unless `source` has every tensor of the model in its shape, except for a tied head."""
     for name, parameter in model.named_parameters():
         if name == HEAD and HEAD not in names:
             continue
         if name not in names or source.shape(name, 1) != tuple(parameter.shape):
-            raise UserError(f"{where}: {name} is missing or misshapen: fetch it anew")
+            raise UserError(f"{where}: {name} is missing or misshapen: download the model again")
 
 
 def open_source(root: Path, size: int, family: Family) -> SourceModel:
-    """The whole model or, where there is none, the shards of `size` or else of the smallest other size."""
+    """Open the unsharded model or, if there is none, the shards of `size` or else of the smallest other size."""
     sizes = sorted(int(match[1]) for path in root.iterdir() if (match := re.fullmatch(r"mp(\d+)", path.name)))
     if model_files(root) or not sizes:
         return SourceModel(root, 1, family)
@@ -182,7 +202,7 @@ def open_source(root: Path, size: int, family: Family) -> SourceModel:
 
 
 def shard(model: PreTrainedModel, group: TensorParallelGroup) -> None:
-    """Put sharded layers in the place of the whole ones of a model without weights. `model.tensor_group` is `group`."""
+    """Replace layers of a model without weights by sharded ones, and set the model's `tensor_parallel_group`."""
     kind = model.config.model_type
     for name, module in list(model.named_modules()):
         cut = _cut(kind, f"{name}.weight") if isinstance(module, (nn.Linear, Conv1D)) else None
@@ -191,10 +211,10 @@ def shard(model: PreTrainedModel, group: TensorParallelGroup) -> None:
             model.set_submodule(name, ShardedLayer(module, by_inputs, group))
         if FAMILIES[kind].split(name)[1] in FAMILIES[kind].blocks:
             model.get_submodule(name).register_forward_pre_hook(_sum_gradients(group), with_kwargs=True)
-        for count in ("num_heads", "split_size"):  # what gpt2 and opt reshape by; the others look at the tensors
+        for count in ("num_heads", "split_size"):  # used by gpt2 and opt to reshape
             if isinstance(getattr(module, count, None), int):
                 setattr(module, count, getattr(module, count) // group.size)
-    model.tensor_parallel_group = group
+    cast(Any, model).tensor_parallel_group = group
 
 
 def _sum_gradients(group: TensorParallelGroup):
@@ -207,36 +227,47 @@ def _sum_gradients(group: TensorParallelGroup):
 
 
 def fill(model: PreTrainedModel, source: SourceModel, names: Container[str], dtype: torch.dtype) -> None:
-    """Read the weights of a model that `shard` was called for; `names` has the head's unless it is tied."""
-    kind, group = model.config.model_type, model.tensor_parallel_group
+    """Read the weights of a model that `shard` has prepared. A tied head is not in `names`."""
+    kind, group = model.config.model_type, cast(TensorParallelGroup, group_of(model))
     for name, parameter in list(model.named_parameters()):
         if name == HEAD and HEAD not in names:
             continue
         cut = _cut(kind, name)
         size, rank = (1, 0) if cut is None else (group.size, group.rank)
-        owner, _, leaf = name.rpartition(".")
-        made = nn.Parameter(source.piece(name, size, rank).to(dtype), parameter.requires_grad)
-        made.model_parallel = cut is not None  # DeepSpeed counts the others once in a gradient's norm
-        setattr(model.get_submodule(owner), leaf, made)
+        part = nn.Parameter(source.piece(name, size, rank).to(dtype), parameter.requires_grad)
+        # DeepSpeed counts parameters without this mark once in the norm of the gradient.
+        cast(Any, part).model_parallel = cut is not None
+        set_parameter(model, name, part)
     model.tie_weights()
 
 
+def set_parameter(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Replace the parameter with this name."""
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, parameter)
+
+
 def is_tp_sharded(parameter: nn.Parameter) -> bool:
-    """Whether the group's other ranks hold other parts of the parameter."""
+    """Whether the other ranks of the group hold other parts of the parameter."""
     return getattr(parameter, "model_parallel", False)
 
 
 def _cut(kind: str, name: str) -> Cut | None:
-    """How a parameter is cut: as in shards, but embeddings and head are whole."""
+    """Look up how a parameter is cut. Unlike in shards, embeddings and head are complete on every rank."""
     family = FAMILIES[kind]
     return None if family.split(name)[0] is None else family.cut(name)
 
 
 @torch.no_grad()
 def gather_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The whole model's weights on the CPU of the first rank, nothing on the others. All ranks call it."""
-    group, state = model.tensor_parallel_group, {}
-    if group.data_rank:  # the first group has all
+    """Gather the complete model's weights on the CPU of the first rank. All ranks call this.
+
+    Returns:
+        The weights on the first rank, an empty dictionary on the others.
+    """
+    group = cast(TensorParallelGroup, group_of(model))
+    state: dict[str, Tensor] = {}
+    if group.data_rank:  # The first group has everything.
         return state
     for name, value in model.state_dict().items():
         cut = _cut(model.config.model_type, name)
@@ -248,5 +279,5 @@ def gather_state_dict(model: PreTrainedModel) -> dict[str, Tensor]:
         if group.rank == 0:
             state[name] = value.cpu()
     if state and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
-        state[HEAD] = state[FAMILIES[model.config.model_type].embedding]  # one tensor, for it is to be saved once
+        state[HEAD] = state[FAMILIES[model.config.model_type].embedding]  # the same tensor, so that it is saved once
     return state

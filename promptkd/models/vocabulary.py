@@ -1,9 +1,9 @@
-"""The token ids that student and teacher share: distributions are compared over these, renormalized.
+"""The token ids that student and teacher share. Their distributions are renormalized and compared over these.
 
-Models of one tokenizer often pad their vocabularies to different sizes, and a fine-tuned model may know a few more
-tokens. A token that one of the models does not have can have no divergence, so both distributions are conditioned on
-the shared ids: the softmax runs over them, and no other row has any effect, nor any gradient. A loss on the data's
-tokens (cross-entropy) still uses all of the student's vocabulary.
+Models of one tokenizer often pad their vocabularies to different sizes, and a fine-tuned model may have additional
+tokens. No divergence is defined for a token that one of the models lacks. Therefore both distributions are conditioned
+on the shared ids: the softmax runs over them, and other ids have neither an effect nor a gradient. Cross-entropy on the
+data's tokens still uses the student's complete vocabulary.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ from promptkd.errors import UserError
 class SharedVocabulary:
     """Token ids that student and teacher share.
 
-    rows: shared ids are below it; each model has an output row for all of them.
-    excluded: ids below `rows` that only one of the two tokenizers knows.
-    sizes: output rows of student and teacher, for messages.
-    inputs: rows of the teacher's input embedding.
+    Attributes:
+        rows: Upper bound of the shared ids. Both models have logits for all ids below it.
+        excluded: Ids below `rows` that only one of the two tokenizers has.
+        sizes: Numbers of logits of student and teacher, for messages.
+        inputs: Number of the teacher's input embeddings.
     """
 
     rows: int
@@ -40,19 +41,25 @@ class SharedVocabulary:
         return token < self.rows and token not in self.excluded
 
     def restrict(self, logits: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of one of the models -> [..., rows], so that a softmax is that over shared ids.
+        """Restrict logits so that their softmax is the one over shared ids.
 
-        Excluded ids get a finite value whose probability is 0: infinite ones would make 0 * inf of a divergence.
+        Excluded ids get a finite value with probability 0. With an infinite one, a divergence would contain 0 * inf.
+
+        Args:
+            logits: Logits of one of the models, `(..., vocab)`.
+
+        Returns:
+            Logits, `(..., rows)`.
         """
         logits = logits[..., : self.rows]
         if not self.excluded:
             return logits
-        if logits.device not in self._indices:  # once: a copy from the host would wait for the device each time
+        if logits.device not in self._indices:  # Cached: each copy from the host waits for the device.
             self._indices[logits.device] = torch.tensor(self.excluded, device=logits.device)
         return logits.index_fill(-1, self._indices[logits.device], torch.finfo(logits.dtype).min / 2)
 
     def notice(self, ends: Sequence[int]) -> str:
-        """One line for the screen. ends: the ids that end a response."""
+        """Describe the comparison in one line. `ends` are the ids that end a response."""
         text = (
             f"the student predicts {self.sizes[0]} tokens, the teacher {self.sizes[1]}: they are compared over the "
             f"{len(self)} that both have, renormalized"
@@ -62,7 +69,7 @@ class SharedVocabulary:
         return text
 
     def check_inputs(self, rows: Iterable[tuple[str, Iterable[int]]]) -> None:
-        """Raise UserError for a token that the teacher has no embedding for. rows: (its name, token ids)."""
+        """Raise UserError if one of the sequences, pairs of name and token ids, has a token unknown to the teacher."""
         for name, tokens in rows:
             largest = max(map(int, tokens), default=0)
             if largest >= self.inputs:
@@ -75,37 +82,40 @@ class SharedVocabulary:
 def shared_vocabulary(
     sizes: tuple[int, int], inputs: int, student: Mapping[str, int], teacher: Mapping[str, int]
 ) -> SharedVocabulary | None:
-    """The ids that mean the same to both models; None where all do.
+    """Find the token ids that have the same meaning in both models.
 
     Args:
-        sizes: Output rows of student and teacher.
-        inputs: Rows of the teacher's input embedding.
-        student: The student's tokens, text -> id.
-        teacher: The teacher's tokens.
+        sizes: Numbers of logits of student and teacher.
+        inputs: Number of the teacher's input embeddings.
+        student: The student's vocabulary, text -> id.
+        teacher: The teacher's vocabulary.
+
+    Returns:
+        The shared ids, or None if the models share all.
 
     Raises:
-        UserError: An id that both models have stands for two different tokens, or no token is shared.
+        UserError: If an id stands for two different tokens, or no token is shared.
     """
     rows = min(sizes)
-    known = [{i for i in tokens.values() if i < rows} for tokens in (student, teacher)]
+    used = [{i for i in tokens.values() if i < rows} for tokens in (student, teacher)]
     alike = {i for text, i in student.items() if i < rows and teacher.get(text) == i}
-    conflicts = sorted(known[0] & known[1] - alike)
+    conflicts = sorted(used[0] & used[1] - alike)
     if conflicts:
         raise UserError(_conflict(conflicts, student, teacher, len(alike)))
     if not alike:
-        raise UserError("the tokenizers share no token: distil between models of one tokenizer")
-    excluded = tuple(sorted(known[0] ^ known[1]))
+        raise UserError("the tokenizers share no token: distill between models of one tokenizer")
+    excluded = tuple(sorted(used[0] ^ used[1]))
     if sizes[0] == sizes[1] and not excluded and inputs >= sizes[0]:
         return None
     return SharedVocabulary(rows, excluded, sizes, inputs)
 
 
 def _conflict(ids: list[int], student: Mapping[str, int], teacher: Mapping[str, int], alike: int) -> str:
-    """The error for ids with two meanings, with the first as an example."""
+    """Describe ids with two meanings, with the first one as an example."""
     texts = [next(text for text, i in tokens.items() if i == ids[0]) for tokens in (student, teacher)]
     other = teacher.get(texts[0])
     where = f"lacks {texts[0]!r}" if other is None else f"has {texts[0]!r} as {other}"
     return (
         f"the tokenizers differ: {len(ids)} ids have two meanings, {alike} one; {ids[0]} is {texts[0]!r} to the "
-        f"student and {texts[1]!r} to the teacher, which {where}: distil between models of one tokenizer"
+        f"student and {texts[1]!r} to the teacher, which {where}: distill between models of one tokenizer"
     )

@@ -1,9 +1,9 @@
-"""The view of a causal language model that distillation needs: hidden states, then an output head."""
+"""A causal language model as distillation sees it: hidden states at response positions, then an output head."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,17 @@ from transformers import PreTrainedModel
 
 from promptkd.data.batching import MicroBatch
 from promptkd.models.soft_prompt import SoftPrompt
-from promptkd.models.tensor_parallel import TensorParallelGroup
+from promptkd.models.tensor_parallel import TensorParallelGroup, group_of
 from promptkd.models.vocabulary import SharedVocabulary
 
 
 class LMHead(NamedTuple):
-    """What turns hidden states into logits: weight [vocabulary, width], bias [vocabulary] or None.
+    """The linear layer from hidden states to logits.
 
-    shared: the ids that a divergence compares; None for all of them.
+    Attributes:
+        weight: The weight, `(vocab, hidden)`.
+        bias: The bias, `(vocab,)`, or None.
+        shared: The token ids that a divergence compares, or None for all.
     """
 
     weight: Tensor
@@ -26,15 +29,15 @@ class LMHead(NamedTuple):
     shared: SharedVocabulary | None = None
 
     def restrict(self, logits: Tensor) -> Tensor:
-        """Logits [..., vocabulary] of this head, those of the shared ids."""
+        """Restrict logits `(..., vocab)` of this head to the shared token ids."""
         return logits if self.shared is None else self.shared.restrict(logits)
 
 
 class LanguageModel(nn.Module):
-    """A causal LM, with a soft prompt in front of its input if it has one.
+    """A causal language model, optionally with a soft prompt in front of its input.
 
-    `forward` hands the hidden states that predict response tokens, and the head, to a loss; so logits exist
-    for those positions alone, and an engine sees one module whose output is the loss.
+    `forward` passes the hidden states that predict response tokens, and the head, to a loss. Logits therefore exist
+    only for those positions, and an engine sees one module whose output is the loss.
     """
 
     def __init__(
@@ -47,21 +50,30 @@ class LanguageModel(nn.Module):
 
     @property
     def group(self) -> TensorParallelGroup | None:
-        """The ranks that hold the model together, None for whole models."""
-        return getattr(self.model, "tensor_parallel_group", None)
+        """The ranks that hold the model together, or None if it is not sharded."""
+        return group_of(self.model)
 
     def lm_head(self) -> LMHead:
-        linear = self.model.get_output_embeddings()
+        """Return the output head. Under ZeRO-3 its parameters have to be gathered first."""
+        linear = cast(nn.Linear, self.model.get_output_embeddings())
         return LMHead(linear.weight, linear.bias, self.shared)
 
     def lm_head_parameters(self) -> list[nn.Parameter]:
+        """List the parameters of the output head."""
         return list(self.model.get_output_embeddings().parameters())
 
     def hidden_states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
-        """Hidden states that predict the response tokens of `batch`: [response tokens, width].
+        """Compute the hidden states that predict the response tokens of a batch.
 
-        Rows are padded on the right and attention is causal, so no real token sees padding and no mask is
-        needed; positions are explicit all the same. With the prompt they count from its first embedding.
+        Sequences are padded on the right and attention is causal, so no real token sees padding and no mask is needed.
+        Positions are given explicitly. They start at the first embedding of the soft prompt if there is one.
+
+        Args:
+            batch: The sequences.
+            prompted: Whether to use the soft prompt.
+
+        Returns:
+            Hidden states, `(response tokens, hidden)`.
         """
         ids, skip = batch.ids, 0
         inputs: dict[str, Tensor] = {"input_ids": ids}
@@ -74,13 +86,14 @@ class LanguageModel(nn.Module):
         return hidden[:, skip:].flatten(0, 1)[batch.where]
 
     def forward(self, batch: MicroBatch, loss: Callable[[Tensor, LMHead], Any], prompted: bool = True) -> Any:
+        """Return the loss of the hidden states and the head."""
         return loss(self.hidden_states(batch, prompted), self.lm_head())
 
 
 def without_dropout(model: nn.Module) -> None:
-    """Set all dropout to 0, so that a model in train mode (gradient checkpointing needs it) has none.
+    """Set all dropout rates to 0. Gradient checkpointing needs train mode, where dropout would be active.
 
-    transformers' models keep the rates of functional dropout as plain numbers beside their layers.
+    Models of transformers keep the rates of functional dropout as plain numbers in their modules.
     """
     for module in model.modules():
         for name, value in vars(module).items():

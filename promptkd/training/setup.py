@@ -156,8 +156,8 @@ def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks) -> Models:
     dtype = DTYPES[precision(config.teacher_deepspeed)]
     teacher = load_causal_lm(
         models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
-        packed=loading_options(models.teacher_quantization, dtype, ranks.device),
-        lazily=config.teacher_stage == 3,
+        quantization=loading_options(models.teacher_quantization, dtype, ranks.device),
+        deferred=config.teacher_stage == 3,
     )  # fmt: skip
     check_positions(teacher.config, length, "--teacher-model-path")
     if models.gradient_checkpointing:

@@ -1,4 +1,4 @@
-"""Families beyond the paper's three run through the same code, without a line for any of them."""
+"""Families other than the paper's three run through the same code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from promptkd.models.loading import load_causal_lm
 from promptkd.models.soft_prompt import SoftPrompt
 from promptkd.models.wrapper import LanguageModel
 
-# What a family brings: groups of query heads, windows shorter than the sequences, scaled embeddings, parts rotated.
+# Features of families: grouped queries, sliding windows, scaled embeddings, partial rotary embeddings.
 FAMILIES = {
     "llama": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
                                   "high_freq_factor": 4.0, "original_max_position_embeddings": 32}},
@@ -33,7 +33,7 @@ FAMILIES = {
 
 
 def build(family: str, width: int = 16, **changes):
-    """A tiny random model over the golden vocabulary, eval mode."""
+    """Build a tiny random model with the golden vocabulary, in eval mode."""
     vocabulary = json.loads((GOLDEN / "models/gpt2_student/config.json").read_text())["vocab_size"]
     sizes = dict(hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2, num_attention_heads=4)
     sizes |= dict(num_key_value_heads=2, head_dim=8, vocab_size=vocabulary, max_position_embeddings=256)
@@ -49,7 +49,7 @@ def build(family: str, width: int = 16, **changes):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_sequences_with_a_prompt_equal_single_ones(family):
+def test_language_model_batch_equals_single_sequences_in_every_family(family):
     model = build(family)
     given, responses = pairs()
     soft = torch.randn(3, 16)
@@ -64,8 +64,8 @@ def test_packed_sequences_with_a_prompt_equal_single_ones(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_greedy_decoding_padded_on_the_left_equals_generate(family):
-    """Rows leave the batch at different lengths: end-of-text is what the first row says in the fifth place."""
+def test_decode_greedy_equals_generate_in_every_family(family):
+    """The end token is the fifth token of the first response, so sequences finish at different lengths."""
     model, given = build(family), prompts()
     eos = int(run(model, given[:1], end_ids=[-1]).responses[0][4])
     ours = run(model, given, end_ids=[eos]).responses
@@ -79,7 +79,7 @@ def test_greedy_decoding_padded_on_the_left_equals_generate(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_two_promptkd_steps(family, save, tmp_path):
+def test_train_promptkd_takes_two_steps_in_every_family(family, save, tmp_path):
     for name, width in (("student", 16), ("teacher", 32)):
         shutil.copytree(GOLDEN / "models/gpt2_student", tmp_path / name, ignore=lambda *_: ["model.safetensors"])
         build(family, width).save_pretrained(tmp_path / name)
@@ -104,13 +104,13 @@ def test_two_promptkd_steps(family, save, tmp_path):
         ("bloom", {"n_head": 4}, "position_ids"),
     ],
 )
-def test_what_the_losses_would_not_see_is_refused(family, changes, says):
+def test_check_family_refuses_changes_around_the_head(family, changes, says):
     model = build(family, **changes)
     with pytest.raises(UserError, match=rf"--model-path: the family {family} is not supported: .*{says}"):
         check_family(model, "--model-path")
 
 
-def test_the_check_leaves_the_model_as_it_was():
+def test_check_family_leaves_the_model_unchanged():
     model, ids = build("llama"), torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         before = model(ids).logits

@@ -1,4 +1,4 @@
-"""Folders whose weights and configuration differ, LoRA adapters, composite and hybrid models, SentencePiece files."""
+"""Model folders: weights unlike config.json, LoRA adapters, composite and hybrid models, SentencePiece files."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def load(folder: Path, **how):
     return load_causal_lm(str(folder), torch.float32, OPTION, **how)
 
 
-def in_parts(folder: Path):
-    """What each rank of two does before it reads its part."""
+def open_shard(folder: Path):
+    """Do what each rank of two does before it reads its part."""
     return open_model(str(folder), load_config(str(folder), OPTION), torch.float32, 2, OPTION)
 
 
-WAYS = {"whole": load, "lazily": lambda folder: load(folder, lazily=True), "parts": in_parts}
+WAYS = {"complete": load, "deferred": lambda folder: load(folder, deferred=True), "shard": open_shard}
 
 
 def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
@@ -53,8 +53,8 @@ def change_config(folder: Path, **changes: object) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_weights_without_a_place_are_refused_in_every_way_of_loading(way, tmp_path, capfd, monkeypatch):
-    """Biases that config.json does not ask for; transformers prints no table beside our line."""
+def test_load_refuses_weights_that_config_json_does_not_describe(way, tmp_path, capfd, monkeypatch):
+    """The weights have biases that config.json lacks. transformers prints no table beside the error."""
     monkeypatch.setattr("promptkd.models.loading.transformers_logging.get_verbosity", lambda: 30)
     make_model("llama", tmp_path, attention_bias=True)
     change_config(tmp_path, attention_bias=None)
@@ -65,7 +65,7 @@ def test_weights_without_a_place_are_refused_in_every_way_of_loading(way, tmp_pa
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_weights_of_other_modules_are_refused_in_every_way_of_loading(way, tmp_path):
+def test_load_refuses_weights_of_other_modules(way, tmp_path):
     make_model("llama", tmp_path)
     add_tensors(tmp_path, **{"v_head.summary.weight": torch.ones(1, 32)})
     with pytest.raises(UserError, match=r"v_head\.summary\.weight"):
@@ -73,7 +73,7 @@ def test_weights_of_other_modules_are_refused_in_every_way_of_loading(way, tmp_p
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_buffers_of_earlier_versions_are_taken_without_a_word(way, tmp_path, capfd):
+def test_load_ignores_buffers_of_earlier_versions(way, tmp_path, capfd):
     make_model("llama", tmp_path)
     names = [f"model.layers.{i}.self_attn.rotary_emb.inv_freq" for i in range(2)]
     add_tensors(tmp_path, **{name: torch.ones(2) for name in names})
@@ -82,7 +82,7 @@ def test_buffers_of_earlier_versions_are_taken_without_a_word(way, tmp_path, cap
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_configuration_of_another_size_is_one_line(way, tmp_path, capfd, monkeypatch):
+def test_load_refuses_a_config_of_another_size_in_one_line(way, tmp_path, capfd, monkeypatch):
     monkeypatch.setattr("promptkd.models.loading.transformers_logging.get_verbosity", lambda: 30)
     make_model("llama", tmp_path)
     for changes in ({"intermediate_size": 40}, {"num_hidden_layers": 1}, {"num_attention_heads": 5}):
@@ -111,7 +111,7 @@ def make_adapter(folder: Path, base: Path, **changes: object) -> None:
 
 
 @torch.no_grad()
-def test_an_adapter_is_merged_into_its_base(tmp_path):
+def test_adapter_is_merged_into_its_base_model(tmp_path):
     make_model("llama", tmp_path / "base")
     make_adapter(tmp_path / "lora", tmp_path / "base")
     from peft import PeftModel
@@ -120,7 +120,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path):
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype=torch.float32)
     expected = PeftModel.from_pretrained(base, tmp_path / "lora").eval()(torch.arange(1, 25).view(2, 12)).logits
     assert (expected - logits(tmp_path / "base")).abs().max() > 0.1
-    for model in (load(tmp_path / "lora"), load(tmp_path / "lora", lazily=True)):
+    for model in (load(tmp_path / "lora"), load(tmp_path / "lora", deferred=True)):
         torch.testing.assert_close(model(torch.arange(1, 25).view(2, 12)).logits, expected, rtol=1e-4, atol=1e-4)
         assert all(parameter.requires_grad for parameter in model.parameters()), "it can be a student"
         assert not any("lora" in name for name, _ in model.named_parameters())
@@ -130,7 +130,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path):
     assert load_tokenizer(str(tmp_path / "lora")).eos_token_id == 0
 
 
-def test_an_adapters_base_may_be_named_relative_to_it(tmp_path):
+def test_adapter_finds_a_base_model_relative_to_its_folder(tmp_path):
     make_model("llama", tmp_path / "lora/base")
     make_adapter(tmp_path / "lora", tmp_path / "lora/base", base_model_name_or_path="base")
     assert load(tmp_path / "lora").config.model_type == "llama"
@@ -149,18 +149,18 @@ def test_an_adapters_base_may_be_named_relative_to_it(tmp_path):
         ({"r": 8}, "does not fit its base model"),
     ],
 )
-def test_adapters_that_do_not_fit_are_refused_in_one_line(changes, says, tmp_path):
+def test_adapter_that_does_not_fit_is_refused_in_one_line(changes, says, tmp_path):
     make_model("llama", tmp_path / "base")
     make_adapter(tmp_path / "lora", tmp_path / "base", **changes)
     with pytest.raises(UserError, match=says):
         load(tmp_path / "lora")
 
 
-def test_what_an_adapter_does_not_go_with(tmp_path):
+def test_adapter_refuses_sharding_quantization_and_a_second_model(tmp_path):
     make_model("llama", tmp_path / "base")
     make_adapter(tmp_path / "lora", tmp_path / "base")
     with pytest.raises(UserError, match="LoRA adapter, which does not go with --teacher-quantization"):
-        load(tmp_path / "lora", packed={"quantization_config": None})
+        load(tmp_path / "lora", quantization={"quantization_config": None})
     with pytest.raises(UserError, match="LoRA adapter, which does not go with a model cut by --model-parallel-size"):
         load(tmp_path / "lora", group=object())
     shutil.copyfile(tmp_path / "base/model.safetensors", tmp_path / "lora/model.safetensors")
@@ -185,7 +185,7 @@ def composite(folder: Path):
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
-def test_a_composite_configuration_is_read_for_its_text(tmp_path):
+def test_load_reads_the_text_part_of_a_composite_config(tmp_path):
     composite(tmp_path)
     config = load_config(str(tmp_path), OPTION)
     assert not hasattr(config, "max_position_embeddings")
@@ -214,8 +214,8 @@ HYBRIDS = {
 
 
 @pytest.mark.parametrize("family", HYBRIDS)
-def test_hybrid_models_decode_rows_of_unequal_length_as_alone(family):
-    """Rows end at different steps, and prompts have different lengths."""
+def test_decode_hybrid_models_equals_generate_for_unequal_lengths(family):
+    """Sequences finish at different steps, and prompts have different lengths."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -238,8 +238,8 @@ def test_hybrid_models_decode_rows_of_unequal_length_as_alone(family):
         assert response.tolist() == alone[0, len(prompt) :].tolist()
 
 
-def test_a_sentencepiece_model_is_enough(tmp_path):
-    """tokenizer.model only, as older Llama folders have it: ids and texts are SentencePiece's own, saved and read."""
+def test_load_tokenizer_from_a_sentencepiece_file(tmp_path):
+    """Older Llama folders have only tokenizer.model. Ids and texts equal those of SentencePiece, also after saving."""
     import sentencepiece
 
     words = "learn data token beta teacher student prompt Below is an instruction that describes a task"

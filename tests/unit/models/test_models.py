@@ -1,4 +1,4 @@
-"""The teacher's prompt, padding and positions, in three families; loading refuses what does not fit."""
+"""Soft prompts, padding and positions in three families, and errors of loading."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ FAMILIES = ["gpt2", "opt", "llama"]
 
 @pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_packed_sequences_equal_single_ones(family, prompted):
+def test_language_model_batch_equals_single_sequences(family, prompted):
     model = tiny(family)
     soft = torch.randn(3, 16)
     seen = LanguageModel(model, SoftPrompt(soft) if prompted else None)
@@ -30,18 +30,18 @@ def test_packed_sequences_equal_single_ones(family, prompted):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_left_padded_equals_unpadded(family):
-    """Decoding pads on the left: together with a longer prompt, each row's states are those it has alone."""
+def test_decode_left_padding_does_not_change_hidden_states(family):
+    """A prompt that is padded beside a longer one has the hidden states that it has alone."""
     model, given = tiny(family), prompts()
     together = run(model, given, keep_states=True)
     for i, prompt in enumerate(given):
         alone = run(model, [prompt], keep_states=True)
         assert alone.responses[0].tolist() == together.responses[i].tolist()
-        torch.testing.assert_close(alone.states[0], together.states[i], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.hidden_states[0], together.hidden_states[i], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_gradient_reaches_the_prompt_alone(family):
+def test_language_model_gradient_reaches_only_the_prompt(family):
     model = tiny(family).requires_grad_(False)
     seen = LanguageModel(model, SoftPrompt(torch.randn(3, 16)))
     given, responses = pairs()
@@ -51,7 +51,7 @@ def test_the_gradient_reaches_the_prompt_alone(family):
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_fused_gelu_is_gpt2s_function():
+def test_fuse_activations_keeps_the_logits_of_gpt2():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -63,7 +63,7 @@ def test_fused_gelu_is_gpt2s_function():
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
-def test_a_prompt_is_saved_and_refused_when_it_does_not_fit(tmp_path):
+def test_load_prompt_reads_what_was_saved_and_refuses_other_shapes(tmp_path):
     from promptkd.errors import UserError
 
     soft = torch.randn(3, 16)
@@ -77,7 +77,7 @@ def test_a_prompt_is_saved_and_refused_when_it_does_not_fit(tmp_path):
         load_prompt(tmp_path / "nowhere", 16)
 
 
-def test_packing_keeps_the_budget_and_the_wanted_number():
+def test_make_micro_batches_keeps_the_budget_and_the_requested_number():
     given, responses = pairs()
     sizes = [len(p) + len(r) for p, r in zip(given, responses)]
     for budget in (20, 40, 80):
@@ -98,7 +98,7 @@ def test_packing_keeps_the_budget_and_the_wanted_number():
         ("huggyllama/llama-7b", "name a folder that holds its files"),
     ],
 )
-def test_a_hub_out_of_reach_has_remedies(name, way, monkeypatch):
+def test_load_config_without_a_connection_names_remedies(name, way, monkeypatch):
     def unreachable(*_, **__):
         raise OSError("We couldn't connect to 'https://huggingface.co' to load the files.\nCheck your connection.")
 
@@ -112,8 +112,8 @@ def test_a_hub_out_of_reach_has_remedies(name, way, monkeypatch):
         assert "HF_ENDPOINT" in text and "HTTPS_PROXY" in text
 
 
-def test_a_folder_is_no_matter_of_the_hub(tmp_path):
-    """One that is broken, or not there."""
+def test_load_config_local_folder_gives_no_hub_hint(tmp_path):
+    """The folder is broken or missing."""
     (tmp_path / "config.json").write_text('{"model_type": "no such family"}')
     broken, lost = str(tmp_path), str(tmp_path / "lost")
     for load, *given in ((load_config, broken, "--model-path"), (load_tokenizer, broken), (load_tokenizer, lost)):

@@ -1,4 +1,4 @@
-"""A teacher in 8 or 4 bits: what is refused, what loading is told, and steps of each method with one on the CPU."""
+"""A teacher of 8 or 4 bits: refused settings, options of loading, and training steps on the CPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_quantization_goes_with_a_partitioned_student(save):
     assert config.parallel.size == 2 and config.parallel.teacher_size == 1
 
 
-def test_loading_is_told_the_bits_the_precision_and_the_device():
+def test_loading_options_give_bits_precision_and_device():
     assert loading_options("none", torch.bfloat16, GPU) == {}
     four, eight = (loading_options(kind, torch.bfloat16, GPU) for kind in ("4bit", "8bit"))
     config = four["quantization_config"]
@@ -63,7 +63,7 @@ def test_loading_is_told_the_bits_the_precision_and_the_device():
         ("minillm", "4bit", []),
     ],
 )
-def test_steps_with_a_packed_teacher_follow_those_with_a_full_one(method, kind, options, tmp_path):
+def test_train_with_a_quantized_teacher_is_close_to_a_full_one(method, kind, options, tmp_path):
     pytest.importorskip("bitsandbytes", reason="an optional library: pip install bitsandbytes")
     short = ["--batch-size", "2", "--total-iters", "2", "--max-length", "104", "--no-eval-gen", *options]
     if method == "promptkd":

@@ -1,4 +1,4 @@
-"""Models whose vocabularies differ in size or in a few tokens: losses, decoding and runs over the shared ids."""
+"""Models with different vocabularies: losses, decoding and runs over the shared token ids."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from helpers.training import GOLDEN, metrics_of, start, train_here
 
 from promptkd import losses
 from promptkd.errors import UserError
-from promptkd.generation.sampling import Sampling, TeacherMixture, uniform_draws
+from promptkd.generation.sampling import Sampling, TeacherMixture
 from promptkd.losses import (
     ClippedPolicy,
     CrossEntropy,
@@ -37,22 +37,22 @@ def shared(excluded: tuple[int, ...] = (), rows: int = 19) -> SharedVocabulary:
     return SharedVocabulary(rows, excluded, (STUDENT, TEACHER), TEACHER)
 
 
-def test_shared_ids_are_none_where_the_models_agree():
+def test_shared_vocabulary_of_equal_models_is_none():
     assert shared_vocabulary((10, 10), 10, WORDS, dict(WORDS)) is None
 
 
-def test_shared_ids_are_the_first_rows_of_padded_models():
+def test_shared_vocabulary_of_padded_models_is_the_smaller_one():
     found = shared_vocabulary((12, 10), 10, WORDS, WORDS)
     assert (found.rows, found.excluded, len(found)) == (10, (), 10)
     assert 9 in found and 10 not in found
 
 
-def test_shared_ids_leave_out_what_one_tokenizer_knows():
+def test_shared_vocabulary_excludes_tokens_of_one_tokenizer():
     found = shared_vocabulary((12, 12), 12, {**WORDS, "<s>": 9}, {**WORDS, "<pad>": 8, "<far>": 20})
     assert (found.rows, found.excluded, len(found)) == (12, (8, 9), 10)
 
 
-def test_an_id_with_two_meanings_is_refused_with_an_example():
+def test_shared_vocabulary_refuses_an_id_with_two_meanings():
     said = r"2 ids have two meanings, 6 one; 3 is 'd' to the student and 'x' to the teacher, which has 'd' as 9"
     teacher = {**WORDS, "x": 3, "d": 9, "y": 4}
     del teacher["e"]
@@ -65,12 +65,12 @@ def test_an_id_with_two_meanings_is_refused_with_an_example():
         shared_vocabulary((12, 12), 12, {"a": 0}, {"b": 1})
 
 
-def test_an_answer_that_cannot_end_is_announced():
+def test_notice_warns_of_responses_that_cannot_end():
     assert "no token that ends an answer" in shared((5,)).notice([5, 20])
     assert "no token that ends" not in shared((5,)).notice([5, 6])
 
 
-def test_inputs_without_an_embedding_are_refused():
+def test_check_inputs_refuses_tokens_without_an_embedding():
     vocabulary = SharedVocabulary(19, (), (30, 24), 24)
     vocabulary.check_inputs([("row 1", [3, 23])])
     with pytest.raises(UserError, match=r"row 2 holds token 24, and the teacher has embeddings for 24 tokens"):
@@ -93,7 +93,7 @@ def plain_loss(kind: str, logits, teacher, ids, tokens, parts):
 
 @pytest.mark.parametrize("excluded", [(), (4, 17)])
 @pytest.mark.parametrize("kinds", [["reverse"], ["forward"], ["hard", "forward"], ["policy", "reverse"]])
-def test_losses_equal_plain_ones_over_the_shared_ids(kinds, excluded, monkeypatch):
+def test_losses_equal_plain_losses_over_shared_ids(kinds, excluded, monkeypatch):
     monkeypatch.setitem(losses.CHUNK, "cpu", 7 * STUDENT)
     torch.manual_seed(0)
     count, over = 30, shared(excluded)
@@ -125,7 +125,7 @@ def test_losses_equal_plain_ones_over_the_shared_ids(kinds, excluded, monkeypatc
                 assert not ours[[*excluded, 19, 20]].any(), "other rows have no gradient"
 
 
-def test_log_probs_are_those_of_the_shared_ids():
+def test_log_probs_are_normalized_over_shared_ids():
     torch.manual_seed(0)
     head, hidden, tokens = LMHead(torch.randn(TEACHER, 5), None, shared((4,))), torch.randn(6, 5), torch.arange(5, 11)
     ids = [i for i in range(19) if i != 4]
@@ -134,7 +134,7 @@ def test_log_probs_are_those_of_the_shared_ids():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_excluded_ids_out(dtype):
+def test_losses_exclude_ids_in_half_precision(dtype):
     torch.manual_seed(0)
     over = shared((4,))
     target = FrozenLogits(torch.randn(6, 5).to(dtype), LMHead(torch.randn(TEACHER, 5).to(dtype), None, over))
@@ -146,7 +146,7 @@ def test_half_precision_keeps_excluded_ids_out(dtype):
     assert torch.isfinite(loss) and torch.isfinite(weight.grad).all() and not weight.grad[[4, 19, 20]].any()
 
 
-def test_decoding_draws_from_the_shared_ids_renormalized():
+def test_decode_samples_from_renormalized_shared_ids():
     """One token for each of many rows, from a mixture of models of two sizes, against the exact probabilities."""
     student, teacher = tiny("gpt2"), tiny("llama")
     teacher.resize_token_embeddings(46, mean_resizing=False)
@@ -155,8 +155,8 @@ def test_decoding_draws_from_the_shared_ids_renormalized():
     over = SharedVocabulary(38, (7,), (40, 46), 46)
     count, prompt = 4000, prompts()[0]
     drawn = run(
-        student, [prompt] * count, max_new_tokens=1, sampling=Sampling(), mix=TeacherMixture(teacher, 0.4), shared=over,
-        noise=lambda row: uniform_draws(3, row, count=1),
+        student, [prompt] * count, max_new_tokens=1, sampling=Sampling(), shared=over,
+        teacher_mixture=TeacherMixture(teacher, 0.4), rng_keys=[(3, row) for row in range(count)],
     ).responses  # fmt: skip
     ids = [i for i in range(38) if i != 7]
     with torch.no_grad():
@@ -169,7 +169,7 @@ def test_decoding_draws_from_the_shared_ids_renormalized():
     assert chi < 2 * common.sum(), chi
 
 
-def test_a_prompt_may_hold_tokens_outside_of_them_whatever_is_banned():
+def test_decode_accepts_prompts_with_tokens_outside_of_shared_ids():
     guarded = Sampling(do_sample=False, no_repeat_ngram_size=1)
     answer = run(tiny("gpt2"), [[39, 5, 39]], max_new_tokens=8, sampling=guarded, shared=shared(rows=19)).responses[0]
     assert answer.max() < 19 and 5 not in answer.tolist()
@@ -209,7 +209,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("method", KINDS)
-def test_padding_changes_no_number(method, tmp_path, capfd):
+def test_train_padded_vocabulary_changes_no_metric(method, tmp_path, capfd):
     """Rows that one model has more, with large logits, and a token of one tokenizer: the run is the run without."""
     more = [*KINDS[method], *SHORT, "--no-do-sample"] if method == "promptkd" else [*KINDS[method], *SHORT]
     train_here(tiny_argv(method, tmp_path / "plain", *more))
@@ -231,7 +231,7 @@ def test_padding_changes_no_number(method, tmp_path, capfd):
         assert described == dict(zip(("student", "teacher", "shared"), sizes))
 
 
-def test_padding_changes_no_number_with_zero_3(tmp_path):
+def test_train_padded_vocabulary_changes_no_metric_with_zero_3(tmp_path):
     more = [*SHORT, "--no-do-sample", "--deepspeed_config", zero_file(tmp_path, 3)]
     train_here(tiny_argv("promptkd", tmp_path / "plain", *more))
     teacher = ["--teacher-model-path", padded("gpt2_teacher", tmp_path / "t")]
@@ -242,7 +242,7 @@ def test_padding_changes_no_number_with_zero_3(tmp_path):
             assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_padding_changes_no_number_in_parts(tmp_path):
+def test_train_padded_vocabulary_changes_no_metric_with_tensor_parallelism(tmp_path):
     """Two ranks hold both models together."""
     more = [*SHORT, "--no-do-sample"]
     train_here(tiny_argv("promptkd", tmp_path / "plain", *more))
@@ -255,7 +255,7 @@ def test_padding_changes_no_number_in_parts(tmp_path):
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_data_with_a_token_of_the_students_only(tmp_path):
+def test_train_accepts_student_tokens_as_targets_but_not_as_teacher_inputs(tmp_path):
     """Its targets are learned; as the teacher's input it is refused where the teacher has no row for it."""
     student = padded("gpt2_student", tmp_path / "s", 4, token="<|new|>")
     data = tmp_path / "data"
@@ -275,7 +275,7 @@ def test_data_with_a_token_of_the_students_only(tmp_path):
     assert not (tmp_path / "narrow").exists() and not (tmp_path / "text").exists()
 
 
-def test_exposure_bias_of_padded_models(tmp_path, capfd):
+def test_exposure_bias_is_unchanged_by_a_padded_vocabulary(tmp_path, capfd):
     from evaluate import read_settings
     from promptkd.evaluation.exposure_bias import run as measure
 

@@ -1,4 +1,4 @@
-"""A teacher under ZeRO-3 that no rank ever holds whole."""
+"""Deferred loading: under ZeRO-3 no rank ever holds the complete teacher."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ LARGE = {"hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 10}
 
 
 def memory(name: str) -> int:
-    """Bytes of this process: VmRSS, resident now, or VmHWM, at the most."""
+    """Return the resident memory of this process in bytes: VmRSS is the present, VmHWM the peak value."""
     return int(re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
 def main() -> None:
-    """What each of two ranks does: load the model in a folder, share it out, and write down what that took."""
+    """Load and partition a model on each of two ranks, and write down the memory that this took."""
     folder, how = Path(sys.argv[1]), sys.argv[2]
     ranks = setup()
     config = read_deepspeed_config(str(ROOT / "configs/deepspeed/ds_config_zero3_fp32.json"), ranks.device)
     before = memory("VmRSS")
-    model = load_causal_lm(str(folder), torch.float32, "--model-path", lazily=how == "lazily").requires_grad_(False)
+    model = load_causal_lm(str(folder), torch.float32, "--model-path", deferred=how == "deferred").requires_grad_(False)
     prompted = LanguageModel(model, SoftPrompt(torch.zeros(2, model.config.hidden_size)))
     TrainEngine(prompted, OptimizerConfig(0.1, 1, "constant", 0.0, 0, 0.0, 1.0, (0.9, 0.999)), config, ranks)
     (folder / f"{how}{ranks.dp_rank}.json").write_text(json.dumps(memory("VmHWM") - before))
@@ -44,24 +44,24 @@ def main() -> None:
 
 
 @pytest.mark.slow
-def test_no_rank_holds_it_whole(tmp_path):
-    """Half of it is missing from the peak, all else (groups, buffers, the engine) being as with a whole model."""
+def test_load_deferred_never_holds_the_complete_model(tmp_path):
+    """The peak lacks half of the model compared with loading the complete model. Everything else is the same."""
     model = make_model("llama", tmp_path / "model", **LARGE)
     size = 4 * sum(p.numel() for p in model.parameters())
     grown = {}
-    for how in ("lazily", "whole"):
-        started = Run([str(tmp_path / "model"), how], tmp_path / "log", 2, "test_lazy_weights")
+    for how in ("deferred", "complete"):
+        started = Run([str(tmp_path / "model"), how], tmp_path / "log", 2, "test_deferred")
         assert started.wait() == [0, 0], (tmp_path / "log").read_text()
         grown[how] = [json.loads((tmp_path / f"model/{how}{rank}.json").read_text()) for rank in (0, 1)]
-    assert max(grown["lazily"]) + 0.4 * size < min(grown["whole"]), (size, grown)
+    assert max(grown["deferred"]) + 0.4 * size < min(grown["complete"]), (size, grown)
 
 
-def test_what_is_unread_is_checked_when_it_is_read(tmp_path):
+def test_load_deferred_checks_weights_when_they_are_read(tmp_path):
     model = make_model("llama", tmp_path)
     with torch.no_grad():
         model.model.layers[1].mlp.up_proj.weight[0, 0] = float("inf")
     model.save_pretrained(tmp_path)
-    lazy = load_causal_lm(str(tmp_path), torch.float32, "--teacher-model-path", lazily=True)
+    lazy = load_causal_lm(str(tmp_path), torch.float32, "--teacher-model-path", deferred=True)
     name = "model.layers.1.mlp.up_proj.weight"
     assert lazy.get_parameter(name).is_meta and not lazy.get_output_embeddings().weight.is_meta
     same = "model.layers.0.mlp.up_proj.weight"
