@@ -23,10 +23,10 @@ from promptkd.config.deepspeed import (
 )
 from promptkd.config.options import TOKEN_BUDGET
 from promptkd.config.parser import declared_options, flat
-from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.dataset import vocabulary_size
 from promptkd.data.prompt_format import mismatch
 from promptkd.data.sampler import StepSampler
+from promptkd.data.templates import bind_settings, now
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.engine.engine import TrainEngine
 from promptkd.engine.optim import OptimizerConfig

@@ -15,8 +15,9 @@ from helpers.processing import GOLDEN, RAW, TEXT, TOKENIZER, command, contents, 
 from helpers.training import ROOT
 from transformers import AutoTokenizer
 
-from promptkd.cli import data as process_data
-from promptkd.data.encoding import TextEncoder
+from promptkd.data import workers as data_workers
+from promptkd.data.preprocess import EncodeDocuments, packed
+from promptkd.data.special_tokens import SpecialTokens
 from promptkd.data.token_file import TokenFile
 from promptkd.utils.jsonl import read_jsonl
 
@@ -45,8 +46,8 @@ def test_started_as_the_readme_says(tmp_path):
     ],
 )
 def test_published_bytes(run, tmp_path, monkeypatch, workers, make, more, published):
-    whole = process_data.chunks_of_lines
-    monkeypatch.setattr(process_data, "chunks_of_lines", lambda lines: whole(lines, most_lines=5))  # many chunks
+    chunks = data_workers._chunks
+    monkeypatch.setattr(data_workers, "_chunks", lambda lines: chunks(lines, most_lines=5))
     status, _, errors = run(*make(tmp_path / "a/b", *more, "--workers", workers))
     assert (status, errors) == (0, "")
     assert contents(tmp_path / "a/b") == contents(GOLDEN / "processed" / published)
@@ -83,7 +84,7 @@ def test_documents_are_lines(tmp_path):
         def __call__(self, texts, **_):
             return {"input_ids": [list(text.encode()) for text in texts]}
 
-    job = process_data.EncodeDocuments(TextEncoder(Letters()), "raw")
+    job = EncodeDocuments(SpecialTokens(Letters()), "raw")
     ids, spelled = job([(1, b"a<@x(x!>b\n"), (2, b"\n"), (3, b"c\rd\r\n"), (4, b"e")])
     assert bytes(ids.tolist()) == b"a\nb\n\0\n\0c\nd\n\0e\0".replace(b"c\nd", b"c\n\0d") and not spelled
 
@@ -103,7 +104,7 @@ def test_documents_that_spell_a_special_token_are_counted_and_stay_text(run, tmp
 
 def test_packing():
     pieces = [np.arange(3), np.arange(3, 10), np.arange(10, 11)]
-    assert [row.tolist() for row in process_data.packed(pieces, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [row.tolist() for row in packed(pieces, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
 def test_other_rows_and_wide_vocabularies(run, tmp_path, monkeypatch):
@@ -114,7 +115,7 @@ def test_other_rows_and_wide_vocabularies(run, tmp_path, monkeypatch):
         {"prompt": "R:", "instruction": "i", "input": "j", "output": "d"},
     ]
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(process_data, "vocabulary_size", lambda tokenizer: 151_936)
+    monkeypatch.setattr("promptkd.data.preprocess.vocabulary_size", lambda tokenizer: 151_936)
     assert run(*instructions(tmp_path / "out", raw=raw, dev=1))[0] == 0
     valid, train = (read_jsonl(tmp_path / f"out/{split}.jsonl") for split in ("valid", "train"))
     assert valid == [{"prompt": "Q:", "output": "a"}]
@@ -181,7 +182,7 @@ def test_what_is_there_stays(run, tmp_path):
     assert run(*instructions(save))[0] == 0
     before = contents(save)
     status, _, errors = run(*instructions(save, "--only-prompt"))
-    assert status == 2 and "valid_0.bin is there already: --overwrite replaces it" in errors
+    assert status == 2 and "valid_0.bin exists already: --overwrite replaces it" in errors
     status, _, errors = run(*instructions(save, "--only-prompt", "--overwrite", prompt=5))
     assert status == 2 and contents(save) == before
     status, _, errors = run(*instructions(save, "--overwrite", raw=save / "train.jsonl"))

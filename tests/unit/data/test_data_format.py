@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptkd.data.token_file import HEADER, TokenFile, TokenFileWriter, join_row, marker_of, split_row, token_dtype
+from promptkd.data.token_file import HEADER, TokenFile, join_row, marker_of, split_row, token_dtype, write_token_file
 from promptkd.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden/processed"
@@ -19,7 +19,7 @@ UINT16, INT32 = np.dtype("<u2"), np.dtype("<i4")
 
 
 def write(prefix, rows, dtype=UINT16):
-    with TokenFileWriter(prefix, dtype) as file:
+    with write_token_file(prefix, dtype) as file:
         for row in rows:
             file.add(row)
     return Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
@@ -87,7 +87,7 @@ def test_text_has_no_marker():
 def test_truncated_index(prefix, kept):
     idx = prefix.with_name("train_0.idx")
     idx.write_bytes(idx.read_bytes()[:kept])
-    with pytest.raises(UserError, match="make it anew"):
+    with pytest.raises(UserError, match="make it again"):
         TokenFile(prefix)
 
 
@@ -123,9 +123,9 @@ def index(rows, sizes, pointers, documents=(0,), code=8, version=1):
         (index(0, [], []), "no rows"),
         (index(2**64 - 1, [4], [0]), "rows need"),
         (index(2**62, [4], [0]), "rows need"),  # 12 * 2**62 is 0 in 64 bits
-        (index(100, [1] * 100, range(100)), "100 rows cannot lie"),
-        (b"", "no token index"),
-        (b"{}" * 50, "no token index"),
+        (index(100, [1] * 100, range(100)), "100 rows do not fit"),
+        (b"", "not a token index"),
+        (b"{}" * 50, "not a token index"),
     ],
 )
 def test_index_that_lies(prefix, content, message):
@@ -184,16 +184,16 @@ def test_missing_files(tmp_path, prefix):
 
 def test_a_failed_writer_leaves_nothing_and_keeps_the_old_file(tmp_path, prefix):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match="do not fit"), TokenFileWriter(prefix, UINT16) as file:
+    with pytest.raises(ValueError, match="do not fit"), write_token_file(prefix, UINT16) as file:
         file.add([1, 2])
         file.add([65536])
-    with pytest.raises(UserError, match="no row to write"), TokenFileWriter(tmp_path / "empty", UINT16):
+    with pytest.raises(UserError, match="no row to write"), write_token_file(tmp_path / "empty", UINT16):
         pass
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("row", [[], [-1], [1.5], [[1]]])
 def test_rows_that_are_none(tmp_path, row):
-    with pytest.raises(ValueError), TokenFileWriter(tmp_path / "x", UINT16) as file:
+    with pytest.raises(ValueError), write_token_file(tmp_path / "x", UINT16) as file:
         file.add(row)
     assert not list(tmp_path.iterdir())

@@ -10,8 +10,9 @@ from helpers.tokenizer_kinds import CHAT, KINDS, byte_level, metaspace, unigram,
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
+from promptkd.data.rows import read_row, render_prompt
 from promptkd.data.special_tokens import added_around
-from promptkd.data.templates import ChatTemplate, render_prompt
+from promptkd.data.templates import ChatTemplate
 from promptkd.evaluation.test_sets import read_set
 
 # A prompt and its response, cut where tokens of the joined text merge.
@@ -91,7 +92,7 @@ def test_training_and_evaluation_ask_alike(tmp_path, name, row):
     assert prompt == read_set("own", path, tokenizer, 400, -1, False).prompts[0].tolist()
     (begin,), _ = added_around(tokenizer)
     assert prompt[0] == begin and prompt.count(begin) == 1
-    assert prompt[1:] == tokenizer(render_prompt(row), add_special_tokens=False)["input_ids"]
+    assert prompt[1:] == tokenizer(render_prompt(read_row(row)), add_special_tokens=False)["input_ids"]
 
 
 def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_a_prompt(tmp_path):
@@ -131,7 +132,7 @@ def test_a_chat_template_writes_all_special_tokens_itself(tmp_path, make, begins
     examples = trained(tmp_path, tokenizer, "chat")
     assert examples[0].prompt.tolist() == own == read_set("x", path, tokenizer, 99, -1, 0, "chat").prompts[0].tolist()
     # A prompt that was made earlier is the same prompt.
-    ready = put(tmp_path / "valid.jsonl", {"prompt": ChatTemplate(tokenizer)(row), "output": "data"})
+    ready = put(tmp_path / "valid.jsonl", {"prompt": ChatTemplate(tokenizer)(read_row(row)), "output": "data"})
     assert trained(tmp_path, tokenizer)[0].prompt.tolist() == own
     assert read_set("x", ready, tokenizer, 99, -1, 0).prompts[0].tolist() == own
     assert examples.format.template == trained(tmp_path, tokenizer).format.template == "chat"
@@ -191,7 +192,7 @@ def test_special_tokens_in_a_chat_are_the_templates_only(tmp_path, make):
     assert [each.tolist() for each in tests.prompts] == [each.prompt.tolist() for each in examples]
     assert examples.counts.spelled == tests.spelled == 1
     if make is not word_piece:
-        text = ChatTemplate(tokenizer)(row) + row["output"]
+        text = ChatTemplate(tokenizer)(read_row(row)) + row["output"]
         told = tokenizer.decode([*examples[0].prompt, *without_end(examples[0].response)])
         assert told.replace("<|im_start|> ", "<|im_start|>").replace("<|im_end|> \n", "<|im_end|>\n") == text
 
@@ -215,4 +216,4 @@ def test_a_null_field_is_an_absent_field(tmp_path):
     tokenizer = byte_level()
     put(tmp_path / "valid.jsonl", {"instruction": "hi", "input": None, "output": "data", "prompt": None})
     example = trained(tmp_path, tokenizer)[0]
-    assert tokenizer.decode(example.prompt) == render_prompt({"instruction": "hi"})
+    assert tokenizer.decode(example.prompt) == render_prompt(read_row({"instruction": "hi"}))

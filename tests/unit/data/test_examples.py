@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.templates import reference_texts, render_prompt
-from promptkd.data.token_file import TokenFileWriter
+from promptkd.data.rows import read_row, reference_texts, render_prompt
+from promptkd.data.token_file import write_token_file
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import read_jsonl
 
@@ -126,7 +126,8 @@ def test_kinds_of_rows(tokenizer, tmp_path):
 
 def test_templates_are_the_published_ones():
     for row in read_jsonl(FULL / "train.jsonl"):
-        assert render_prompt({key: row[key] for key in ("instruction", "input")}) == row["prompt"] == render_prompt(row)
+        bare = {key: row[key] for key in ("instruction", "input")}
+        assert render_prompt(read_row(bare)) == row["prompt"] == render_prompt(read_row(row))
 
 
 def test_a_pair_is_tokenised_together(tokenizer):
@@ -213,7 +214,7 @@ def test_what_is_missing(tokenizer, tmp_path):
 
 
 def test_tokens_of_another_tokenizer(tokenizer, tmp_path):
-    with TokenFileWriter(tmp_path / "train_0", np.dtype("<u2")) as file:
+    with write_token_file(tmp_path / "train_0", np.dtype("<u2")) as file:
         file.add([5, 65535, 1499])
         file.add([5, 65535, 1500])
     with pytest.raises(UserError, match="row 1: token 1500 is outside the vocabulary of 1500"):

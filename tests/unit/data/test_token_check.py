@@ -14,7 +14,7 @@ from helpers.training import GOLDEN, golden_argv, train_here
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.token_file import TokenFileWriter, join_row
+from promptkd.data.token_file import join_row, write_token_file
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import read_jsonl
 
@@ -30,7 +30,7 @@ def processed(folder: Path, tokenizer, rule: str = "own", rows=ROWS, texts=None)
     """A folder of token files by a rule for special tokens, and the text beside them."""
     pairs = TextEncoder(tokenizer, rule).pairs([(row["prompt"], row["output"]) for row in rows])
     dtype = np.dtype("<u2")
-    with TokenFileWriter(folder / "train_0", dtype) as file:
+    with write_token_file(folder / "train_0", dtype) as file:
         for pair in pairs:
             file.add(join_row(pair.prompt, pair.response, dtype))
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts or rows))
@@ -60,7 +60,7 @@ def test_an_answer_that_was_lengthened_is_noticed(tmp_path):
 
 
 def test_a_large_file_is_sampled_unless_its_text_is_newer(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.data.token_check._SAMPLE", 2)
+    monkeypatch.setattr("promptkd.data.prompt_format._SAMPLE", 2)
     folder = edited(tmp_path, 5, output="learn data")
     when = (folder / "train_0.bin").stat().st_mtime
     os.utime(folder / "train.jsonl", (when, when))
@@ -96,7 +96,7 @@ def test_rows_that_were_cut_fit(tmp_path):
     folder = processed(tmp_path, byte_level())
     long = ExampleSet.open(folder, "train", byte_level(), 96, 512)
     dtype = np.dtype("<u2")
-    with TokenFileWriter(folder / "train_0", dtype) as file:
+    with write_token_file(folder / "train_0", dtype) as file:
         for example in long:
             file.add(join_row(example.prompt, example.response[:2], dtype))
     assert not opened(folder).stale
@@ -110,7 +110,7 @@ def test_tokens_of_another_tokenizer_are_noticed(tmp_path):
     shutil.copy(GOLDEN / "processed/corpus/gpt2/train_0.bin", folder)
     shutil.copy(GOLDEN / "processed/corpus/gpt2/train_0.idx", folder)
     assert not opened(folder).warning
-    with TokenFileWriter(folder / "train_0", np.dtype("<u2")) as file:
+    with write_token_file(folder / "train_0", np.dtype("<u2")) as file:
         file.add([7, 8, 9])
     assert "no row holds a token that ends a text" in opened(folder).warning
 

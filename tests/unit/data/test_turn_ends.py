@@ -16,7 +16,9 @@ import evaluate
 from promptkd.cli import data as process_data
 from promptkd.cli import generate
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.templates import ChatTemplate, end_of_turn_id, response_stop_ids
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.rows import read_row
+from promptkd.data.templates import ChatTemplate, end_of_turn_id
 from promptkd.data.token_file import TokenFile, split_row
 from promptkd.evaluation.session import run as evaluate_run
 from promptkd.generation.decode import decode
@@ -75,20 +77,22 @@ def test_the_end_of_a_turn_is_the_templates(template, end):
 
 def test_a_broken_template_that_nobody_asked_for_changes_nothing():
     broken = make_tokenizer("{{ raise_exception('no') }}")
-    assert end_of_turn_id(broken) == END and response_stop_ids(broken, ["say one"]) == [END]
+    assert end_of_turn_id(broken) == END and TextEncoder(broken).stop_id("say one") == END
 
 
 def test_a_template_that_puts_nothing_around_what_is_said():
     chat = ChatTemplate(make_tokenizer(LLAMA2))
-    assert chat({"instruction": "say it", "prompt": "published: say it"}) == chat({"instruction": "say it"}) == "say it"
+    published = {"instruction": "say it", "prompt": "published: say it"}
+    assert chat(read_row(published)) == chat(read_row({"instruction": "say it"})) == "say it"
 
 
 def test_prompts_of_another_day_are_not_made_again():
     dated = "{% if messages %}<start>system\n{{ strftime_now('%H:%M:%S.%f') }}<turn_end>\n{% endif %}" + GEMMA
     chat = ChatTemplate(make_tokenizer(dated))
-    earlier = chat(ROWS[0])
-    assert chat({"prompt": earlier}) == earlier != chat(ROWS[0])
-    assert response_stop_ids(chat.tokenizer, [earlier, "say one"]) == [TURN, END]
+    earlier = chat(read_row(ROWS[0]))
+    assert chat(read_row({"prompt": earlier})) == earlier != chat(read_row(ROWS[0]))
+    encoder = TextEncoder(chat.tokenizer)
+    assert [encoder.stop_id(prompt) for prompt in (earlier, "say one")] == [TURN, END]
 
 
 def test_what_ends_a_response(folder):
