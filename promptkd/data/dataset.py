@@ -85,11 +85,6 @@ class ExampleSet:
         """Return the counts of rows and fields for the run's record."""
         return self.counts.as_dict() | ({"fields_not_read": self.unread} if self.unread else {})
 
-    @property
-    def dropped(self) -> int:
-        """The number of rows whose prompt is too long."""
-        return self.counts.dropped
-
     @classmethod
     def open(
         cls,

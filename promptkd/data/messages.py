@@ -100,8 +100,7 @@ def _read_content(content: Any, name: str, where: str) -> str:
         raise UserError(f"{where}: the content of {name} has to be a text, not {type(content).__name__}")
     texts = []
     for part in [content] if isinstance(content, str) else content:
-        is_text = isinstance(part, dict) and part.get("type", "text") == "text"
-        text = part.get("text") if is_text else part
+        text = part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else part
         if not isinstance(text, str):
             kind = part.get("type") if isinstance(part, dict) else type(part).__name__
             raise UserError(f"{where}: {name} has content of the type {str(kind)[:40]!r}: only text can be read")

@@ -49,17 +49,17 @@ def edited(folder: Path, place: int, **changes) -> Path:
 
 @pytest.mark.parametrize("place", [0, 17, 33])
 @pytest.mark.parametrize("changes", [{"output": "learn data"}, {"prompt": "Name a teacher."}])
-def test_an_edited_row_is_noticed(tmp_path, place, changes):
+def test_stale_names_an_edited_row(tmp_path, place, changes):
     stale = opened(edited(tmp_path, place, **changes)).stale
     assert f"train.jsonl, line {place + 1} does not say what row {place} of train_0.bin holds" in stale
 
 
-def test_an_answer_that_was_lengthened_is_noticed(tmp_path):
+def test_stale_names_a_lengthened_answer(tmp_path):
     said = read_jsonl(FULL / "train.jsonl")[3]["output"]
     assert "line 4 does not say" in opened(edited(tmp_path, 3, output=f"{said} and more")).stale
 
 
-def test_a_large_file_is_sampled_unless_its_text_is_newer(tmp_path, monkeypatch):
+def test_stale_samples_unless_the_text_is_newer(tmp_path, monkeypatch):
     monkeypatch.setattr("promptkd.data.prompt_format._SAMPLE", 2)
     folder = edited(tmp_path, 5, output="learn data")
     when = (folder / "train_0.bin").stat().st_mtime
@@ -79,20 +79,20 @@ def test_training_refuses_stale_token_files_and_leaves_nothing(tmp_path, save):
     assert not save.exists()
 
 
-def test_published_and_golden_files_are_no_matter(tmp_path):
+def test_stale_is_empty_for_published_files(tmp_path):
     for split in ("train", "valid"):
         examples = opened(FULL, split=split)
         assert not examples.stale and not examples.warning
 
 
 @pytest.mark.parametrize("rule", ["published", "none", "own"])
-def test_every_rule_makes_files_that_fit(tmp_path, rule):
+def test_stale_is_empty_for_every_rule(tmp_path, rule):
     rows = [*ROWS, {"prompt": "Word: ", "output": "data"}, {"prompt": "hi", "output": "</s> end"}]
     examples = opened(processed(tmp_path, metaspace(begins=True), rule, rows), metaspace(begins=True))
     assert not examples.stale
 
 
-def test_rows_that_were_cut_fit(tmp_path):
+def test_stale_is_empty_for_cut_rows(tmp_path):
     folder = processed(tmp_path, byte_level())
     long = ExampleSet.open(folder, "train", byte_level(), 96, 512)
     dtype = np.dtype("<u2")
@@ -102,7 +102,7 @@ def test_rows_that_were_cut_fit(tmp_path):
     assert not opened(folder).stale
 
 
-def test_tokens_of_another_tokenizer_are_noticed(tmp_path):
+def test_warning_names_tokens_of_another_tokenizer(tmp_path):
     folder = processed(tmp_path, metaspace())
     assert "another tokenizer's" in opened(folder).stale
     (folder / "train.jsonl").unlink()
@@ -115,7 +115,7 @@ def test_tokens_of_another_tokenizer_are_noticed(tmp_path):
     assert "no row holds a token that ends a text" in opened(folder).warning
 
 
-def test_a_file_for_a_smaller_vocabulary_is_noticed(tmp_path, monkeypatch):
+def test_warning_names_a_file_for_a_smaller_vocabulary(tmp_path, monkeypatch):
     folder = processed(tmp_path, byte_level())
     (folder / "train.jsonl").unlink()
     monkeypatch.setattr("promptkd.data.dataset.vocabulary_size", lambda tokenizer: 151_936)
@@ -123,7 +123,7 @@ def test_a_file_for_a_smaller_vocabulary_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("rule", "found"), [("own", "own"), ("none", "none"), ("published", "none")])
-def test_a_token_file_says_how_its_prompts_begin(tmp_path, rule, found):
+def test_format_of_file_recognizes_the_rule(tmp_path, rule, found):
     tokenizer = metaspace(begins=True)
     examples = opened(processed(tmp_path, tokenizer, rule), tokenizer)
     assert examples.format.special_tokens == found
