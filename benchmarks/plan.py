@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
+from promptkd.data.token_file import join_row, token_dtype, write_token_file
 from promptkd.planning.memory import memory_of
 
 ROOT = Path(__file__).parents[1]
@@ -99,7 +99,7 @@ def make_models(family: str, folder: Path) -> None:
 def make_data(folder: Path) -> None:
     folder.mkdir()
     numbers, dtype = np.random.default_rng(0), token_dtype(1500)
-    with TokenFileWriter(folder / "train_0", dtype) as writer:
+    with write_token_file(folder / "train_0", dtype) as writer:
         for _ in range(64):
             writer.add(join_row(numbers.integers(1, 1400, PROMPT), numbers.integers(1, 1400, RESPONSE), dtype))
 

@@ -268,7 +268,7 @@ def _log_probs(model: TrainEngine | FrozenModel, batches: list[MicroBatch], resp
         hidden = model.hidden_states(batch)
         with model.lm_head() as head:
             values = log_probs(FrozenLogits(hidden, head), batch.targets).cpu()
-        by_response |= zip(batch.members, values.split([len(responses[i]) for i in batch.members]))
+        by_response |= zip(batch.members, torch.split(values, [len(responses[i]) for i in batch.members]))
     return [by_response[i] for i in range(len(responses))]
 
 

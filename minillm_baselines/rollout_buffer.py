@@ -64,7 +64,7 @@ class RolloutBuffer:
         """Restore a collection from what `state` returned."""
         lengths = state["lengths"].tolist()
         names = ("responses", "old", "rewards", "importance")
-        parts = [state[name].split(lengths) for name in names]
+        parts = [torch.split(state[name], lengths) for name in names]
         own = state["own_kl"].tolist(), state["own_lengths"].tolist()
         return cls(int(state["number"]), [StoredRollout(*fields) for fields in zip(*parts, *own)])
 

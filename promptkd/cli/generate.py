@@ -138,39 +138,32 @@ def read_prompts(settings, tokenizer) -> Prompts:
     """Read the prompts of train.jsonl, as training makes them (promptkd.data.encoding)."""
     import numpy as np
 
-    from promptkd.data.encoding import TextEncoder
-    from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, template_of_prompts
-    from promptkd.data.reading import say_reading
-    from promptkd.data.row_counts import RowCounts
-    from promptkd.data.row_files import read_rows
-    from promptkd.data.templates import template_of
-    from promptkd.data.token_check import rule_of_folder
+    from promptkd.data.encoding import RowCounts, TextEncoder
+    from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, rule_of_folder, template_of_prompts
 
     what, data, file = settings.generation, settings.data, settings.data.file
     rule = rule_of_folder(Path(file).parent, tokenizer, data.special_tokens)
     data.special_tokens = rule or choose_rule("auto", what.model_path)
     encoder, counts = TextEncoder(tokenizer, data.special_tokens), RowCounts()
-    raw, render = read_rows(file), template_of(data.template, tokenizer)
-    rows = [encoder.read(row, where, render) for where, row in raw]
-    say_reading(file, raw)
-    made = encoder.pairs([(prompt, "") for prompt, _ in rows])
+    rows = encoder.read_source(file, data.template)
+    made = encoder.pairs([(row.prompt, "") for row in rows])
     kept = [i for i, each in enumerate(made) if counts.take(each, data.max_prompt_length, None)]
     if not kept:
         raise UserError(f"{file}: all prompts are over --max-prompt-length {data.max_prompt_length}: raise it")
-    template = template_of_prompts(data.template, encoder, [prompt for prompt, _ in rows])
+    template = template_of_prompts(data.template, encoder, [row.prompt for row in rows])
     unlike = mismatch(PromptFormat(template, data.special_tokens), what.model_path, "--model-path")
     if what.gen_num != -1:
         picked = np.random.default_rng(what.seed_ppo).permutation(len(kept))[: what.gen_num]
         kept = [kept[i] for i in sorted(picked)]
     notes = [str(counts)] * bool(str(counts)) + [f"warning: {unlike}"] * bool(unlike)
-    texts, gold = [encoder.text(rows[i][0]) for i in kept], [rows[i][1] for i in kept]
+    texts, gold = [encoder.text(rows[i].prompt) for i in kept], [rows[i].references for i in kept]
     return Prompts(texts, [made[i].prompt for i in kept], gold, notes)
 
 
 def run(settings) -> None:
     """Answer what is not answered yet; write generated.jsonl when all is."""
     from promptkd.config.deepspeed import DTYPES
-    from promptkd.data.chat_arguments import bind_settings, now
+    from promptkd.data.templates import bind_settings, now
     from promptkd.distributed.ranks import setup
     from promptkd.evaluation.answer_store import AnswerStore, recorded_time
     from promptkd.evaluation.progress import AnswerBar

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -128,7 +127,7 @@ def with_precision(config: dict[str, Any], kind: str) -> dict[str, Any]:
     return changed
 
 
-def prepare_deepspeed(device: torch.device) -> ModuleType:
+def prepare_deepspeed(device: torch.device) -> Any:
     """Import DeepSpeed, keep it from compiling on a CPU and from logging, and connect it to the ranks."""
     import deepspeed
     import deepspeed.ops

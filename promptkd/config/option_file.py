@@ -17,7 +17,7 @@ LARGEST = 1 << 20  # bytes
 REMEDY = "write one option per line, such as 'batch_size: 8'"
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """A loader of plain data that refuses a key that occurs twice. PyYAML would drop the first value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

@@ -1,11 +1,13 @@
-"""Examples as token ids, from published token files or straight from jsonl; both give the same examples.
+"""Examples as token ids, from token files or from rows of text; both give the same examples.
 
-promptkd/data/templates.py says what rows of jsonl look like, and how they become prompts.
+The way of a text file: `row_files` reads rows, `rows` gives each a prompt (`templates` with --template chat),
+`encoding` makes token ids, and an `ExampleSet` holds them. `batching` makes micro-batches of examples.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,27 +15,39 @@ from typing import Any
 
 import numpy as np
 
-from promptkd.data.encoding import TextEncoder
-from promptkd.data.prompt_format import PromptFormat, template_of_prompts
-from promptkd.data.reading import say, say_reading
-from promptkd.data.row_counts import RowCounts
-from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, read_rows
-from promptkd.data.templates import reference_texts, template_of
-from promptkd.data.token_check import doubt_about_text, doubt_about_tokens, format_of_file
-from promptkd.data.token_file import TokenFile, split_row
+from promptkd.data.encoding import RowCounts, TextEncoder
+from promptkd.data.prompt_format import (
+    PromptFormat,
+    doubt_about_text,
+    doubt_about_tokens,
+    format_of_file,
+    template_of_prompts,
+)
+from promptkd.data.row_files import KINDS, find_rows, is_folder, named_files, say
+from promptkd.data.rows import reference_texts
+from promptkd.data.special_tokens import Tokenizer
+from promptkd.data.token_file import Ids, TokenFile, split_row
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import read_jsonl
 
 MAKE = "run python tools/process_data.py instructions --raw RAW.jsonl --tokenizer MODEL"  # a folder of examples
-_BATCH = 1024  # rows tokenised together
-Pair = tuple[np.ndarray, np.ndarray]
+_BATCH = 1024  # rows that are tokenized together
+Pair = tuple[Ids, Ids]
 
 
 @dataclass(frozen=True)
 class Example:
-    index: int  # row in its data set: names it in errors, seeds its sampling noise
-    prompt: np.ndarray  # int64 token ids
-    response: np.ndarray  # int64 token ids, the end (end-of-text, or a turn's) included; may be empty: prompts only
+    """One example.
+
+    Attributes:
+        index: The row in its data set. It names the example in errors and seeds its sampling noise.
+        prompt: The token ids of the prompt, (prompt tokens,).
+        response: The token ids with the end of text or turn, (response tokens,). Empty where there are only prompts.
+    """
+
+    index: int
+    prompt: Ids
+    response: Ids
 
 
 @dataclass
@@ -44,10 +58,10 @@ class ExampleSet:
         rows: (prompt, response) ids of each example.
         references: The gold texts of each row, None where there are only token files.
         files: The files that were read.
-        counts: What became of the rows.
+        counts: How many rows were read, dropped and changed.
         format: How the prompts were made.
-        stale: One line where the token files are not those of the text beside them, else "".
-        warning: One line where the token files may be another tokenizer's, else "".
+        stale: One line where the token files do not fit the text beside them, else "".
+        warning: One line where another tokenizer may have made the token files, else "".
         unread: Fields of the rows that were not read -> in how many rows.
     """
 
@@ -68,19 +82,15 @@ class ExampleSet:
         return Example(int(index), prompt, response)
 
     def record(self) -> dict[str, Any]:
-        """What became of the rows, for the run's record."""
+        """Return the counts of rows and fields for the run's record."""
         return self.counts.as_dict() | ({"fields_not_read": self.unread} if self.unread else {})
-
-    @property
-    def dropped(self) -> int:
-        return self.counts.dropped
 
     @classmethod
     def open(
         cls,
         folder: str | Path,
         split: str,
-        tokenizer,
+        tokenizer: Tokenizer,
         max_prompt_length: int,
         max_length: int,
         limit: int = -1,
@@ -91,17 +101,24 @@ class ExampleSet:
         make: str = MAKE,
         special_tokens: str = "auto",
     ) -> ExampleSet:
-        """Open `<split>_0.bin/.idx` in `folder`, or else its rows (row_files.py); the first `limit` examples (-1: all).
+        """Open a split: `<split>_0.bin/.idx` in `folder`, or else its rows (see `row_files`).
 
-        `as_text` reads the rows even beside token files: with a folder of prompts it has the responses.
-        `template` (promptkd.data.templates) makes the prompts of jsonl; token files have theirs already.
-        `special_tokens` is the rule for prompts (promptkd.data.encoding); auto: a token file's own, else "own".
+        Args:
+            folder: The folder, or a data set that `row_files.find_rows` knows.
+            split: "train" or "valid".
+            tokenizer: The student's tokenizer.
+            max_prompt_length: A longer prompt is an error in a token file, and a row with one is dropped from text.
+            max_length: Prompt and response together are cut to so many tokens, as the published loader does.
+            limit: The number of examples to read; -1 for all.
+            prompts_only: A token row without a marker is a prompt. Otherwise it is text, its first token the prompt.
+            as_text: Read the rows even beside token files. In a folder of prompts only they have the responses.
+            template: Makes the prompts of rows. Token files have their prompts already.
+            option: The option that named the folder, for errors.
+            make: The command that makes such a folder, for errors.
+            special_tokens: The rule for prompts (see `encoding`). "auto" is a token file's own, else "own".
 
-        Prompt and response together are cut to `max_length` tokens, as the published loader does. A prompt
-        over `max_prompt_length` is an error in a token file (its maker drops them) and is left out of jsonl.
-        A token row without a marker is text, its first token the prompt; with `prompts_only` it is a prompt.
-        `option` named the folder and `make` says what makes one, for errors.
-        Raises UserError naming file and row or line for whatever is missing or broken.
+        Raises:
+            UserError: Something is missing or broken. The error names the file, and its row or line.
         """
         source, folder = folder, Path(folder)
         if not is_folder(source):
@@ -116,7 +133,8 @@ class ExampleSet:
                 say(f"{prefix}.bin is read; {', '.join(unused)} beside it is not")
             return _from_tokens(prefix, text, tokenizer, limits, special_tokens)
         if (rows := find_rows(source, split)) is not None:
-            return _from_rows(rows, tokenizer, limits, template, special_tokens)
+            encoder = TextEncoder(tokenizer, "own" if special_tokens == "auto" else special_tokens)
+            return _from_rows(rows, encoder, limits, template)
         others = f", only {names}" if (names := named_files(folder)) else ""
         raise UserError(
             f"{option} {source}: neither {prefix.name}.bin/.idx nor {text.name} ({', '.join(KINDS[1:])}) is there"
@@ -134,36 +152,59 @@ class _Limits:
     prompts_only: bool
 
 
+def _from_rows(source: str, encoder: TextEncoder, limits: _Limits, template: str) -> ExampleSet:
+    texts = encoder.read_source(source, template)
+    rows: list[Pair] = []
+    references: list[list[str]] = []
+    counts, wanted = RowCounts(), len(texts) if limits.limit < 0 else limits.limit
+    for first in range(0, len(texts), _BATCH):
+        batch = texts[first : first + _BATCH] if len(rows) < wanted else []
+        for text, encoded in zip(batch, encoder.pairs([(text.prompt, text.references[0]) for text in batch])):
+            if len(rows) == wanted:
+                break
+            if counts.take(encoded, limits.max_prompt_length, limits.max_length):
+                rows.append(encoded.within(limits.max_length))
+                references.append(text.references)
+    if not rows and limits.limit:
+        raise UserError(
+            f"{source}: all {counts.dropped} prompts are over --max-prompt-length {limits.max_prompt_length}: raise it"
+        )
+    template = template_of_prompts(template, encoder, [text.prompt for text in texts])
+    unread = Counter(name for text in texts for name in text.row.unread)
+    prompt_format = PromptFormat(template, encoder.rule)
+    return ExampleSet(rows, references, [Path(source)], counts, prompt_format, unread=dict(unread))
+
+
 def _check_token_files(prefix: Path, parts: list[bool], template: str) -> None:
-    """Raise UserError when one of the two files is missing, or a template is asked for that they cannot follow."""
+    """Raise UserError where one of the two files is missing, or a template is asked for that they cannot follow."""
     if not all(parts):
         missing = ".idx" if parts[0] else ".bin"
-        raise UserError(f"{prefix}{missing} is missing beside the other: process the data anew")
+        raise UserError(f"{prefix}{missing} is missing beside the other: process the data again")
     if template != "published":
         raise UserError(
             f"{prefix}.bin: the prompts of a token file are ready: leave --template out (tools/process_data.py "
             f"instructions --template {template} makes such files)"
         )
-
-
-def _from_tokens(prefix: Path, text: Path, tokenizer, limits: _Limits, special_tokens: str) -> ExampleSet:
-    size = vocabulary_size(tokenizer)
-    file = TokenFile(prefix, size)
     if (next_part := prefix.with_name(f"{prefix.name[:-1]}1.idx")).exists():
         raise UserError(f"{next_part}: only {prefix.name} is read: put all rows into one token file")
+
+
+def _from_tokens(prefix: Path, text: Path, tokenizer: Tokenizer, limits: _Limits, special_tokens: str) -> ExampleSet:
+    size = vocabulary_size(tokenizer)
+    file = TokenFile(prefix, size)
     count = len(file) if limits.limit < 0 else min(limits.limit, len(file))
-    rows = _TokenRows(file, count, limits.max_length, limits.prompts_only)
-    lengths = _check_prompt_lengths(file, count, limits.max_prompt_length, limits.prompts_only)
-    over = file.row_lengths()[:count] - (lengths >= 0) > limits.max_length
-    counts = RowCounts(count, shortened=int(over.sum()))
-    rule, template = format_of_file(file, TextEncoder(tokenizer), limits.prompts_only)
+    rows = _TokenRows(file, count, limits)
+    counts = RowCounts(count, shortened=_check_lengths(file, count, limits))
+    prompt_format = format_of_file(file, TextEncoder(tokenizer), limits.prompts_only)
+    rule = prompt_format.special_tokens
     if special_tokens not in ("auto", rule, "published"):
         raise UserError(
             f"--special-tokens {special_tokens}: the prompts of {file.bin_path} are ready, their rule is {rule}: leave "
-            f"it out, or process the data anew with --special-tokens {special_tokens}"
+            f"it out, or process the data again with --special-tokens {special_tokens}"
         )
-    rule = "published" if special_tokens == "published" else rule
-    examples = ExampleSet(rows, None, [file.bin_path, file.idx_path], counts, PromptFormat(template, rule))
+    if special_tokens == "published":
+        prompt_format = PromptFormat(prompt_format.template, "published")
+    examples = ExampleSet(rows, None, [file.bin_path, file.idx_path], counts, prompt_format)
     if os.path.isfile(text):
         texts = read_jsonl(text)
         examples.references = _references_beside(text, texts, file)[:count]
@@ -179,79 +220,51 @@ def _from_tokens(prefix: Path, text: Path, tokenizer, limits: _Limits, special_t
     return examples
 
 
-def _from_rows(source: str, tokenizer, limits: _Limits, template: str, special_tokens: str) -> ExampleSet:
-    path, render = Path(source), template_of(template, tokenizer)
-    encoder = TextEncoder(tokenizer, "own" if special_tokens == "auto" else special_tokens)
-    raw = read_rows(source)
-    texts = [encoder.read(row, where, render) for where, row in raw]
-    unread = say_reading(source, raw)
-    rows: list[Pair] = []
-    references: list[list[str]] = []
-    counts = RowCounts()
-    for first in range(0, len(texts), _BATCH):
-        if limits.limit >= 0 and len(rows) == limits.limit:
-            break
-        batch = texts[first : first + _BATCH]
-        for made, (_, gold) in zip(encoder.pairs([(prompt, gold[0]) for prompt, gold in batch]), batch):
-            if limits.limit >= 0 and len(rows) == limits.limit:
-                break
-            if counts.take(made, limits.max_prompt_length, limits.max_length):
-                rows.append(made.within(limits.max_length))
-                references.append(gold)
-    if not rows and limits.limit:
-        raise UserError(
-            f"{path}: all {counts.dropped} prompts are over --max-prompt-length {limits.max_prompt_length}: raise it"
-        )
-    shown = template_of_prompts(template, encoder, [prompt for prompt, _ in texts])
-    return ExampleSet(rows, references, [path], counts, PromptFormat(shown, encoder.rule), unread=unread)
+class _TokenRows(Sequence[Pair]):
+    """(prompt, response) of the first `count` rows of a token file, read on access."""
 
-
-class _TokenRows(Sequence):
-    """(prompt, response) of the first `count` rows of a token file, read when they are asked for."""
-
-    def __init__(self, file: TokenFile, count: int, max_length: int, prompts_only: bool) -> None:
-        self._file, self._count, self._max_length, self._prompts_only = file, count, max_length, prompts_only
+    def __init__(self, file: TokenFile, count: int, limits: _Limits) -> None:
+        self._file, self._count, self._limits = file, count, limits
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: int) -> Pair:
+    def __getitem__(self, index: Any) -> Any:
         if not 0 <= index < self._count:
             raise IndexError(f"example {index} of {self._count}")
         row = self._file[index]
-        if self._prompts_only and self._file.marker not in row:
+        if self._limits.prompts_only and self._file.marker not in row:
             return row, row[:0]
         prompt, response = split_row(row, self._file.marker)
-        return prompt, response[: max(self._max_length - len(prompt), 0)]
+        return prompt, response[: max(self._limits.max_length - len(prompt), 0)]
 
 
-def _check_prompt_lengths(file: TokenFile, rows: int, most: int, whole: bool) -> np.ndarray:
-    """Tokens before the marker in each row, -1 where there is none.
-
-    UserError when one of the first `rows` prompts is over `most` tokens; `whole`: without marker all is prompt.
-    """
-    lengths = prompts = file.prompt_lengths(rows)
-    if whole:
-        prompts = np.where(lengths < 0, file.row_lengths()[:rows], lengths)
+def _check_lengths(file: TokenFile, rows: int, limits: _Limits) -> int:
+    """Return how many of the first `rows` rows are cut. Raise UserError where a prompt is too long."""
+    prompts, total = file.prompt_lengths(rows), file.row_lengths()[:rows]
+    cut = int((total - (prompts >= 0) > limits.max_length).sum())  # the marker is not a token of the example
+    if limits.prompts_only:
+        prompts = np.where(prompts < 0, total, prompts)
+    most = limits.max_prompt_length
     if (over := np.flatnonzero(prompts > most)).size:
         raise UserError(
             f"{file.bin_path}, row {over[0]}: its prompt has {prompts[over[0]]} tokens, over --max-prompt-length "
-            f"{most}: raise it, or process the data anew with --max-prompt-length {most}"
+            f"{most}: raise it, or process the data again with --max-prompt-length {most}"
         )
-    return lengths
+    return cut
 
 
 def _references_beside(path: Path, texts: list[dict[str, Any]], file: TokenFile) -> list[list[str]]:
-    """The gold texts in the jsonl beside a token file, row by row."""
-    references = [reference_texts(row, f"{path}, line {n}") for n, row in enumerate(texts, 1)]
+    """Return the gold texts of each row in the jsonl beside a token file."""
+    references = [reference_texts(row, f"{path}, line {number}") for number, row in enumerate(texts, 1)]
     if len(references) != len(file):
         raise UserError(
             f"{path} has {len(references)} rows, {file.bin_path.name} beside it {len(file)}: they must come from "
-            "one run of tools/process_data.py; make both anew"
+            "one run of tools/process_data.py; make both again"
         )
     return references
 
 
-def vocabulary_size(tokenizer) -> int:
-    """One more than the tokenizer's largest token id (its ids may have gaps)."""
-    return max(tokenizer.get_vocab().values()) + 1
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """Return one more than the tokenizer's largest token id. Its ids may have gaps."""
+    return int(max(tokenizer.get_vocab().values())) + 1

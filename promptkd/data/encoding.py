@@ -1,10 +1,10 @@
-"""The one way from texts to token ids, for training, the dev set, evaluation, rollouts and generation.
+"""From rows to token ids, for training, the dev set, evaluation, rollouts and generation.
 
-The rule for a prompt ("own"): its text's tokens, and in front of them once the special tokens that the tokenizer puts
-before a text (begin-of-text). They are left out where the text begins with them already, and where the tokenizer's chat
-template made the prompt, because a template writes all special tokens itself. What a tokenizer puts behind a text is
-never part of a prompt. "none" adds nothing in front. "published" is the published code: nothing is added in training,
-everything in evaluation, and the response begins where the separately tokenized prompt ends.
+The rule for a prompt ("own"): its text's tokens, preceded once by the special tokens that the tokenizer puts before a
+text (begin-of-text). They are left out where the text begins with them already, and where the tokenizer's chat template
+made the prompt, because a template writes all special tokens itself. Special tokens that a tokenizer puts behind a text
+are never part of a prompt. "none" adds nothing in front. "published" is the published code: nothing is added in
+training, everything in evaluation, and the response begins where the separately tokenized prompt ends.
 
 Text stays text: a special token that an instruction, an input or a response spells is tokenized as ordinary text.
 Special tokens of chat templates and of ready prompts are special.
@@ -12,17 +12,28 @@ Special tokens of chat templates and of ready prompts are special.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from promptkd.data.special_tokens import SpecialTokens, added_around
-from promptkd.data.templates import ChatTemplate, Template, prompt_and_references, response_stop_ids
+from promptkd.data.row_files import read_rows, say
+from promptkd.data.rows import Row, key_names, read_row, reference_texts
+from promptkd.data.special_tokens import SpecialTokens, Tokenizer, added_around
+from promptkd.data.templates import Template, end_of_turn_id, find_chat_template, template_of
+from promptkd.data.token_file import Ids
 from promptkd.errors import UserError
 
-# Texts behind which a text is tokenized that continues another one.
-_ANCHORS = ("\n", "a", "0", ".", " ", "the", ")")
+NATIVE = {"instruction", "input", "prompt", "output", "response"}  # fields that are read without a note
+_NOTES = {
+    "shortened": "shortened (the response is cut at --max-length)",
+    "spelled": "spell a special token, which stays text (see --special-tokens)",
+    "altered": "have a response that this tokenizer changes behind its prompt",
+}
 
 
 class Encoded(NamedTuple):
@@ -33,15 +44,94 @@ class Encoded(NamedTuple):
         altered: No tokens of the response give its text exactly behind this prompt.
     """
 
-    prompt: np.ndarray
-    response: np.ndarray
+    prompt: Ids
+    response: Ids
     spelled: bool = False
     altered: bool = False
 
-    def within(self, max_length: int | None) -> tuple[np.ndarray, np.ndarray]:
+    def within(self, max_length: int | None) -> tuple[Ids, Ids]:
         """Return prompt and response, the response cut so that both have at most `max_length` tokens."""
         room = None if max_length is None else max(max_length - len(self.prompt), 0)
         return self.prompt, self.response[:room]
+
+
+@dataclass
+class RowCounts:
+    """Numbers of rows, printed once and written into the run's record.
+
+    Attributes:
+        read: Rows that were looked at.
+        dropped: Rows left out because their prompt is over --max-prompt-length.
+        shortened: Rows whose response is cut at --max-length.
+        spelled: Rows of which a text spells a special token, which stays text.
+        altered: Rows whose response cannot follow their prompt without a change of the text.
+    """
+
+    read: int = 0
+    dropped: int = 0
+    shortened: int = 0
+    spelled: int = 0
+    altered: int = 0
+
+    def take(self, encoded: Encoded, max_prompt_length: int, max_length: int | None) -> bool:
+        """Count a row, and return whether it is kept."""
+        self.read += 1
+        if len(encoded.prompt) > max_prompt_length:
+            self.dropped += 1
+            return False
+        self.shortened += max_length is not None and len(encoded.prompt) + len(encoded.response) > max_length
+        self.spelled += encoded.spelled
+        self.altered += encoded.altered
+        return True
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts for the run's record."""
+        return dataclasses.asdict(self)
+
+    def others(self) -> list[str]:
+        """Return a note for each count besides the dropped rows."""
+        return [f"{count:,} {text}" for name, text in _NOTES.items() if (count := getattr(self, name))]
+
+    def __str__(self) -> str:
+        """Return all notes in one line, "" where every row is used unchanged."""
+        dropped = [f"{self.dropped:,} dropped (the prompt is over --max-prompt-length)"] if self.dropped else []
+        notes = [*dropped, *self.others()]
+        return f"of {self.read:,} rows {', '.join(notes)}" if notes else ""
+
+
+@dataclass
+class FieldCounts:
+    """The fields of a source's rows that were read, and in how many rows others were not."""
+
+    read: dict[str, None] = field(default_factory=dict)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: Row) -> None:
+        """Count a row's fields."""
+        self.read.update(dict.fromkeys(row.read))
+        self.unread.update(row.unread)
+
+    def say(self, source: str | Path) -> None:
+        """Print one line, unless all fields were read and the shapes are those that this project writes."""
+        if self.unread or not set(self.read) <= NATIVE:
+            unread = ", ".join(f'"{name}" of {count} rows' for name, count in self.unread.most_common()) or "none"
+            say(f"{source}: read as {key_names(self.read)}; fields not read: {unread}")
+
+
+class PromptText(NamedTuple):
+    """The texts of a row.
+
+    Attributes:
+        where: The file and place, for errors.
+        prompt: The marked prompt, see `SpecialTokens`.
+        references: The gold texts.
+        row: The row.
+    """
+
+    where: str
+    prompt: str
+    references: list[str]
+    row: Row
 
 
 class TextEncoder:
@@ -52,28 +142,41 @@ class TextEncoder:
         rule: "own", "none" or "published"; see the module's text.
     """
 
-    def __init__(self, tokenizer, rule: str = "own") -> None:
+    def __init__(self, tokenizer: Tokenizer, rule: str = "own") -> None:
         self.tokenizer, self.rule = tokenizer, rule
         self.specials = SpecialTokens(tokenizer)
         self.leading, _ = added_around(tokenizer)
-        self.chat = chat_template(tokenizer)
+        self.chat = find_chat_template(tokenizer)
+        self._end_of_turn = end_of_turn_id(tokenizer)
 
-    def read(self, row: dict[str, Any], where: str, render: Template) -> tuple[str, list[str]]:
+    def read_source(self, source: str | Path, template: str, limit: int = -1) -> list[PromptText]:
+        """Make the prompts of a source's first `limit` rows (-1: all), and say which fields are not read.
+
+        Args:
+            source: See `promptkd.data.row_files`.
+            template: "published" or "chat".
+            limit: The number of rows.
+        """
+        rows, fields, render = read_rows(source), FieldCounts(), template_of(template, self.tokenizer)
+        texts = [self.read(raw, where, render) for where, raw in rows[: limit if limit >= 0 else None]]
+        for text in texts:
+            fields.add(text.row)
+        fields.say(source)
+        return texts
+
+    def read(self, raw: dict[str, Any], where: str, render: Template) -> PromptText:
         """Make the prompt of a row.
 
         Args:
-            row: A row of jsonl. A field that is null counts as absent.
-            where: The file and line, for errors.
+            raw: The row as in its file.
+            where: The file and place, for errors.
             render: The template.
-
-        Returns:
-            The marked prompt (see `SpecialTokens`) and the gold texts.
         """
-        row = {key: value for key, value in row.items() if value is not None}
-        prompt, references = prompt_and_references(row, where, render)
-        if self.rule == "published" or not self.specials.count(prompt):
-            return prompt, references
-        return self._marked(row, prompt, where, render), references
+        row = read_row(raw, where)
+        prompt = render(row, where)
+        if self.rule != "published" and self.specials.count(prompt):
+            prompt = self._mark(raw, prompt, where, render)
+        return PromptText(where, prompt, reference_texts(raw, where), row)
 
     def text(self, marked: str) -> str:
         """Return a marked prompt as a text."""
@@ -82,6 +185,11 @@ class TextEncoder:
     def is_chat(self, text: str) -> bool:
         """Return whether the tokenizer's chat template made a prompt."""
         return self.chat is not None and self.chat.made(text)
+
+    def stop_id(self, text: str) -> int:
+        """Return the token that ends the response to a prompt: of a chat template's prompt, the end of the turn."""
+        eos: int = self.tokenizer.eos_token_id
+        return self._end_of_turn if self.is_chat(text) else eos
 
     def prompts(self, marked: Sequence[str]) -> list[list[int]]:
         """Return the ids of prompts; an empty list where the text has no token.
@@ -103,137 +211,74 @@ class TextEncoder:
         Raises:
             UserError: A prompt has no token.
         """
-        texts = [self.text(prompt) for prompt, _ in pairs]
-        ends = response_stop_ids(self.tokenizer, texts)
         encoded = []
-        for (prompt, response), text, (ids, joined), end in zip(pairs, texts, self._ids_of_pairs(pairs), ends):
+        for (prompt, response), (ids, joined) in zip(pairs, self._ids_of_pairs(pairs)):
+            text = self.text(prompt)
             if not ids:
                 raise UserError(f"the prompt {text[:40]!r} has no token in this tokenizer: give it a text")
             rest, altered = self._continuation(ids, joined, text, response)
             front = [] if self.rule == "published" else self._in_front(text, ids)
             spelled = self.rule != "published" and (self.specials.has_marks(prompt) or self.specials.count(response))
-            parts = (np.array(each, dtype=np.int64) for each in ([*front, *ids], [*rest, end]))
-            encoded.append(Encoded(*parts, bool(spelled), altered))
+            prompt_ids = np.array([*front, *ids], dtype=np.int64)
+            response_ids = np.array([*rest, self.stop_id(text)], dtype=np.int64)
+            encoded.append(Encoded(prompt_ids, response_ids, bool(spelled), altered))
         return encoded
 
-    def texts(self, texts: Sequence[str]) -> tuple[list[list[int]], int]:
-        """Return the ids of plain texts, without special tokens, and how many of them spell one."""
-        spelling = [self.specials.count(text) > 0 for text in texts]
-        plain = iter(self._ids([text for text, spells in zip(texts, spelling) if not spells]))
-        ids = [self._spelled_ids(text) if spells else next(plain) for text, spells in zip(texts, spelling)]
-        return ids, sum(spelling)
-
-    def _marked(self, row: dict[str, Any], prompt: str, where: str, render: Template) -> str:
-        """The prompt of a row with a mark for each special token that its contents spell."""
-        ready = row.get("prompt")
-        if ready != prompt:  # a template made the prompt of contents
-            return render(self.specials.mark(row), where)
-        for key in ("instruction", "input"):  # a template made it earlier, and what it is made of stands beside
-            content = row.get(key)
+    def _mark(self, raw: dict[str, Any], prompt: str, where: str, render: Template) -> str:
+        """Return the prompt of a row with a mark for each special token that its contents spell."""
+        if raw.get("prompt") != prompt:  # the template made the prompt of contents
+            return render(read_row(self.specials.mark(raw), where), where)
+        for key in ("instruction", "input"):  # a template made it earlier of these
+            content = raw.get(key)
             if isinstance(content, str) and self.specials.count(content):
                 prompt = prompt.replace(content.strip(), self.specials.mark(content.strip()))
         return prompt
 
     def _in_front(self, text: str, ids: list[int]) -> list[int]:
-        """The special tokens to put in front of a prompt of these ids."""
+        """Return the special tokens to put in front of a prompt of these ids."""
         if self.rule != "own" or not self.leading or not ids or self.is_chat(text):
             return []
-        there = next(n for n in range(len(self.leading), -1, -1) if ids[:n] == self.leading[len(self.leading) - n :])
-        return self.leading[: len(self.leading) - there]
+        size = len(self.leading)
+        present = next(n for n in range(size, -1, -1) if ids[:n] == self.leading[size - n :])
+        return self.leading[: size - present]
 
-    def _ids_of_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """The ids of each prompt and of each prompt with its response, without special tokens in front."""
+    def _ids_of_pairs(self, pairs: Sequence[tuple[str, str]]) -> Iterable[tuple[list[int], list[int]]]:
+        """Return the ids of each prompt and of each prompt with its response, without special tokens in front."""
         ordinary = [self.rule == "published" or self._is_ordinary(*pair) for pair in pairs]
-        at_once = [pair for pair, plain in zip(pairs, ordinary) if plain]
-        prompts = iter(self._ids([prompt for prompt, _ in at_once]))
-        joined = iter(self._ids([prompt + response for prompt, response in at_once]))
+        together = [pair for pair, plain in zip(pairs, ordinary) if plain]
+        prompts = iter(self.specials.tokenize([prompt for prompt, _ in together]))
+        joined = iter(self.specials.tokenize([prompt + response for prompt, response in together]))
         return [
-            (next(prompts), next(joined)) if plain else self._ids_of_spelling(*pair)
+            (next(prompts), next(joined)) if plain else self.specials.ids_of_marked(*pair)
             for pair, plain in zip(pairs, ordinary)
         ]
 
     def _is_ordinary(self, prompt: str, response: str) -> bool:
-        """Whether a tokenizer sees special tokens only where a template or a ready prompt has them."""
+        """Return whether a tokenizer sees special tokens only where a template or a ready prompt has them."""
         if self.specials.has_marks(prompt):
             return False
         return self.specials.count(prompt + response) == self.specials.count(prompt)
 
-    def _ids_of_spelling(self, prompt: str, response: str) -> tuple[list[int], list[int]]:
-        """The same for a row whose texts spell special tokens, which stay text."""
-        parts, rest = self.specials.split(prompt)
-        ids: list[int] = []
-        begins = True
-        for text, token in parts:
-            ids += [*self._text_ids(text, begins), token]
-            begins = self._begins_behind(token)
-        return ids + self._text_ids(rest, begins), ids + self._text_ids(rest + response, begins)
-
-    def _begins_behind(self, token: int) -> bool:
-        """Whether the tokenizer treats a text behind a special token like one at the beginning (Metaspace may)."""
-        name = self.tokenizer.convert_ids_to_tokens(token)
-        return self._ids([f"{name}a"])[0] == [token, *self._ids(["a"])[0]]
-
-    def _text_ids(self, text: str, begins: bool) -> list[int]:
-        """The ids of a text without special tokens, at the beginning or behind other tokens."""
-        if not text:
-            return []
-        return self._spelled_ids(text) if begins else next(self._continuations(text))
-
-    def _continuations(self, text: str) -> Iterator[list[int]]:
-        """Ids of a text that continues other tokens, the likeliest first."""
-        for anchor in _ANCHORS:
-            before, both = self._spelled_ids(anchor), self._spelled_ids(anchor + text)
-            if both[: len(before)] == before:
-                yield both[len(before) :]
-        yield self._spelled_ids(text)
-        for anchor in _ANCHORS[1:]:  # each character on its own, where every anchor merges with the first one
-            before = self._spelled_ids(anchor)
-            heads = [self._spelled_ids(anchor + character) for character in text]
-            if all(ids[: len(before)] == before for ids in heads):
-                yield [token for ids in heads for token in ids[len(before) :]]
-
     def _continuation(self, ids: list[int], joined: list[int], prompt: str, response: str) -> tuple[list[int], bool]:
-        """The response's ids behind a prompt's, and whether the text is altered by that."""
+        """Return the response's ids behind a prompt's, and whether they alter the text."""
         if joined[: len(ids)] == ids or self.rule == "published":
             return joined[len(ids) :], False
         wanted = {prompt + response, self._decode(joined)}
-        closest, longest = self._spelled_ids(response), -1
-        for found in self._continuations(response):
-            text = self._decode([*ids, *found])
+        closest, longest = self.specials.plain_ids(response), -1
+        for candidate in self.specials.continuations(response):
+            text = self._decode([*ids, *candidate])
             if text in wanted:
-                return found, False
-            alike = max(_common(text, whole) for whole in wanted)
-            if alike > longest:
-                closest, longest = found, alike
+                return candidate, False
+            shared = max(_common(text, other) for other in wanted)
+            if shared > longest:
+                closest, longest = candidate, shared
         return closest, True
 
-    def _spelled_ids(self, text: str) -> list[int]:
-        """The ids of a text in which a special token's name is ordinary text."""
-        ids = self._ids([text], split_special_tokens=True)[0]
-        special = {token for name, token in self.specials.ids.items() if name in text}
-        if special.isdisjoint(ids):
-            return ids
-        # The vocabulary has the name as a word, too: break it after its first character.
-        first, *others = self.specials.broken(text)
-        return self._spelled_ids(first) + [token for piece in others for token in next(self._continuations(piece))]
-
-    def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
-        if not texts:
-            return []
-        return self.tokenizer(texts, add_special_tokens=False, verbose=False, **options)["input_ids"]
-
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def chat_template(tokenizer) -> ChatTemplate | None:
-    """Return the tokenizer's chat template, None where it has none that can be used."""
-    try:
-        return ChatTemplate(tokenizer)
-    except UserError:
-        return None
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return text
 
 
 def _common(one: str, other: str) -> int:
-    """The number of characters at the beginning that two texts share."""
+    """Return the number of characters at the beginning that two texts share."""
     return next((place for place, pair in enumerate(zip(one, other)) if pair[0] != pair[1]), min(len(one), len(other)))

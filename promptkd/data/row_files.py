@@ -1,123 +1,143 @@
-"""Files of rows: JSON Lines, a JSON array, CSV with a header, Parquet, and what the `datasets` library knows.
+"""Sources of rows: JSON Lines, a JSON array, CSV with a header, Parquet, and data sets of the `datasets` library.
 
-A split is looked for under the names of `SPLITS`, the first one first, with each ending of `KINDS`. Data sets of the
-`datasets` library (a folder that its `save_to_disk` wrote, or `hub:NAME`) need that library; see `saved_rows`.
+A split is searched under the names in `SPLITS`, the first one first, with each suffix in `KINDS`. The `datasets`
+library is optional. It reads folders that its `save_to_disk` wrote, and names on the hub: `hub:NAME`,
+`hub:NAME@REVISION` for a version, `hub:NAME:CONFIG` for a configuration. No code of a data set is run.
 """
 
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
 import os
 import re
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from promptkd.data.reading import say
-from promptkd.data.saved_rows import HUB, SPLIT, is_saved, is_source, open_saved, read_saved
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import decode, json_lines, numbered_lines, parse_line
 from promptkd.utils.strict_json import parse_json
 
 KINDS = (".jsonl", ".json", ".csv", ".parquet")
-# Split -> the names it may have. A folder's test split is its dev set only where it has no other.
+# Split -> the names it may have. The test split is the dev set only where the folder has no other.
 SPLITS = {
     "train": ("train", "training"),
     "valid": ("valid", "validation", "val", "dev", "test"),
-    "test": ("valid", "test", "validation", "val", "dev"),  # what evaluate.py asks; published test sets are valid.jsonl
+    "test": ("valid", "test", "validation", "val", "dev"),  # for evaluate.py; published test sets are valid.jsonl
 }
+HUB = "hub:"
+SPLIT = "#"  # between a data set and its split
 LARGEST = 1 << 32  # bytes of a JSON array, which is read in one piece
 LONGEST_FIELD = 1 << 26  # characters of a CSV field
 Rows = Iterator[tuple[str, dict[str, Any]]]  # file and place, row
 
 
-def read_rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
-    """All rows of a source, each with the file and place that errors name. See `iterate_rows`."""
-    rows = list(iterate_rows(path))
+def say(text: str) -> None:
+    """Print a line to stderr, on the first rank only."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
+
+
+def read_rows(source: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    """Return all rows of a source, each with the file and place that errors name. See `iterate_rows`."""
+    rows = list(iterate_rows(source))
     if not rows:
-        raise UserError(f"{path}: the file is empty: it needs one JSON object per line")
+        raise UserError(f"{source}: the file is empty: it needs one JSON object per line")
     return rows
 
 
-def iterate_rows(path: str | Path) -> Rows:
-    """The rows of a file by its kind, or of one split of a saved data set: FOLDER#SPLIT, hub:NAME#SPLIT.
+def iterate_rows(source: str | Path) -> Rows:
+    """Yield the rows of a file, or of one split of a data set (FOLDER#SPLIT, hub:NAME#SPLIT).
 
     Raises:
-        UserError: It cannot be read, names the file and the place, and says what to do.
+        UserError: The source cannot be read. The error names the file, the place and a remedy.
     """
-    if is_source(path):
-        yield from read_saved(path)
-    elif Path(path).suffix == ".csv":
-        yield from _csv_rows(path)
-    elif Path(path).suffix == ".parquet":
-        yield from _parquet_rows(path)
-    elif _begins_array(path):
-        yield from _array_rows(path)
+    if is_data_set(source):
+        yield from _data_set_rows(source)
+    elif Path(source).suffix == ".csv":
+        yield from _csv_rows(source)
+    elif Path(source).suffix == ".parquet":
+        yield from _parquet_rows(source)
+    elif _begins_array(source):
+        yield from _array_rows(source)
     else:
-        yield from ((where, parse_line(line, where)) for where, line in lines_of(path))
+        yield from ((where, parse_line(line, where)) for where, line in lines_of(source))
 
 
-def is_lines(path: str | Path) -> bool:
-    """Whether a source is a file of JSON Lines."""
-    return not (is_source(path) or Path(path).suffix in (".csv", ".parquet") or _begins_array(path))
+def is_lines(source: str | Path) -> bool:
+    """Return whether a source is a file of JSON Lines."""
+    return not (is_data_set(source) or Path(source).suffix in (".csv", ".parquet") or _begins_array(source))
 
 
 def lines_of(path: str | Path) -> Iterator[tuple[str, bytes]]:
-    """The lines of a file of JSON Lines, each with the file and place that errors name."""
+    """Return the lines of a file of JSON Lines, each with the file and place that errors name."""
     return ((f"{path}, line {number}", line) for number, line in json_lines(path))
 
 
 def find_rows(folder: str | Path, split: str) -> str | None:
-    """The source of a split's rows: a file in `folder`, a split of a saved data set, or of `hub:NAME`.
+    """Find the source of a split's rows.
 
-    A line on stderr says which it is where another name or kind of it is there, too, or where the test split is all
-    there is. Files of other kinds are no sources; `named_files` names them.
+    A line on stderr names the source where the folder also has other files for the split, or only a test split.
+
+    Args:
+        folder: A folder of files, a saved data set, or `hub:NAME`.
+        split: A key of `SPLITS`.
+
+    Returns:
+        A file or `DATA_SET#SPLIT`; None where the folder has neither. `named_files` names files of other kinds.
     """
-    if is_hub(folder) or is_saved(folder):
-        there = open_saved(str(folder))
-        sources = {f"{folder}{SPLIT}{name}": name for name in SPLITS[split] if name in there}
+    if _is_data_set_folder(folder):
+        splits = open_data_set(str(folder))
+        sources = {f"{folder}{SPLIT}{name}": name for name in SPLITS[split] if name in splits}
     else:
-        places = {Path(folder) / f"{name}{kind}": name for name in SPLITS[split] for kind in KINDS}
-        sources = {str(place): name for place, name in places.items() if os.path.lexists(place)}
+        files = {Path(folder) / f"{name}{kind}": name for name in SPLITS[split] for kind in KINDS}
+        sources = {str(file): name for file, name in files.items() if os.path.lexists(file)}
     if not sources:
         return None
     source, used = next(iter(sources.items()))
-    apart = "test" if split == "valid" else None  # that a folder has both is no question
-    rivals = [os.path.basename(other) for other, name in sources.items() if other != source and name != apart]
+    test = "test" if split == "valid" else None  # a validation and a test split side by side are normal
+    rivals = [os.path.basename(other) for other, name in sources.items() if other != source and name != test]
     if rivals:
         say(f"{source} is read; {', '.join(rivals)} beside it is not")
-    if used == apart:
+    if used == test:
         say(f"{source} is the dev set: there is no validation split")
     return source
 
 
 def digest_of_rows(source: str | Path) -> str:
-    """The sha256 of a source: of a file's bytes, of the rows of a saved data set."""
-    if not is_source(source):
+    """Return the sha256 of a file's bytes, or of a data set's rows."""
+    if not is_data_set(source):
         return hashlib.sha256(Path(source).read_bytes()).hexdigest()
     digest = hashlib.sha256()
-    for _, row in read_saved(source):
+    for _, row in _data_set_rows(source):
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()
 
 
 def is_hub(folder: str | Path) -> bool:
-    """Whether a name is one of the hub."""
+    """Return whether a name is a data set on the hub."""
     return str(folder).startswith(HUB)
 
 
 def is_folder(folder: str | Path) -> bool:
-    """Whether splits can be looked for there."""
+    """Return whether a name can have splits: a folder, or a data set on the hub."""
     return is_hub(folder) or os.path.isdir(folder)
 
 
+def is_data_set(source: str | Path) -> bool:
+    """Return whether the `datasets` library reads a source, with `#SPLIT` or without."""
+    return _is_data_set_folder(str(source).partition(SPLIT)[0])
+
+
 def named_files(folder: str | Path) -> str:
-    """What a folder holds that might be meant as data, for an error about what it lacks."""
-    if is_hub(folder) or is_saved(folder):
-        return f"the splits {', '.join(open_saved(str(folder)))}"
+    """Name what a folder holds that may be meant as data, for an error about a missing split."""
+    if _is_data_set_folder(folder):
+        return f"the splits {', '.join(open_data_set(str(folder)))}"
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if not entry.name.startswith("."))
     except OSError:
@@ -127,8 +147,49 @@ def named_files(folder: str | Path) -> str:
     return ", ".join(meant[:5])
 
 
+@functools.lru_cache(maxsize=4)
+def open_data_set(name: str) -> Mapping[str, Any]:
+    """Return the splits of a saved folder or of `hub:NAME`, by name. A data set without splits is called `train`.
+
+    Raises:
+        UserError: The library is not installed, or it cannot load the data set.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise UserError(f"{name}: to read it, run: pip install datasets (or save the rows as .jsonl)") from None
+    datasets.disable_progress_bars()
+    try:
+        if is_hub(name):
+            path, _, revision = name.removeprefix(HUB).partition("@")
+            path, _, config = path.partition(":")
+            loaded = datasets.load_dataset(path, config or None, revision=revision or None)
+        else:
+            loaded = datasets.load_from_disk(name)
+    except Exception as error:  # the library raises a dozen kinds here
+        remedy = "correct the name, or connect to the hub once" if is_hub(name) else "save it again"
+        raise UserError(f"{name}: the datasets library cannot load it ({error}): {remedy}") from None
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def _is_data_set_folder(folder: str | Path) -> bool:
+    """Return whether a name is on the hub, or `save_to_disk` wrote the folder (with splits or without)."""
+    names = ("dataset_dict.json", "dataset_info.json")
+    return is_hub(folder) or any(os.path.isfile(Path(folder) / name) for name in names)
+
+
+def _data_set_rows(source: str | Path) -> Rows:
+    """Yield the rows of DATA_SET#SPLIT. The default split is `train`."""
+    name, _, split = str(source).partition(SPLIT)
+    split = split or "train"
+    if split not in (splits := open_data_set(name)):
+        raise UserError(f"{name}: it has no split {split!r}: name one of {', '.join(splits)}, as {name}{SPLIT}NAME")
+    for number, row in enumerate(splits[split], 1):
+        yield f"{name}{SPLIT}{split}, row {number}", dict(row)
+
+
 def _begins_array(path: str | Path) -> bool:
-    """Whether the first character of a file is that of a JSON array."""
+    """Return whether the first character of a file is that of a JSON array."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
@@ -144,7 +205,7 @@ def _array_rows(path: str | Path) -> Rows:
     try:
         rows = parse_json(text)
     except ValueError as error:
-        raise UserError(f"{path}, line 1: this is no JSON array ({error}): it needs an object for each row") from None
+        raise UserError(f"{path}, line 1: not a JSON array ({error}): it needs an object for each row") from None
     if not rows:
         raise UserError(f"{path}, line 1: the array is empty: it needs an object for each row")
     for number, row in enumerate(rows, 1):
@@ -154,7 +215,7 @@ def _array_rows(path: str | Path) -> Rows:
 
 
 def _csv_rows(path: str | Path) -> Rows:
-    """Rows of CSV with a header. A quoted field may hold newlines; a row is named by the line it begins on."""
+    """Yield the rows of CSV with a header. Quoted fields may hold newlines; a row is named by its first line."""
     text = io.StringIO("".join(decode(line, f"{path}, line {n}") for n, line in numbered_lines(path)), newline="")
     before = csv.field_size_limit(LONGEST_FIELD)
     try:
@@ -168,7 +229,7 @@ def _csv_rows(path: str | Path) -> Rows:
             if values:
                 yield where, dict(zip(header, values))
     except csv.Error as error:
-        raise UserError(f"{path}, line {begin + 1}: this is no CSV ({error}): quote or correct it") from None
+        raise UserError(f"{path}, line {begin + 1}: not CSV ({error}): quote or correct it") from None
     finally:
         csv.field_size_limit(before)
 
@@ -176,9 +237,9 @@ def _csv_rows(path: str | Path) -> Rows:
 def _check_header(header: list[str], path: str | Path) -> None:
     if not header:
         raise UserError(f"{path}: the file is empty: it needs a header and a line for each row")
-    twice = next((name for name in header if header.count(name) > 1), None)
-    if twice is not None:
-        raise UserError(f"{path}, line 1: the header has {twice!r} twice: give each column its own name")
+    duplicate = next((name for name in header if header.count(name) > 1), None)
+    if duplicate is not None:
+        raise UserError(f"{path}, line 1: the header has {duplicate!r} twice: give each column its own name")
 
 
 def _parquet_rows(path: str | Path) -> Rows:
@@ -193,4 +254,6 @@ def _parquet_rows(path: str | Path) -> Rows:
             rows = (row for batch in file.iter_batches(batch_size=1024) for row in batch.to_pylist())
             yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))
     except (ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: no readable Parquet file ({error}): write it again, or save it as .jsonl") from None
+        raise UserError(
+            f"{path}: not a readable Parquet file ({error}): write it again, or save it as .jsonl"
+        ) from None

@@ -1,4 +1,4 @@
-"""Which examples make up optimizer step k, and how they are packed into micro-batches."""
+"""Which examples make up optimizer step k."""
 
 from __future__ import annotations
 
@@ -14,10 +14,18 @@ from promptkd.errors import UserError
 class StepSampler:
     """The examples of each optimizer step: a pure function of the step, so that resuming needs no state.
 
-    The order is that of `DistributedSampler(shuffle=True, seed, drop_last=True)` with `set_epoch`. A window
-    is batch_size x accumulation x ranks examples and depends on their product alone; what is left over at
-    an epoch's end is dropped. `published` has the published code's windows instead: each rank's micro-batches
-    run on across the end of an epoch (train_promptkd.py lets DeepSpeed count them).
+    The order is that of `DistributedSampler(shuffle=True, seed, drop_last=True)` with `set_epoch`. A step has
+    batch_size x accumulation x ranks examples, and depends on their product only. The rest of an epoch is dropped.
+
+    Attributes:
+        examples: The number of examples.
+        batch_size: The number of examples of a micro-batch.
+        accumulation: The number of micro-batches of a step.
+        ranks: The number of ranks.
+        rank: This rank.
+        seed: Seeds the order.
+        published: Follow the published code, where each rank's micro-batches continue across the end of an epoch
+            (train_promptkd.py lets DeepSpeed count them).
     """
 
     examples: int
@@ -38,10 +46,11 @@ class StepSampler:
 
     @property
     def steps_per_epoch(self) -> int:
+        """The number of complete steps of an epoch."""
         return self.examples // (self.batch_size * self.accumulation * self.ranks)
 
     def order(self, epoch: int) -> Tensor:
-        """This rank's examples of an epoch, in order: int64 [examples // ranks].
+        """Return this rank's examples of an epoch, in order, int64, `(examples // ranks,)`.
 
         The last order is kept. A permutation of the published corpus takes 80 MB, and every step of an epoch asks
         for the same one.
@@ -54,18 +63,16 @@ class StepSampler:
         return self._orders[epoch]
 
     def indices(self, step: int) -> list[int]:
-        """This rank's examples of optimizer step `step` (from 1): batch_size x accumulation row numbers."""
-        size = self.batch_size * self.accumulation
-        if not self.published:
-            epoch, place = divmod(step - 1, self.steps_per_epoch)
-            return self.order(epoch)[place * size : (place + 1) * size].tolist()
-        per_epoch = self.examples // self.ranks // self.batch_size  # micro-batches
-        rows = []
-        for micro_batch in range((step - 1) * self.accumulation, step * self.accumulation):
-            epoch, place = divmod(micro_batch, per_epoch)
-            rows += self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size].tolist()
-        return rows
+        """Return this rank's batch_size x accumulation examples of optimizer step `step` (from 1)."""
+        size, count, per_epoch = self.batch_size * self.accumulation, 1, self.steps_per_epoch
+        if self.published:
+            size, count, per_epoch = self.batch_size, self.accumulation, self.examples // self.ranks // self.batch_size
+        indices: list[int] = []
+        for batch in range((step - 1) * count, step * count):
+            epoch, place = divmod(batch, per_epoch)
+            indices += self.order(epoch)[place * size : (place + 1) * size].tolist()
+        return indices
 
     def epoch_of(self, step: int) -> int:
-        """The epoch (from 1) in which optimizer step `step` ends."""
+        """Return the epoch (from 1) in which optimizer step `step` ends."""
         return (step - 1) // self.steps_per_epoch + 1

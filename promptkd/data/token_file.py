@@ -1,53 +1,59 @@
-"""The published token files: `<name>.bin` holds all rows' ids end to end, `<name>.idx` says where each row lies.
+"""The published token files: `<name>.bin` holds the ids of all rows, `<name>.idx` the place of each row.
 
-The index, little-endian throughout:
+The index is little-endian:
 
     magic "MMIDIDX" 0 0 | uint64 version 1 | uint8 dtype code | uint64 rows | uint64 documents
     int32 tokens of each row | int64 byte offset of each row | int64 first row of each document
 
-A row is prompt, marker, response; the marker is the largest number of the dtype, no token has it. A row
-without a marker is plain text. Nothing in a file is believed before it was checked.
+A row is prompt, marker, response. The marker is the largest number of the dtype, which is not a token. A row without a
+marker is plain text. Everything in a file is checked before it is used.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import index as as_int
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from promptkd.errors import UserError
+from promptkd.utils.folders import written_together
+
+Ids = NDArray[np.int64]
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
 HEADER = struct.Struct("<9sQBQQ")
-DTYPES = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
+DTYPES: dict[int, np.dtype[Any]] = {8: np.dtype("<u2"), 4: np.dtype("<i4")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 LARGEST_UINT16_VOCABULARY = 65_500
-REMEDY = "make it anew with tools/process_data.py"
-_BLOCK = 1 << 22  # tokens looked at together: bounds memory, whatever the file's size
+REMEDY = "make it again with tools/process_data.py"
+_BLOCK = 1 << 22  # tokens checked together, so that memory does not grow with the file
 
 
-def token_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest dtype of the format that holds `vocab_size` token ids and a marker."""
+def token_dtype(vocab_size: int) -> np.dtype[Any]:
+    """Return the narrowest dtype of the format for `vocab_size` token ids and a marker."""
     return DTYPES[8] if vocab_size <= LARGEST_UINT16_VOCABULARY else DTYPES[4]
 
 
-def marker_of(dtype: np.dtype) -> int:
-    """What stands between prompt and response: 65535 for uint16, 2147483647 for int32."""
+def marker_of(dtype: np.dtype[Any]) -> int:
+    """Return the number between prompt and response: 65535 for uint16, 2147483647 for int32."""
     return int(np.iinfo(dtype).max)
 
 
-def join_row(prompt: Sequence[int], response: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """One row of a token file, int64: prompt, marker, response."""
+def join_row(prompt: Sequence[int] | Ids, response: Sequence[int] | Ids, dtype: np.dtype[Any]) -> Ids:
+    """Return one row of a token file: prompt, marker, response."""
     return np.concatenate([np.asarray(part, np.int64) for part in (prompt, [marker_of(dtype)], response)])
 
 
-def split_row(row: np.ndarray, marker: int) -> tuple[np.ndarray, np.ndarray]:
-    """(prompt, response) of a row; without a marker the first token is the prompt, the others the response."""
+def split_row(row: Ids, marker: int) -> tuple[Ids, Ids]:
+    """Return (prompt, response) of a row. Without a marker, the first token is the prompt."""
     places = np.flatnonzero(row == marker)
     if len(places) > 1:
         raise UserError(f"a row has {len(places)} markers ({marker}) between prompt and response: {REMEDY}")
@@ -57,10 +63,10 @@ def split_row(row: np.ndarray, marker: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class TokenFile:
-    """Rows of token ids, memory-mapped: `len(file)`, `file[i]` -> int64 [tokens], marker included.
+    """Rows of token ids, memory-mapped: `len(file)`, `file[i]` -> int64 `(tokens,)` with the marker.
 
-    Opening checks the index against both files' sizes; reading a row checks its ids against `vocab_size`
-    (None: not checked) and that it has at most one marker. All errors are UserError and name the file.
+    Opening checks the index against the sizes of both files. Reading a row checks that it has at most one marker, and
+    its ids against `vocab_size` (None: not checked). All errors are UserError and name the file.
     """
 
     def __init__(self, path_prefix: str | Path, vocab_size: int | None = None) -> None:
@@ -76,21 +82,22 @@ class TokenFile:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Ids:
         row = as_int(index)
         if not 0 <= row < len(self):
             raise IndexError(f"{self.bin_path}: row {row} of {len(self)}")
         self._markers(row, row + 1)
-        return self._tokens[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
+        ids: Ids = self._tokens[self._offsets[row] : self._offsets[row + 1]].astype(np.int64)
+        return ids
 
-    def row_lengths(self) -> np.ndarray:
-        """Tokens of each row, marker included: int64 [rows]."""
+    def row_lengths(self) -> Ids:
+        """Return the number of tokens of each row with the marker, `(rows,)`."""
         return np.diff(self._offsets)
 
-    def prompt_lengths(self, rows: int | None = None) -> np.ndarray:
-        """Tokens before the marker in each of the first `rows` rows, -1 where there is none: int64 [rows].
+    def prompt_lengths(self, rows: int | None = None) -> Ids:
+        """Return the number of tokens before the marker in each of the first `rows` rows, -1 without one, `(rows,)`.
 
-        Reads and checks all tokens of these rows on the way, so that a bad one is known before a run begins.
+        This reads and checks all tokens of these rows, so that errors appear before a run begins.
         """
         count = len(self) if rows is None else min(rows, len(self))
         lengths = np.full(count, -1, dtype=np.int64)
@@ -105,15 +112,15 @@ class TokenFile:
             raise UserError(f"{self.bin_path}, row {empty[0]}: it has no token before its marker: {REMEDY}")
         return lengths
 
-    def _markers(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
-        """(places in the file, their rows) of the markers in rows first..last-1, all of them checked."""
+    def _markers(self, first: int, last: int) -> tuple[Ids, Ids]:
+        """Check rows first..last-1, and return the places of their markers in the file, and their rows."""
         start = self._offsets[first]
         tokens = self._tokens[start : self._offsets[last]]
         is_marker = tokens == self.marker
         places = np.flatnonzero(is_marker) + start
         rows = self._row_of(places)
-        if (twice := np.flatnonzero(rows[1:] == rows[:-1])).size:
-            raise UserError(f"{self.bin_path}, row {rows[twice[0]]}: it has more than one marker: {REMEDY}")
+        if (repeated := np.flatnonzero(rows[1:] == rows[:-1])).size:
+            raise UserError(f"{self.bin_path}, row {rows[repeated[0]]}: it has more than one marker: {REMEDY}")
         if self.vocab_size is not None:
             outside = ((tokens >= self.vocab_size) & ~is_marker) | (tokens < 0)
             if outside.any():
@@ -124,7 +131,7 @@ class TokenFile:
                 )
         return places, rows
 
-    def _row_of(self, places: np.ndarray) -> np.ndarray:
+    def _row_of(self, places: Any) -> Any:
         return np.searchsorted(self._offsets, places, side="right") - 1
 
 
@@ -134,8 +141,8 @@ def _file_size(path: Path) -> int:
     return path.stat().st_size
 
 
-def _read_index(path: Path, bin_size: int) -> tuple[np.dtype, np.ndarray]:
-    """(dtype, place of each row's first token and of the end: int64 [rows + 1]), checked against both sizes."""
+def _read_index(path: Path, bin_size: int) -> tuple[np.dtype[Any], Ids]:
+    """Return the dtype, and the place of each row's first token and of the end, `(rows + 1,)`, all checked."""
     size = _file_size(path)
     with open(path, "rb") as file:
         dtype, rows, documents = _read_header(path, file.read(HEADER.size), size, bin_size)
@@ -143,7 +150,7 @@ def _read_index(path: Path, bin_size: int) -> tuple[np.dtype, np.ndarray]:
         pointers = np.frombuffer(file.read(8 * rows), dtype="<i8")
         starts = np.frombuffer(file.read(8 * documents), dtype="<i8")
     if (empty := np.flatnonzero(sizes < 1)).size:
-        raise UserError(f"{path}, row {empty[0]}: {sizes[empty[0]]} tokens is no length: {REMEDY}")
+        raise UserError(f"{path}, row {empty[0]}: {sizes[empty[0]]} tokens is not a length: {REMEDY}")
     total = int(sizes.sum(dtype=np.int64)) * dtype.itemsize
     if total != bin_size:
         raise UserError(f"{path}: its rows fill {total} bytes, the .bin beside it has {bin_size}: {REMEDY}")
@@ -156,79 +163,71 @@ def _read_index(path: Path, bin_size: int) -> tuple[np.dtype, np.ndarray]:
     return dtype, offsets
 
 
-def _read_header(path: Path, head: bytes, size: int, bin_size: int) -> tuple[np.dtype, int, int]:
-    """(dtype, rows, documents). All are Python ints: nothing overflows, nothing of a claimed size is allocated."""
+def _read_header(path: Path, head: bytes, size: int, bin_size: int) -> tuple[np.dtype[Any], int, int]:
+    """Return (dtype, rows, documents). Python ints cannot overflow, and a claimed size allocates nothing."""
     if len(head) < HEADER.size or not head.startswith(MAGIC):
-        raise UserError(f"{path}: this is no token index: {REMEDY}")
+        raise UserError(f"{path}: this is not a token index: {REMEDY}")
     _, version, code, rows, documents = HEADER.unpack(head)
     if version != VERSION:
-        raise UserError(f"{path}: version {version} of the format is not known, only {VERSION}: {REMEDY}")
+        raise UserError(f"{path}: version {version} of the format is unknown, only {VERSION}: {REMEDY}")
     if code not in DTYPES:
-        raise UserError(f"{path}: dtype code {code} is not known, only 8 (uint16) and 4 (int32): {REMEDY}")
+        raise UserError(f"{path}: dtype code {code} is unknown, only 8 (uint16) and 4 (int32): {REMEDY}")
     wanted = HEADER.size + 12 * rows + 8 * documents
     if wanted != size:
         raise UserError(f"{path}: {rows} rows need {wanted} bytes, it has {size}: it is damaged, {REMEDY}")
     if rows == 0 or documents == 0:
         raise UserError(f"{path}: it holds no rows: {REMEDY}")
     if rows * DTYPES[code].itemsize > bin_size:
-        raise UserError(f"{path}: {rows} rows cannot lie in the {bin_size} bytes of the .bin beside it: {REMEDY}")
+        raise UserError(f"{path}: {rows} rows do not fit in the {bin_size} bytes of the .bin beside it: {REMEDY}")
     return DTYPES[code], rows, documents
 
 
 class TokenFileWriter:
-    """Writes a token file under temporary names; it gets its own on leaving the `with` block without error.
+    """Appends rows to an open token file. `write_token_file` makes one."""
 
-    Otherwise nothing is left behind, and a file that was there before stays as it was.
-    """
+    def __init__(self, file: BinaryIO, dtype: np.dtype[Any]) -> None:
+        self.file, self.dtype = file, np.dtype(dtype)
+        self.sizes: list[int] = []
 
-    def __init__(self, path_prefix: str | Path, dtype: np.dtype) -> None:
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in CODES:
-            raise ValueError(f"token files hold uint16 or int32, not {self.dtype}")
-        self._final = [Path(f"{path_prefix}{end}") for end in (".bin", ".idx")]
-        self._temporary = [path.with_name(f".{path.name}.{os.getpid()}") for path in self._final]
-        self._sizes: list[int] = []
-
-    def __enter__(self) -> TokenFileWriter:
-        self._bin = open(self._temporary[0], "wb")
-        return self
-
-    def add(self, row: Sequence[int] | np.ndarray) -> None:
-        """Append one row of token ids (marker included, if any); ValueError when the dtype cannot hold it."""
+    def add(self, row: Sequence[int] | Ids) -> None:
+        """Append one row of token ids, with its marker if it has one. Raise ValueError if they do not fit the dtype."""
         ids = np.asarray(row)
         if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu":
             raise ValueError(f"a row is a list of at least one token id, not {ids.dtype} {ids.shape}")
         if ids.min() < 0 or ids.max() > marker_of(self.dtype):
             raise ValueError(f"token ids {ids.min()}..{ids.max()} do not fit {self.dtype}")
-        self._bin.write(ids.astype(self.dtype).tobytes())
-        self._sizes.append(ids.size)
+        self.file.write(ids.astype(self.dtype).tobytes())
+        self.sizes.append(ids.size)
 
-    def __exit__(self, kind: type | None, error: object, trace: object) -> None:
-        try:
-            if kind is None:
-                if not self._sizes:
-                    raise UserError(f"{self._final[0]}: there is no row to write")
-                _sync(self._bin)
-                with open(self._temporary[1], "wb") as idx:
-                    idx.write(self._index())
-                    _sync(idx)
-            self._bin.close()
-            if kind is None:
-                for temporary, final in zip(self._temporary, self._final):
-                    os.replace(temporary, final)
-        finally:
-            self._bin.close()
-            for temporary in self._temporary:
-                temporary.unlink(missing_ok=True)
-
-    def _index(self) -> bytes:
-        sizes = np.asarray(self._sizes, dtype="<i4")
+    def index(self) -> bytes:
+        """Return the content of the .idx file."""
+        sizes = np.asarray(self.sizes, dtype="<i4")
         ends = np.cumsum(sizes, dtype="<i8") * self.dtype.itemsize
         pointers = np.concatenate([[0], ends[:-1]]).astype("<i8")[: len(sizes)]
         head = HEADER.pack(MAGIC, VERSION, CODES[self.dtype], len(sizes), 1)
         return head + sizes.tobytes() + pointers.tobytes() + np.zeros(1, dtype="<i8").tobytes()
 
 
-def _sync(file) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+@contextlib.contextmanager
+def write_token_file(path_prefix: str | Path, dtype: np.dtype[Any]) -> Iterator[TokenFileWriter]:
+    """Write `<path_prefix>.bin` and `.idx`, which appear on leaving the `with` block.
+
+    After an error nothing is left behind, and files of that name stay unchanged.
+
+    Args:
+        path_prefix: The path without its ending.
+        dtype: See `token_dtype`.
+
+    Raises:
+        UserError: No row was added, or the files cannot be written.
+    """
+    if np.dtype(dtype) not in CODES:
+        raise ValueError(f"token files hold uint16 or int32, not {dtype}")
+    prefix = Path(path_prefix)
+    with written_together(prefix.parent) as folder:
+        with open(folder / f"{prefix.name}.bin", "wb") as file:
+            writer = TokenFileWriter(file, dtype)
+            yield writer
+        if not writer.sizes:
+            raise UserError(f"{prefix}.bin: there is no row to write")
+        (folder / f"{prefix.name}.idx").write_bytes(writer.index())

@@ -41,7 +41,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, config: OptimizerConfig) -> 
     if config.style == "noam" and config.lr > NOAM_END:
         # transformers divides by the number of steps after the warmup, also in the call after the last step.
         total = max(config.total, config.warmup + 1)
-        schedule = get_polynomial_decay_schedule_with_warmup(
+        schedule = get_polynomial_decay_schedule_with_warmup(  # type: ignore[no-untyped-call]
             optimizer, config.warmup, total, lr_end=NOAM_END, power=0.5
         )
     elif config.style == "cosine_trm":

@@ -23,8 +23,8 @@ from torch import Tensor
 from promptkd.config.deepspeed import DTYPES
 from promptkd.config.options import TOKEN_BUDGET
 from promptkd.data.batching import group_by_length, make_micro_batches
-from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
+from promptkd.data.templates import bind_settings, now
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_files import draw, markdown

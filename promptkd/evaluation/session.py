@@ -13,8 +13,8 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.config.deepspeed import DTYPES, precision, read_deepspeed_config
-from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
+from promptkd.data.templates import bind_settings, now
 from promptkd.data.thoughts import answer_text
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.distributed.rendezvous import environment_number

@@ -11,9 +11,7 @@ import regex
 
 from promptkd.data.encoding import TextEncoder
 from promptkd.data.prompt_format import PromptFormat, mismatch, template_of_prompts
-from promptkd.data.reading import say_reading
-from promptkd.data.row_files import digest_of_rows, find_rows, is_folder, is_hub, read_rows
-from promptkd.data.templates import template_of
+from promptkd.data.row_files import digest_of_rows, find_rows, is_folder, is_hub
 from promptkd.errors import UserError
 from promptkd.utils.project import project_root
 
@@ -132,21 +130,17 @@ def read_set(
     Raises:
         UserError: A row is broken; the line names file and line.
     """
-    rows = read_rows(path)
-    if dev_num < 0:
-        dev_num = FIRST_ROWS.get(canonical(name), len(rows))
-    render, encoder = template_of(template, tokenizer), TextEncoder(tokenizer, special_tokens)
-    texts = [encoder.read(row, where, render) for where, row in rows[:dev_num]]
-    say_reading(path, rows[:dev_num])
-    marked = [prompt for prompt, _ in texts]
+    encoder = TextEncoder(tokenizer, special_tokens)
+    texts = encoder.read_source(path, template, dev_num if dev_num >= 0 else FIRST_ROWS.get(canonical(name), -1))
+    marked = [text.prompt for text in texts]
     encoded = encoder.prompts(marked)
     if not all(encoded):
-        raise UserError(f"{rows[encoded.index([])][0]}: its prompt has no token: give it a text")
+        raise UserError(f"{texts[encoded.index([])].where}: its prompt has no token: give it a text")
     over = sum(len(ids) > max_prompt_length for ids in encoded)
     prompts = [np.array(_cut(ids, max_prompt_length, cut_start, encoder.leading), dtype=np.int64) for ids in encoded]
     made = PromptFormat(template_of_prompts(template, encoder, marked), special_tokens)
     spelled = sum(map(encoder.specials.has_marks, marked))
-    return TestSet(name, path, prompts, [references for _, references in texts], over, spelled, made)
+    return TestSet(name, path, prompts, [text.references for text in texts], over, spelled, made)
 
 
 def notes_on_sets(sets: list[TestSet], options: dict[str, str | None]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from promptkd.config.options import OptimizerSettings
-from promptkd.data.batching import MicroBatch, group_by_length, make_micro_batches
+from promptkd.data.batching import MicroBatch, TokenIds, group_by_length, make_micro_batches
 from promptkd.data.dataset import Example, ExampleSet
 from promptkd.data.sampler import StepSampler
 from promptkd.distributed.ranks import Ranks
@@ -139,7 +139,7 @@ class Method(ABC):
             token_budget = decoding_budget(models, longest, context.ranks, limits.rollout_token_budget)
             return decode(model, request, token_budget, broadcast=context.ranks.broadcast_tp)
 
-    def micro_batches(self, step_batch: StepBatch, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
+    def micro_batches(self, step_batch: StepBatch, responses: Sequence[TokenIds]) -> tuple[list[MicroBatch], int]:
         """Group prompts and responses into padded micro-batches, as many on each rank.
 
         Args:

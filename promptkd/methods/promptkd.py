@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from promptkd.config.values import at_least, is_text, option
 from promptkd.data.batching import MicroBatch
@@ -65,7 +65,7 @@ class PromptKD(Method):
         start = initial_prompt(
             settings.prompt_init_text,
             settings.prompt_len,
-            teacher.get_input_embeddings(),
+            cast(nn.Embedding, teacher.get_input_embeddings()),
             context.tokenizer,
             context.seed,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PromptTuningConfig, TaskType
@@ -32,7 +33,7 @@ class SoftPrompt(nn.Module):
         return self.embeddings.expand(batch_size, -1, -1)
 
 
-def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenizer, seed: int) -> Tensor:
+def initial_prompt(init: str, prompt_len: int, embedding: nn.Embedding, tokenizer: Any, seed: int) -> Tensor:
     """Return the initial embeddings of P, `(prompt_len, hidden)`.
 
     Args:

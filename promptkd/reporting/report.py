@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from promptkd.data.row_files import read_rows
-from promptkd.data.templates import prompt_and_references
+from promptkd.data.rows import read_row, reference_texts, render_prompt
 from promptkd.errors import UserError
 from promptkd.evaluation.tables import write_text
 from promptkd.reporting.costs import cost, costs
@@ -175,7 +175,7 @@ def answers_of(contents: Contents) -> tuple[list[Answer], list[str]]:
             if len(texts) < len(rows):
                 raise UserError(f"{result.folder}: answers.jsonl of {name} has {len(texts)} rows: evaluate it anew")
         for place, (where, row) in enumerate(rows):
-            prompt, gold = prompt_and_references(row, where)
+            prompt, gold = render_prompt(read_row(row, where), where), reference_texts(row, where)
             texts = {"reference": gold[0], **{who: texts[place] for who, texts in said.items()}}
             found.append(Answer(name, str(row.get("instruction", prompt)), texts))
     return found, lost

@@ -17,9 +17,9 @@ from promptkd.checkpointing.manager import Checkpoints, recorded_time, select_ch
 from promptkd.config.deepspeed import DTYPES, check_with_deepspeed, precision
 from promptkd.config.parser import declared_options
 from promptkd.config.resolve import TEACHER_FILE, RunConfig
-from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.dataset import vocabulary_size
 from promptkd.data.prompt_format import mismatch
+from promptkd.data.templates import bind_settings, now
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.engine.engine import TrainEngine
 from promptkd.engine.optim import OptimizerConfig

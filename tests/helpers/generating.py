@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from helpers.training import GOLDEN
 from promptkd.cli import generate
-from promptkd.data.pseudo import PseudoSettings, pseudo
+from promptkd.cli.data import PseudoSettings, pseudo
 from promptkd.utils.jsonl import read_jsonl
 
 FULL = GOLDEN / "processed/dolly/full/gpt2"

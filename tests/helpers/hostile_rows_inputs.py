@@ -26,11 +26,11 @@ DEEP = "[" * 200_000
 LONG = "1" * 5000
 
 DATA = [
-    ("train", "data/train_0.idx", cut(0), "train_0.idx & no token index"),
-    ("train", "data/train_0.idx", cut(9), "train_0.idx & no token index"),
+    ("train", "data/train_0.idx", cut(0), "train_0.idx & not a token index"),
+    ("train", "data/train_0.idx", cut(9), "train_0.idx & not a token index"),
     ("train", "data/train_0.idx", cut(0.5), "train_0.idx & damaged"),
     ("train", "data/train_0.idx", cut(-1), "train_0.idx & damaged"),
-    ("train", "data/train_0.idx", flip(0), "train_0.idx & no token index"),
+    ("train", "data/train_0.idx", flip(0), "train_0.idx & not a token index"),
     ("train", "data/train_0.idx", flip(9), "version"),
     ("train", "data/train_0.idx", flip(17), "dtype code"),
     ("train", "data/train_0.idx", flip(25), "rows need"),

@@ -39,7 +39,7 @@ def drawn(task) -> list[tuple[str, str]]:
     return [task(rng) for _ in range(300)]
 
 
-def test_splits_are_apart_and_the_students_see_a_part_of_the_teachers_rows(made):
+def test_make_demo_splits_do_not_overlap(made):
     sizes = {"teacher_data/train": 120, "teacher_data/valid": 24, "data/train": 60, "data/valid": 24, "test/valid": 36}
     asked = {name: [row["instruction"] for row in rows_of(made, name)] for name in sizes}
     assert {name: len(set(asked[name])) for name in asked} == sizes
@@ -49,14 +49,14 @@ def test_splits_are_apart_and_the_students_see_a_part_of_the_teachers_rows(made)
     assert {row["task"] for row in rows_of(made, "test/valid")} == {task.__name__ for task in make_demo.TASKS}
 
 
-def test_only_the_teacher_reads_preambles(made):
+def test_make_demo_gives_preambles_to_the_teacher_only(made):
     for name in ("data/train", "data/valid", "test/valid"):
         assert all(row["prompt"].startswith("### Instruction:\n") for row in rows_of(made, name))
     before = {row["prompt"].partition("### ")[0].strip() for row in rows_of(made, "teacher_data/train")}
     assert before == {"", *make_demo.PREAMBLES}
 
 
-def test_the_same_options_give_the_same_bytes(made, tmp_path):
+def test_make_demo_is_reproducible(made, tmp_path):
     make(tmp_path)
     files = sorted(path.relative_to(made) for path in made.rglob("*") if path.is_file())
     assert files == sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
@@ -64,20 +64,20 @@ def test_the_same_options_give_the_same_bytes(made, tmp_path):
         assert (made / file).read_bytes() == (tmp_path / file).read_bytes(), file
 
 
-def test_test_rows_do_not_depend_on_the_number_of_training_rows():
+def test_make_demo_test_rows_do_not_depend_on_training_rows():
     few, many = (
         make_demo.make_data(make_demo.DemoSettings(teacher_num=n, train_num=50, test_num=24)) for n in (50, 500)
     )
     assert few["test/valid"] == many["test/valid"] and few["data/train"] == many["data/train"]
 
 
-def test_words_are_of_one_kind_rhyme_in_one_family_and_have_one_opposite():
+def test_make_demo_words_are_unambiguous():
     for groups in (make_demo.KINDS.values(), make_demo.RHYMES, make_demo.OPPOSITES):
         words = [word for group in groups for word in group]
         assert len(set(words)) == len(words)
 
 
-def test_answers_are_right():
+def test_make_demo_answers_are_correct():
     for question, answer in drawn(make_demo.add):
         left, right = map(int, re.findall(r"\d+", question))
         assert answer == f"{left} plus {right} is {left + right}."
@@ -97,7 +97,7 @@ def test_answers_are_right():
         assert re.search(r"the (\w+)\?$", question)[1] in answer
 
 
-def test_answers_about_lists_are_right():
+def test_make_demo_answers_about_lists_are_correct():
     for question, answer in drawn(make_demo.reverse):
         assert answer.split()[::-1] == question.partition(": ")[2].split()
     for question, answer in drawn(make_demo.pick_position):
@@ -115,18 +115,18 @@ def test_answers_about_lists_are_right():
         assert [f"{other} rhymes with {word}." for other in listed.split() if other in family] == [answer]
 
 
-def test_the_tokenizer_gives_every_text_back_and_knows_its_end(made):
+def test_make_demo_tokenizer_is_lossless(made):
     tokenizer = load_tokenizer(str(made / "models/student"))
     assert tokenizer.eos_token == "<|endoftext|>" and tokenizer.eos_token_id == 0
     for text in [row["prompt"] + row["output"] for row in rows_of(made, "teacher_data/train")] + ["Ünïcode 東京\t\n "]:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
     examples = ExampleSet.open(made / "teacher_data", "train", tokenizer, 48, 64)
-    assert len(examples) == 120 and examples.dropped == 0
+    assert len(examples) == 120 and examples.counts.dropped == 0
     assert max(len(examples[i].response) for i in range(120)) <= 16
 
 
 @pytest.mark.slow
-def test_a_larger_teacher_and_a_student_share_the_vocabulary(made, tmp_path):
+def test_make_demo_models_share_the_vocabulary(made, tmp_path):
     import torch
 
     sizes = [load_causal_lm(str(made / "models" / n), torch.float32, "--model-path") for n in ("teacher", "student")]
@@ -137,20 +137,20 @@ def test_a_larger_teacher_and_a_student_share_the_vocabulary(made, tmp_path):
     assert len(metrics_of(tmp_path / "run")) == 2
 
 
-def test_more_rows_than_a_task_has_end_with_an_error_that_names_it(monkeypatch):
+def test_make_rows_names_an_exhausted_task(monkeypatch):
     monkeypatch.setattr(make_demo, "TASKS", [make_demo.repeat, lambda rng: ("What is this?", "A test.")])
     with pytest.raises(UserError, match="different instructions: lower --teacher-num"):
         make_demo.make_rows(10, 1)
 
 
-def test_bad_numbers_end_with_one_line_and_nothing_written(tmp_path):
+def test_make_demo_refuses_bad_numbers(tmp_path):
     for option in (["--train-num", "0"], ["--train-num", "30", "--teacher-num", "20"], ["--vocab-size", "100"]):
         done = start(["--save", str(tmp_path / "x"), *option], script="tools/make_demo.py")
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "x").exists()
 
 
-def test_the_demo_script_names_options_that_exist():
+def test_demo_script_names_existing_options():
     script = (ROOT / "scripts/demo.sh").read_text()
     known = "".join(
         (ROOT / path).read_text()

@@ -15,8 +15,9 @@ from helpers.processing import GOLDEN, RAW, TEXT, TOKENIZER, command, contents, 
 from helpers.training import ROOT
 from transformers import AutoTokenizer
 
-from promptkd.cli import data as process_data
-from promptkd.data.encoding import TextEncoder
+from promptkd.data import workers as data_workers
+from promptkd.data.preprocess import EncodeDocuments, packed
+from promptkd.data.special_tokens import SpecialTokens
 from promptkd.data.token_file import TokenFile
 from promptkd.utils.jsonl import read_jsonl
 
@@ -28,7 +29,7 @@ def corpus(save, *more, raw=TEXT):
     return "corpus", "--raw", raw, "--tokenizer", TOKENIZER, "--save", save, *options, *more
 
 
-def test_started_as_the_readme_says(tmp_path):
+def test_process_data_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(command(*instructions(tmp_path / "out")), cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[0].startswith("valid: 8 rows, 4 dropped, prompt 66.6 tokens (at most 68)")
@@ -44,9 +45,9 @@ def test_started_as_the_readme_says(tmp_path):
         (corpus, ("--train-num", 64), "corpus/gpt2"),
     ],
 )
-def test_published_bytes(run, tmp_path, monkeypatch, workers, make, more, published):
-    whole = process_data.chunks_of_lines
-    monkeypatch.setattr(process_data, "chunks_of_lines", lambda lines: whole(lines, most_lines=5))  # many chunks
+def test_process_data_writes_the_published_bytes(run, tmp_path, monkeypatch, workers, make, more, published):
+    chunks = data_workers._chunks
+    monkeypatch.setattr(data_workers, "_chunks", lambda lines: chunks(lines, most_lines=5))
     status, _, errors = run(*make(tmp_path / "a/b", *more, "--workers", workers))
     assert (status, errors) == (0, "")
     assert contents(tmp_path / "a/b") == contents(GOLDEN / "processed" / published)
@@ -54,7 +55,7 @@ def test_published_bytes(run, tmp_path, monkeypatch, workers, make, more, publis
 
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/dolly/raw.jsonl").is_file(), reason="../shared holds the real Dolly data")
-def test_real_dolly(run, tmp_path):
+def test_process_data_writes_the_published_dolly(run, tmp_path):
     """Train is the published file byte by byte. The published dev rows are the same too, but a pool of workers
     without order wrote them: its blocks of 50 rows are put back in order here."""
     tokenizer, published = SHARED / "models/gpt2-dolly-student", SHARED / "data/minillm_processed/dolly/full/gpt2"
@@ -68,7 +69,7 @@ def test_real_dolly(run, tmp_path):
     assert sorted(order) == list(range(20))
 
 
-def test_all_of_the_corpus(run, tmp_path):
+def test_corpus_uses_all_rows(run, tmp_path):
     assert run(*corpus(tmp_path))[0] == 0
     valid, train = TokenFile(tmp_path / "valid_0"), TokenFile(tmp_path / "train_0")
     assert (len(valid), len(train)) == (8, 271)
@@ -76,19 +77,19 @@ def test_all_of_the_corpus(run, tmp_path):
     assert status == 0 and "ended before --train-num 300 rows were full" in errors
 
 
-def test_documents_are_lines(tmp_path):
+def test_encode_documents_of_lines(tmp_path):
     class Letters:
         eos_token_id, name_or_path = 0, "letters"
 
         def __call__(self, texts, **_):
             return {"input_ids": [list(text.encode()) for text in texts]}
 
-    job = process_data.EncodeDocuments(TextEncoder(Letters()), "raw")
+    job = EncodeDocuments(SpecialTokens(Letters()), "raw")
     ids, spelled = job([(1, b"a<@x(x!>b\n"), (2, b"\n"), (3, b"c\rd\r\n"), (4, b"e")])
     assert bytes(ids.tolist()) == b"a\nb\n\0\n\0c\nd\n\0e\0".replace(b"c\nd", b"c\n\0d") and not spelled
 
 
-def test_documents_that_spell_a_special_token_are_counted_and_stay_text(run, tmp_path):
+def test_corpus_keeps_spelled_special_tokens_as_text(run, tmp_path):
     raw = tmp_path / "text.txt"
     raw.write_text("learn data <|endoftext|> token\n" + "learn data token\n" * 40)
     save = tmp_path / "out"
@@ -101,12 +102,12 @@ def test_documents_that_spell_a_special_token_are_counted_and_stay_text(run, tmp
     assert "tokens do not fill a row and are left out" in said
 
 
-def test_packing():
+def test_packed_cuts_rows():
     pieces = [np.arange(3), np.arange(3, 10), np.arange(10, 11)]
-    assert [row.tolist() for row in process_data.packed(pieces, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert [row.tolist() for row in packed(pieces, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_other_rows_and_wide_vocabularies(run, tmp_path, monkeypatch):
+def test_instructions_of_other_rows_and_wide_vocabularies(run, tmp_path, monkeypatch):
     raw = tmp_path / "raw.jsonl"
     rows = [
         {"prompt": "Q:", "response": "a"},
@@ -114,7 +115,7 @@ def test_other_rows_and_wide_vocabularies(run, tmp_path, monkeypatch):
         {"prompt": "R:", "instruction": "i", "input": "j", "output": "d"},
     ]
     raw.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    monkeypatch.setattr(process_data, "vocabulary_size", lambda tokenizer: 151_936)
+    monkeypatch.setattr("promptkd.data.preprocess.vocabulary_size", lambda tokenizer: 151_936)
     assert run(*instructions(tmp_path / "out", raw=raw, dev=1))[0] == 0
     valid, train = (read_jsonl(tmp_path / f"out/{split}.jsonl") for split in ("valid", "train"))
     assert valid == [{"prompt": "Q:", "output": "a"}]
@@ -124,7 +125,7 @@ def test_other_rows_and_wide_vocabularies(run, tmp_path, monkeypatch):
     assert file.dtype == np.int32 and file.prompt_lengths().tolist() == [list(file[0]).index(2**31 - 1)]
 
 
-def test_max_length_cuts_responses(run, tmp_path):
+def test_instructions_max_length_cuts_responses(run, tmp_path):
     assert run(*instructions(tmp_path, "--max-length", 97))[0] == 0
     file, whole = TokenFile(tmp_path / "train_0"), TokenFile(GOLDEN / "processed/dolly/full/gpt2/train_0")
     assert max(file.row_lengths()) == 98  # the marker is no token of the model's
@@ -152,14 +153,14 @@ def test_max_length_cuts_responses(run, tmp_path):
         (corpus("{save}", "--train-num", 0), "--train-num 0 is under 1"),
     ],
 )
-def test_bad_input(run, tmp_path, arguments, message):
+def test_process_data_refuses_bad_input(run, tmp_path, arguments, message):
     status, out, errors = run(*(str(part).replace("{save}", str(tmp_path / "a/b")) for part in arguments))
     assert (status, out) == (2, "") and message in errors and errors.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("command", ["instructions", "corpus", "pseudo"])
-def test_a_dry_run_prints_the_settings_and_runs_nothing(run, tmp_path, command):
+def test_process_data_dry_run_prints_the_settings(run, tmp_path, command):
     given = ("--data-dir", "x", "--generated", "y") if command == "pseudo" else ("--raw", "none.jsonl", "--dev-num", 7)
     options = (*given, "--tokenizer", "/none", "--save", tmp_path / "out")
     status, out, errors = run(command, *options, "--dry-run")
@@ -169,19 +170,19 @@ def test_a_dry_run_prints_the_settings_and_runs_nothing(run, tmp_path, command):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_bad_line_far_in(run, tmp_path, workers):
+def test_instructions_name_a_late_broken_line(run, tmp_path, workers):
     raw, save = tmp_path / "raw.jsonl", tmp_path / "out"
     raw.write_bytes(RAW.read_bytes() * 20 + b'{"instruction": "x"}\n' + RAW.read_bytes() * 20)
     status, _, errors = run(*instructions(save, "--workers", workers, raw=raw))
     assert status == 2 and 'raw.jsonl, line 1201: it has no "output"' in errors and not save.exists()
 
 
-def test_what_is_there_stays(run, tmp_path):
+def test_process_data_keeps_existing_files(run, tmp_path):
     save = tmp_path / "out"
     assert run(*instructions(save))[0] == 0
     before = contents(save)
     status, _, errors = run(*instructions(save, "--only-prompt"))
-    assert status == 2 and "valid_0.bin is there already: --overwrite replaces it" in errors
+    assert status == 2 and "valid_0.bin exists already: --overwrite replaces it" in errors
     status, _, errors = run(*instructions(save, "--only-prompt", "--overwrite", prompt=5))
     assert status == 2 and contents(save) == before
     status, _, errors = run(*instructions(save, "--overwrite", raw=save / "train.jsonl"))
@@ -193,7 +194,7 @@ def test_what_is_there_stays(run, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_by_a_signal(tmp_path, number):
+def test_process_data_leaves_nothing_when_stopped(tmp_path, number):
     raw, save = tmp_path / "raw.jsonl", tmp_path / "out"
     raw.write_bytes(RAW.read_bytes() * 5000)
     process = subprocess.Popen(command(*instructions(save, "--workers", 2, raw=raw)), cwd=ROOT, stderr=subprocess.PIPE)

@@ -20,7 +20,8 @@ import train
 from promptkd.cli import data as process_data
 from promptkd.cli import generate
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.templates import ChatTemplate, render_prompt
+from promptkd.data.rows import read_row, render_prompt
+from promptkd.data.templates import ChatTemplate
 from promptkd.errors import UserError
 from promptkd.evaluation.test_sets import read_set
 from promptkd.models.loading import load_causal_lm, load_tokenizer
@@ -92,8 +93,12 @@ def test_special_tokens_come_from_the_chat_template_alone(data):
 
 
 def test_what_a_row_says_to_a_chat_model(teacher):
-    chat = ChatTemplate(load_tokenizer(str(teacher)))
-    published = render_prompt(ROWS[1])
+    template = ChatTemplate(load_tokenizer(str(teacher)))
+
+    def chat(row, where="row"):
+        return template(read_row(row, where), where)
+
+    published = render_prompt(read_row(ROWS[1]))
     assert chat({"prompt": published, **ROWS[1]}) == chat(ROWS[1])
     assert chat({"prompt": "Hello", "response": "Hi"}) == "<|user|> Hello\n<|assistant|> "
     assert chat({"prompt": chat(ROWS[1])}) == chat(ROWS[1])

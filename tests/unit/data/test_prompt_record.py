@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import evaluate
 from promptkd.cli import data as process_data
 from promptkd.cli import generate
+from promptkd.cli.data import PseudoSettings, pseudo
 from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, read_format
-from promptkd.data.pseudo import PseudoSettings, pseudo
 from promptkd.evaluation.exposure_bias import run as exposure_bias
 from promptkd.evaluation.session import run as evaluate_run
 from promptkd.models.loading import load_tokenizer
@@ -80,13 +80,13 @@ def test_evaluation_warns_of_another_template(trained, tmp_path, capsys, then, n
         ]
 
 
-def test_models_of_others_have_no_record(model, tmp_path, capsys):
+def test_read_format_of_other_models_is_none(model, tmp_path, capsys):
     assert read_format(str(model)) is None and read_format("gpt2") is None
     evaluated(model, put(tmp_path / "own"), tmp_path / "out", "--template", "chat")
     assert "warning" not in capsys.readouterr().err
 
 
-def test_ready_prompts_count_by_what_they_look_like(model, trained, tmp_path, capsys):
+def test_ready_prompts_have_the_template_they_look_like(model, trained, tmp_path, capsys):
     """Processed with --template chat, trained and evaluated without the option: these are the same prompts."""
     raw = put(tmp_path / "raw") / "train.jsonl"
     made = ["--raw", str(raw), "--tokenizer", str(model), "--save", str(tmp_path / "own"), "--dev-num", "2"]
@@ -114,14 +114,14 @@ def test_exposure_bias_warns_of_either_model(trained, tmp_path, capsys):
     assert said.count("was trained on") == 1
 
 
-def test_training_warns_of_a_teacher_that_was_asked_otherwise(model, trained, tmp_path, capsys):
+def test_training_warns_of_a_teacher_with_other_prompts(model, trained, tmp_path, capsys):
     argv = ["--method", "kd", "--model-path", str(model), "--teacher-model-path", str(trained["chat"] / "last"), *SIZES]
     argv += ["--data-dir", str(put(tmp_path / "data")), "--save", str(tmp_path / "run"), "--total-iters", "1"]
     train_here([*argv, "--no-eval-gen"])
     assert "train.py: warning: --teacher-model-path" in capsys.readouterr().err
 
 
-def test_evaluation_begins_prompts_as_training_did(model, tmp_path, capsys):
+def test_evaluation_follows_the_recorded_rule(model, tmp_path, capsys):
     """Published token files have no special token in front; so has evaluation of the model that learned from them."""
     pairs = [{"prompt": f"Word {i}:\n", "output": "data"} for i in range(8)]
     raw = put(tmp_path / "raw", pairs) / "train.jsonl"
@@ -149,7 +149,7 @@ LONG = [{"instruction": "learn data token " * (60 if i % 4 else 1), "output": "b
 CUT = [{"instruction": "say", "output": "learn data token " * (60 if i % 4 == 0 else 1)} for i in range(8)]
 
 
-def test_dropped_and_shortened_rows_are_said_and_recorded(model, tmp_path, capsys):
+def test_training_reports_dropped_and_shortened_rows(model, tmp_path, capsys):
     data = put(tmp_path / "data", [*LONG, *CUT])
     argv = ["--method", "sft", "--model-path", str(model), "--data-dir", str(data), "--save", str(tmp_path / "run")]
     train_here([*argv, *SIZES, "--total-iters", "1", "--no-eval-gen", "--dev-num", "5"])
@@ -163,13 +163,13 @@ def test_dropped_and_shortened_rows_are_said_and_recorded(model, tmp_path, capsy
     assert (rows["dev"]["read"], rows["dev"]["dropped"]) == (17, 12) and "train.py: dev: of 17 rows 12" in said
 
 
-def test_rows_that_are_used_as_they_are_are_not_spoken_of(trained, model, tmp_path, capsys):
+def test_training_is_silent_about_unchanged_rows(trained, model, tmp_path, capsys):
     argv = ["--method", "sft", "--model-path", str(model), "--data-dir", str(put(tmp_path / "data")), *SIZES]
     train_here([*argv, "--save", str(tmp_path / "run"), "--total-iters", "1", "--no-eval-gen"])
     assert not [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py")]
 
 
-def test_evaluation_and_generation_say_what_they_lose(model, tmp_path, capsys):
+def test_evaluation_and_generation_report_lost_rows(model, tmp_path, capsys):
     data = put(tmp_path / "own", LONG)
     results = evaluated(model, data, tmp_path / "out", "--dev-num", "5")
     assert results["sets"]["own"]["rows_cut"] == 3
@@ -179,7 +179,7 @@ def test_evaluation_and_generation_say_what_they_lose(model, tmp_path, capsys):
     assert "generate.py: of 16 rows 12 dropped" in capsys.readouterr().err
 
 
-def test_processing_says_what_it_loses(tmp_path, capsys):
+def test_processing_reports_lost_rows(tmp_path, capsys):
     rows = [*CUT, {"instruction": "say", "output": "the <|endoftext|> data"}]
     raw, tokenizer = put(tmp_path / "raw", rows) / "train.jsonl", str(GOLDEN / "models/gpt2_student")
     argv = ["x", "instructions", "--raw", str(raw), "--tokenizer", tokenizer, "--save", str(tmp_path / "data")]

@@ -9,9 +9,9 @@ from helpers.training import GOLDEN
 from transformers import AutoTokenizer
 
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.reading import Reading
-from promptkd.data.rows import read_row
-from promptkd.data.templates import ChatTemplate, prompt_and_references, render_prompt
+from promptkd.data.encoding import FieldCounts
+from promptkd.data.rows import read_row, reference_texts, render_prompt
+from promptkd.data.templates import ChatTemplate
 from promptkd.errors import UserError
 
 CHAT = (
@@ -36,7 +36,11 @@ def tokenizer():
 
 
 def asked(instruction: str, input: str = "") -> str:
-    return render_prompt({"instruction": instruction, "input": input})
+    return render_prompt(read_row({"instruction": instruction, "input": input}))
+
+
+def prompt_and_references(row, where="row", template=render_prompt):
+    return template(read_row(row, where), where), reference_texts(row, where)
 
 
 @pytest.mark.parametrize(
@@ -135,23 +139,30 @@ def test_chat_template_that_leaves_out_the_system_message_is_refused(tokenizer):
     tokenizer = AutoTokenizer.from_pretrained(GOLDEN / "models/gpt2_student")
     tokenizer.chat_template = "{% for m in messages if m['role'] != 'system' %}{{ m['content'] }}{% endfor %}"
     with pytest.raises(UserError, match=r"line 7: .* leaves out or changes what the system says"):
-        ChatTemplate(tokenizer)({"system": "Be short.", "instruction": "Hi"}, "x.jsonl, line 7")
+        ChatTemplate(tokenizer)(read_row({"system": "Be short.", "instruction": "Hi"}), "x.jsonl, line 7")
 
 
-def test_reading_counts_fields_that_are_not_read():
+def said_of(rows, capsys) -> str:
+    fields = FieldCounts()
+    for row in rows:
+        fields.add(read_row(row))
+    fields.say("x.jsonl")
+    return capsys.readouterr().err
+
+
+def test_field_counts_name_fields_that_are_not_read(capsys):
     rows = [
         {"instruction": "Hi", "output": "data", "explanation": "since", "category": "a", "note": ""},
         {"instruction": "Hi", "output": "data", "explanation": "since"},
         {"messages": [USER, ANSWER, USER]},
         {"messages": [USER, {**ANSWER, "weight": 0}]},
     ]
-    line = Reading(map(read_row, rows)).line("x.jsonl")
-    assert line == (
+    assert said_of(rows, capsys) == (
         'x.jsonl: read as "instruction", "output", "messages"; fields not read: "explanation" of 2 rows, '
-        '"messages behind the last assistant turn" of 1 rows, "messages, weight" of 1 rows'
+        '"messages behind the last assistant turn" of 1 rows, "messages, weight" of 1 rows\n'
     )
     alpaca = {"instruction": "Hi", "input": "", "output": "data", "text": "### Instruction: Hi ### Response: data"}
-    assert Reading([read_row(alpaca)]).line("x.jsonl") is None
+    assert said_of([alpaca], capsys) == ""
 
 
 def test_example_set_says_once_what_is_not_read(tokenizer, tmp_path, capsys, monkeypatch):

@@ -12,8 +12,8 @@ from transformers.utils import chat_template_utils
 
 import evaluate
 from promptkd.config.template_options import TemplateSettings
-from promptkd.data.chat_arguments import bind_settings
-from promptkd.data.templates import ChatTemplate
+from promptkd.data.rows import read_row
+from promptkd.data.templates import ChatTemplate, bind_settings
 from promptkd.errors import UserError
 from promptkd.evaluation.session import run as evaluate_run
 
@@ -55,7 +55,7 @@ def test_bound_time_is_what_the_template_writes():
     tokenizer, settings = make_tokenizer(), TemplateSettings(template="chat")
     bind_settings(tokenizer, settings, "2024-02-29T12:00:00")
     assert settings.template_time == "2024-02-29T12:00:00"
-    assert ChatTemplate(tokenizer)({"instruction": "Hi"}) == "Today 2024 02 29\nuser: Hi\nassistant: "
+    assert ChatTemplate(tokenizer)(read_row({"instruction": "Hi"})) == "Today 2024 02 29\nuser: Hi\nassistant: "
     assert chat_template_utils.datetime is datetime.datetime  # given back
     undated = TemplateSettings(template="chat")
     template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
@@ -77,7 +77,7 @@ def test_resumed_run_writes_the_time_of_its_start(room, monkeypatch):
     whole = [row["loss"] for row in metrics_of(room / "all")]
     train_here([*how, "--save", str(room / "cut"), "--template-time", time, "--total-iters", "2"])
     monkeypatch.setattr(chat_template_utils, "datetime", Later)
-    monkeypatch.setattr("promptkd.data.chat_arguments.datetime.datetime", Later)
+    monkeypatch.setattr("promptkd.data.templates.datetime.datetime", Later)
     # Another length of the run is another setting, which --resume-anyway allows.
     train_here([*how, "--save", str(room / "cut"), "--resume", "--resume-anyway"])
     assert [row["loss"] for row in metrics_of(room / "cut")] == whole

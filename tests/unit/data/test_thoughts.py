@@ -13,9 +13,11 @@ import evaluate
 import train
 from promptkd.cli import data as process_data
 from promptkd.cli import generate
-from promptkd.data.chat_arguments import bind_arguments
+from promptkd.config.template_options import TemplateSettings
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.templates import ChatTemplate, response_stop_ids
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.rows import read_row
+from promptkd.data.templates import ChatTemplate, bind_settings
 from promptkd.data.thoughts import answer_text, thought_markers
 from promptkd.errors import UserError
 from promptkd.evaluation.tables import Row, summary
@@ -42,7 +44,7 @@ def make_tokenizer(template=QWEN3, values=None, special=False, markers=("<think>
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     tokenizer.add_tokens(list(markers), special_tokens=special)
     tokenizer.eos_token, tokenizer.chat_template = "<|im_end|>", template
-    bind_arguments(tokenizer, values, None)
+    bind_settings(tokenizer, TemplateSettings("chat", values), "")
     return tokenizer
 
 
@@ -59,8 +61,8 @@ def make_tokenizer(template=QWEN3, values=None, special=False, markers=("<think>
 def test_chat_prompt_is_the_templates_own_before_a_plain_answer(template, values, prompt, tmp_path):
     tokenizer = make_tokenizer(template, values)
     chat = ChatTemplate(tokenizer)
-    assert chat(ROW) == prompt == chat({"prompt": prompt})
-    assert response_stop_ids(tokenizer, [prompt]) == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
+    assert chat(read_row(ROW)) == prompt == chat(read_row({"prompt": prompt}))
+    assert TextEncoder(tokenizer).stop_id(prompt) == tokenizer.convert_tokens_to_ids("<|im_end|>")
     for split in ("train", "valid"):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps(ROW) + "\n")
     trained = ExampleSet.open(tmp_path, "train", tokenizer, 96, 128, template="chat")[0].prompt.tolist()

@@ -16,7 +16,9 @@ import evaluate
 from promptkd.cli import data as process_data
 from promptkd.cli import generate
 from promptkd.data.dataset import ExampleSet
-from promptkd.data.templates import ChatTemplate, end_of_turn_id, response_stop_ids
+from promptkd.data.encoding import TextEncoder
+from promptkd.data.rows import read_row
+from promptkd.data.templates import ChatTemplate, end_of_turn_id
 from promptkd.data.token_file import TokenFile, split_row
 from promptkd.evaluation.session import run as evaluate_run
 from promptkd.generation.decode import GenerationRequest, decode
@@ -69,29 +71,31 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("template, end", [(None, END), (GEMMA, TURN), (LLAMA2, END), (BARE, END)])
-def test_the_end_of_a_turn_is_the_templates(template, end):
+def test_end_of_turn_id_is_the_templates(template, end):
     assert end_of_turn_id(make_tokenizer(template)) == end
 
 
-def test_a_broken_template_that_nobody_asked_for_changes_nothing():
+def test_end_of_turn_id_ignores_a_broken_template():
     broken = make_tokenizer("{{ raise_exception('no') }}")
-    assert end_of_turn_id(broken) == END and response_stop_ids(broken, ["say one"]) == [END]
+    assert end_of_turn_id(broken) == END and TextEncoder(broken).stop_id("say one") == END
 
 
-def test_a_template_that_puts_nothing_around_what_is_said():
+def test_chat_template_that_adds_nothing():
     chat = ChatTemplate(make_tokenizer(LLAMA2))
-    assert chat({"instruction": "say it", "prompt": "published: say it"}) == chat({"instruction": "say it"}) == "say it"
+    published = {"instruction": "say it", "prompt": "published: say it"}
+    assert chat(read_row(published)) == chat(read_row({"instruction": "say it"})) == "say it"
 
 
-def test_prompts_of_another_day_are_not_made_again():
+def test_chat_template_keeps_prompts_of_another_day():
     dated = "{% if messages %}<start>system\n{{ strftime_now('%H:%M:%S.%f') }}<turn_end>\n{% endif %}" + GEMMA
     chat = ChatTemplate(make_tokenizer(dated))
-    earlier = chat(ROWS[0])
-    assert chat({"prompt": earlier}) == earlier != chat(ROWS[0])
-    assert response_stop_ids(chat.tokenizer, [earlier, "say one"]) == [TURN, END]
+    earlier = chat(read_row(ROWS[0]))
+    assert chat(read_row({"prompt": earlier})) == earlier != chat(read_row(ROWS[0]))
+    encoder = TextEncoder(chat.tokenizer)
+    assert [encoder.stop_id(prompt) for prompt in (earlier, "say one")] == [TURN, END]
 
 
-def test_what_ends_a_response(folder):
+def test_end_ids_end_responses(folder):
     model, tokenizer = load_causal_lm(str(folder), torch.float32, "-"), AutoTokenizer.from_pretrained(folder)
     # 7 is "say": a configuration's, which ends nothing.
     assert end_ids(tokenizer, model) == (END, TURN, OTHER)
@@ -108,7 +112,7 @@ def test_what_ends_a_response(folder):
     assert {int(response[-1]) for response in ended} >= {TURN, OTHER}
 
 
-def test_training_responses_end_as_turns_do(folder, tmp_path):
+def test_training_responses_end_with_the_turn(folder, tmp_path):
     tokenizer = make_tokenizer()
     (tmp_path / "train.jsonl").write_text((folder / "raw.jsonl").read_text())
     for template, end in (("chat", TURN), ("published", END)):
@@ -117,7 +121,7 @@ def test_training_responses_end_as_turns_do(folder, tmp_path):
         assert tokenizer.decode(examples[1].response, skip_special_tokens=True) == "two two"
 
 
-def test_the_teachers_answers_end_as_turns_do_and_hold_no_ends(folder, tmp_path):
+def test_pseudo_responses_end_with_the_turn(folder, tmp_path):
     how = ["--tokenizer", folder, "--max-prompt-length", 40]
     made = ["--raw", folder / "raw.jsonl", "--save", tmp_path / "data", "--dev-num", 2, "--workers", 1]
     run(process_data, "instructions", "--template", "chat", *how, *made)
@@ -133,7 +137,7 @@ def test_the_teachers_answers_end_as_turns_do_and_hold_no_ends(folder, tmp_path)
         assert [split_row(file[row], file.marker)[1][-1] for row in range(6)] == [TURN] * 6
 
 
-def test_answers_end_where_the_model_ends_them(folder, tmp_path, capsys):
+def test_evaluation_answers_end_with_the_turn(folder, tmp_path, capsys):
     (tmp_path / "own").mkdir()
     (tmp_path / "own/valid.jsonl").write_text((folder / "raw.jsonl").read_text())
     argv = ["--model-path", str(folder), "--data-dir", str(tmp_path), "--data-names", "own", "--template", "chat"]

@@ -15,7 +15,7 @@ from minillm_baselines.minillm import MiniLLM
 from minillm_baselines.rollout_buffer import RolloutBuffer, StoredRollout, advantages, returns, whiten
 from minillm_baselines.rollout_sampler import RolloutSampler
 from promptkd import losses
-from promptkd.data.token_file import TokenFileWriter, token_dtype
+from promptkd.data.token_file import token_dtype, write_token_file
 from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
 from promptkd.generation.decode import GenerationRequest, decode
@@ -288,7 +288,7 @@ def test_bad_options_are_refused_before_anything_is_written(extra, message, save
 def test_a_corpus_longer_than_the_models_positions_is_refused(save, tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
-    with TokenFileWriter(folder / "train_0", token_dtype(300)) as file:
+    with write_token_file(folder / "train_0", token_dtype(300)) as file:
         file.add(torch.full((3000,), 5).numpy())
     with pytest.raises(UserError, match="rows have up to 3000 tokens, the student"):
         build_trainer(resolve(argv(save, *SHORT, "--lm-data-dir", str(folder))))

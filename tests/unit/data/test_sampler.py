@@ -46,7 +46,7 @@ def test_order_is_drawn_once_an_epoch(published, drawn):
     assert steps(windows, 30) == fresh  # also after a jump back to the first epoch
 
 
-def test_rollout_windows_draw_prompts_and_corpus_once_an_epoch(drawn):
+def test_rollout_sampler_draws_prompts_and_corpus_once_an_epoch(drawn):
     corpus = StepSampler(40, 2, 1, seed=3)
     windows = RolloutSampler(30, 6, 4, 1, 2, 1, corpus=corpus)
     for step in range(1, 21):
@@ -54,7 +54,7 @@ def test_rollout_windows_draw_prompts_and_corpus_once_an_epoch(drawn):
     assert drawn.count(40) == 1 and drawn.count(30) <= 2
 
 
-def test_windows_with_equal_sizes_are_equal_whatever_they_have_drawn():
+def test_step_samplers_of_equal_sizes_are_equal_after_use():
     one, other = StepSampler(50, 2, 2), StepSampler(50, 2, 2)
     one.indices(1)
     assert one == other and repr(one) == repr(other)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from promptkd.data.token_file import HEADER, TokenFile, TokenFileWriter, join_row, marker_of, split_row, token_dtype
+from promptkd.data.token_file import HEADER, TokenFile, join_row, marker_of, split_row, token_dtype, write_token_file
 from promptkd.errors import UserError
 
 GOLDEN = Path(__file__).parents[2] / "golden/processed"
@@ -19,7 +19,7 @@ UINT16, INT32 = np.dtype("<u2"), np.dtype("<i4")
 
 
 def write(prefix, rows, dtype=UINT16):
-    with TokenFileWriter(prefix, dtype) as file:
+    with write_token_file(prefix, dtype) as file:
         for row in rows:
             file.add(row)
     return Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
@@ -33,7 +33,7 @@ def prefix(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["dolly/full/gpt2/train_0", "dolly/prompt/gpt2/valid_0", "corpus/gpt2/train_0"])
-def test_reading_and_writing_gives_the_published_bytes(tmp_path, name):
+def test_token_file_round_trip_of_published_bytes(tmp_path, name):
     rows = list(TokenFile(GOLDEN / name, vocab_size=1500))
     for path in write(tmp_path / "copy", rows):
         assert path.read_bytes() == (GOLDEN / name).with_name(f"{Path(name).name}{path.suffix}").read_bytes()
@@ -41,7 +41,7 @@ def test_reading_and_writing_gives_the_published_bytes(tmp_path, name):
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), wide=st.booleans())
-def test_round_trip(data, wide):
+def test_token_file_round_trip(data, wide):
     dtype = INT32 if wide else UINT16
     ids = st.lists(st.integers(0, marker_of(dtype) - 1), min_size=1, max_size=8)
     pairs = data.draw(st.lists(st.tuples(ids, ids), min_size=1, max_size=8))
@@ -57,7 +57,7 @@ def test_round_trip(data, wide):
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_a_flipped_byte_is_refused_or_harmless(data):
+def test_token_file_refuses_or_survives_a_flipped_byte(data):
     """Whatever one byte of the index becomes: one clear error, or the file reads as it was."""
     rows = [[1, 2, 65535, 3], [4, 65535, 5], [6]]
     with tempfile.TemporaryDirectory() as folder:
@@ -71,12 +71,12 @@ def test_a_flipped_byte_is_refused_or_harmless(data):
             assert str(idx) in str(error)
 
 
-def test_dtype_follows_the_vocabulary():
+def test_token_dtype_follows_the_vocabulary():
     assert (token_dtype(50257), token_dtype(65500), token_dtype(65501)) == (UINT16, UINT16, INT32)
     assert (marker_of(UINT16), marker_of(INT32)) == (65535, 2147483647)
 
 
-def test_text_has_no_marker():
+def test_split_row_without_marker_is_text():
     prompt, response = split_row(np.array([5, 6, 7]), 65535)
     assert (prompt.tolist(), response.tolist()) == ([5], [6, 7])
     with pytest.raises(UserError, match="2 markers"):
@@ -84,15 +84,15 @@ def test_text_has_no_marker():
 
 
 @pytest.mark.parametrize("kept", range(0, 34 + 3 * 12 + 8))
-def test_truncated_index(prefix, kept):
+def test_token_file_refuses_a_truncated_index(prefix, kept):
     idx = prefix.with_name("train_0.idx")
     idx.write_bytes(idx.read_bytes()[:kept])
-    with pytest.raises(UserError, match="make it anew"):
+    with pytest.raises(UserError, match="make it again"):
         TokenFile(prefix)
 
 
 @pytest.mark.parametrize("change", [-1, -7, 1, 1000])
-def test_bin_of_another_size(prefix, change):
+def test_token_file_refuses_another_bin_size(prefix, change):
     path = prefix.with_name("train_0.bin")
     content = path.read_bytes()
     path.write_bytes(content[:change] if change < 0 else content + bytes(change))
@@ -123,12 +123,12 @@ def index(rows, sizes, pointers, documents=(0,), code=8, version=1):
         (index(0, [], []), "no rows"),
         (index(2**64 - 1, [4], [0]), "rows need"),
         (index(2**62, [4], [0]), "rows need"),  # 12 * 2**62 is 0 in 64 bits
-        (index(100, [1] * 100, range(100)), "100 rows cannot lie"),
-        (b"", "no token index"),
-        (b"{}" * 50, "no token index"),
+        (index(100, [1] * 100, range(100)), "100 rows do not fit"),
+        (b"", "not a token index"),
+        (b"{}" * 50, "not a token index"),
     ],
 )
-def test_index_that_lies(prefix, content, message):
+def test_token_file_refuses_a_wrong_index(prefix, content, message):
     prefix.with_name("train_0.idx").write_bytes(content)
     if message is None:
         assert len(TokenFile(prefix)) == 3
@@ -137,7 +137,7 @@ def test_index_that_lies(prefix, content, message):
             TokenFile(prefix)
 
 
-def test_rows_that_lie(tmp_path):
+def test_token_file_refuses_wrong_rows(tmp_path):
     write(tmp_path / "x", [[1, 65535, 2], [3, 65535, 65535], [1, 65535, 10], [65535, 1]])
     file = TokenFile(tmp_path / "x", vocab_size=10)
     assert file[0].tolist() == [1, 65535, 2]
@@ -153,7 +153,7 @@ def test_rows_that_lie(tmp_path):
         TokenFile(tmp_path / "y").prompt_lengths()
 
 
-def test_negative_ids_of_wide_files(tmp_path):
+def test_token_file_refuses_negative_ids(tmp_path):
     binary, _ = write(tmp_path / "x", [[70000, 2147483647, 2], [3, 2147483647, 4]], INT32)
     assert TokenFile(tmp_path / "x", vocab_size=70001)[0].tolist() == [70000, 2147483647, 2]
     content = np.frombuffer(binary.read_bytes(), INT32).copy()
@@ -163,7 +163,7 @@ def test_negative_ids_of_wide_files(tmp_path):
         TokenFile(tmp_path / "x", vocab_size=70001).prompt_lengths()
 
 
-def test_prompt_lengths_in_blocks(tmp_path, monkeypatch):
+def test_prompt_lengths_do_not_depend_on_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr("promptkd.data.token_file._BLOCK", 5)
     rows = [[1] * n + ([65535, 2] if n % 2 else []) for n in range(1, 20)]
     write(tmp_path / "x", rows)
@@ -173,7 +173,7 @@ def test_prompt_lengths_in_blocks(tmp_path, monkeypatch):
     assert file.row_lengths().tolist() == [len(row) for row in rows]
 
 
-def test_missing_files(tmp_path, prefix):
+def test_token_file_names_missing_files(tmp_path, prefix):
     with pytest.raises(UserError, match="no such file"):
         TokenFile(tmp_path / "none")
     prefix.with_name("train_0.bin").unlink()
@@ -182,18 +182,18 @@ def test_missing_files(tmp_path, prefix):
         TokenFile(prefix)
 
 
-def test_a_failed_writer_leaves_nothing_and_keeps_the_old_file(tmp_path, prefix):
+def test_write_token_file_keeps_the_old_file_on_failure(tmp_path, prefix):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(ValueError, match="do not fit"), TokenFileWriter(prefix, UINT16) as file:
+    with pytest.raises(ValueError, match="do not fit"), write_token_file(prefix, UINT16) as file:
         file.add([1, 2])
         file.add([65536])
-    with pytest.raises(UserError, match="no row to write"), TokenFileWriter(tmp_path / "empty", UINT16):
+    with pytest.raises(UserError, match="no row to write"), write_token_file(tmp_path / "empty", UINT16):
         pass
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("row", [[], [-1], [1.5], [[1]]])
-def test_rows_that_are_none(tmp_path, row):
-    with pytest.raises(ValueError), TokenFileWriter(tmp_path / "x", UINT16) as file:
+def test_write_token_file_refuses_what_is_not_a_row(tmp_path, row):
+    with pytest.raises(ValueError), write_token_file(tmp_path / "x", UINT16) as file:
         file.add(row)
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from helpers.training import GOLDEN, golden_argv, train_here
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.token_file import TokenFileWriter, join_row
+from promptkd.data.token_file import join_row, write_token_file
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import read_jsonl
 
@@ -30,7 +30,7 @@ def processed(folder: Path, tokenizer, rule: str = "own", rows=ROWS, texts=None)
     """A folder of token files by a rule for special tokens, and the text beside them."""
     pairs = TextEncoder(tokenizer, rule).pairs([(row["prompt"], row["output"]) for row in rows])
     dtype = np.dtype("<u2")
-    with TokenFileWriter(folder / "train_0", dtype) as file:
+    with write_token_file(folder / "train_0", dtype) as file:
         for pair in pairs:
             file.add(join_row(pair.prompt, pair.response, dtype))
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts or rows))
@@ -49,18 +49,18 @@ def edited(folder: Path, place: int, **changes) -> Path:
 
 @pytest.mark.parametrize("place", [0, 17, 33])
 @pytest.mark.parametrize("changes", [{"output": "learn data"}, {"prompt": "Name a teacher."}])
-def test_an_edited_row_is_noticed(tmp_path, place, changes):
+def test_stale_names_an_edited_row(tmp_path, place, changes):
     stale = opened(edited(tmp_path, place, **changes)).stale
     assert f"train.jsonl, line {place + 1} does not say what row {place} of train_0.bin holds" in stale
 
 
-def test_an_answer_that_was_lengthened_is_noticed(tmp_path):
+def test_stale_names_a_lengthened_answer(tmp_path):
     said = read_jsonl(FULL / "train.jsonl")[3]["output"]
     assert "line 4 does not say" in opened(edited(tmp_path, 3, output=f"{said} and more")).stale
 
 
-def test_a_large_file_is_sampled_unless_its_text_is_newer(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.data.token_check._SAMPLE", 2)
+def test_stale_samples_unless_the_text_is_newer(tmp_path, monkeypatch):
+    monkeypatch.setattr("promptkd.data.prompt_format._SAMPLE", 2)
     folder = edited(tmp_path, 5, output="learn data")
     when = (folder / "train_0.bin").stat().st_mtime
     os.utime(folder / "train.jsonl", (when, when))
@@ -79,30 +79,30 @@ def test_training_refuses_stale_token_files_and_leaves_nothing(tmp_path, save):
     assert not save.exists()
 
 
-def test_published_and_golden_files_are_no_matter(tmp_path):
+def test_stale_is_empty_for_published_files(tmp_path):
     for split in ("train", "valid"):
         examples = opened(FULL, split=split)
         assert not examples.stale and not examples.warning
 
 
 @pytest.mark.parametrize("rule", ["published", "none", "own"])
-def test_every_rule_makes_files_that_fit(tmp_path, rule):
+def test_stale_is_empty_for_every_rule(tmp_path, rule):
     rows = [*ROWS, {"prompt": "Word: ", "output": "data"}, {"prompt": "hi", "output": "</s> end"}]
     examples = opened(processed(tmp_path, metaspace(begins=True), rule, rows), metaspace(begins=True))
     assert not examples.stale
 
 
-def test_rows_that_were_cut_fit(tmp_path):
+def test_stale_is_empty_for_cut_rows(tmp_path):
     folder = processed(tmp_path, byte_level())
     long = ExampleSet.open(folder, "train", byte_level(), 96, 512)
     dtype = np.dtype("<u2")
-    with TokenFileWriter(folder / "train_0", dtype) as file:
+    with write_token_file(folder / "train_0", dtype) as file:
         for example in long:
             file.add(join_row(example.prompt, example.response[:2], dtype))
     assert not opened(folder).stale
 
 
-def test_tokens_of_another_tokenizer_are_noticed(tmp_path):
+def test_warning_names_tokens_of_another_tokenizer(tmp_path):
     folder = processed(tmp_path, metaspace())
     assert "another tokenizer's" in opened(folder).stale
     (folder / "train.jsonl").unlink()
@@ -110,12 +110,12 @@ def test_tokens_of_another_tokenizer_are_noticed(tmp_path):
     shutil.copy(GOLDEN / "processed/corpus/gpt2/train_0.bin", folder)
     shutil.copy(GOLDEN / "processed/corpus/gpt2/train_0.idx", folder)
     assert not opened(folder).warning
-    with TokenFileWriter(folder / "train_0", np.dtype("<u2")) as file:
+    with write_token_file(folder / "train_0", np.dtype("<u2")) as file:
         file.add([7, 8, 9])
     assert "no row holds a token that ends a text" in opened(folder).warning
 
 
-def test_a_file_for_a_smaller_vocabulary_is_noticed(tmp_path, monkeypatch):
+def test_warning_names_a_file_for_a_smaller_vocabulary(tmp_path, monkeypatch):
     folder = processed(tmp_path, byte_level())
     (folder / "train.jsonl").unlink()
     monkeypatch.setattr("promptkd.data.dataset.vocabulary_size", lambda tokenizer: 151_936)
@@ -123,7 +123,7 @@ def test_a_file_for_a_smaller_vocabulary_is_noticed(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("rule", "found"), [("own", "own"), ("none", "none"), ("published", "none")])
-def test_a_token_file_says_how_its_prompts_begin(tmp_path, rule, found):
+def test_format_of_file_recognizes_the_rule(tmp_path, rule, found):
     tokenizer = metaspace(begins=True)
     examples = opened(processed(tmp_path, tokenizer, rule), tokenizer)
     assert examples.format.special_tokens == found

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.templates import reference_texts, render_prompt
-from promptkd.data.token_file import TokenFileWriter
+from promptkd.data.rows import read_row, reference_texts, render_prompt
+from promptkd.data.token_file import write_token_file
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import read_jsonl
 
@@ -46,16 +46,16 @@ def same(one: ExampleSet, other: ExampleSet) -> bool:
 
 def test_jsonl_and_token_files_give_the_same_examples(tokenizer, tmp_path):
     tokens = ExampleSet.open(FULL, "train", tokenizer, 96, 128)
-    assert len(tokens) == 34 and tokens.dropped == 0
+    assert len(tokens) == 34 and tokens.counts.dropped == 0
     shutil.copy(FULL / "train.jsonl", tmp_path)
     assert same(tokens, ExampleSet.open(tmp_path, "train", tokenizer, 96, 128))
     # raw rows 12.. are the train split: the same examples, fourteen prompts too long
     put(tmp_path, *(GOLDEN / "data/raw.jsonl").read_bytes().splitlines()[12:])
     raw = ExampleSet.open(tmp_path, "train", tokenizer, 96, 128)
-    assert same(tokens, raw) and raw.dropped == 14
+    assert same(tokens, raw) and raw.counts.dropped == 14
 
 
-def test_an_example(tokenizer):
+def test_example_set_example(tokenizer):
     examples = ExampleSet.open(FULL, "valid", tokenizer, 96, 128)
     example, row = examples[1], read_jsonl(FULL / "valid.jsonl")[1]
     assert example.index == 1 and example.prompt.dtype == example.response.dtype == np.int64
@@ -66,7 +66,7 @@ def test_an_example(tokenizer):
 
 
 @pytest.mark.parametrize("limit", [0, 3, 8, 100])
-def test_limit(tokenizer, tmp_path, limit):
+def test_example_set_limit(tokenizer, tmp_path, limit):
     shutil.copy(FULL / "valid.jsonl", tmp_path)
     for folder in (FULL, tmp_path):
         examples = ExampleSet.open(folder, "valid", tokenizer, 96, 128, limit)
@@ -74,7 +74,7 @@ def test_limit(tokenizer, tmp_path, limit):
 
 
 @pytest.mark.parametrize("max_length", [64, 75, 80])
-def test_rows_are_cut_to_max_length(tokenizer, tmp_path, max_length):
+def test_example_set_cuts_rows_to_max_length(tokenizer, tmp_path, max_length):
     whole = ExampleSet.open(FULL, "valid", tokenizer, 96, 512)
     shutil.copy(FULL / "valid.jsonl", tmp_path)
     for folder in (FULL, tmp_path):
@@ -83,7 +83,7 @@ def test_rows_are_cut_to_max_length(tokenizer, tmp_path, max_length):
             assert np.array_equal(full.response[: max(max_length - len(full.prompt), 0)], cut.response)
 
 
-def test_rows_without_marker_are_text_or_prompts(tokenizer):
+def test_example_set_rows_without_marker_are_text_or_prompts(tokenizer):
     text = ExampleSet.open(CORPUS, "valid", tokenizer, 96, 100)
     assert text.references is None
     assert all((len(row.prompt), len(row.response)) == (1, 99) for row in text)
@@ -94,7 +94,7 @@ def test_rows_without_marker_are_text_or_prompts(tokenizer):
         ExampleSet.open(CORPUS, "valid", tokenizer, 96, 100, prompts_only=True)
 
 
-def test_long_prompts(tokenizer, tmp_path):
+def test_example_set_refuses_or_drops_long_prompts(tokenizer, tmp_path):
     with pytest.raises(
         UserError, match=r"train_0.bin, row \d+: its prompt has 9\d tokens, over --max-prompt-length 90"
     ):
@@ -102,13 +102,14 @@ def test_long_prompts(tokenizer, tmp_path):
     shutil.copy(FULL / "train.jsonl", tmp_path)
     examples = ExampleSet.open(tmp_path, "train", tokenizer, 90, 128)
     assert (
-        examples.dropped > 0 and len(examples) + examples.dropped == 34 == len(examples.references) + examples.dropped
+        examples.counts.dropped > 0
+        and len(examples) + examples.counts.dropped == 34 == len(examples.references) + examples.counts.dropped
     )
     with pytest.raises(UserError, match="all 34 prompts are over --max-prompt-length 5"):
         ExampleSet.open(tmp_path, "train", tokenizer, 5, 128)
 
 
-def test_kinds_of_rows(tokenizer, tmp_path):
+def test_example_set_reads_each_kind_of_row(tokenizer, tmp_path):
     rows = [
         {"instruction": "Say {a}.", "output": "x <n> y"},
         {"instruction": "Say {a}.", "input": "b", "output": ["one", "two"]},
@@ -124,12 +125,13 @@ def test_kinds_of_rows(tokenizer, tmp_path):
     assert tokenizer.decode(examples[2].prompt) == tokenizer.decode(examples[3].prompt) == "Q:"
 
 
-def test_templates_are_the_published_ones():
+def test_render_prompt_equals_the_published_prompts():
     for row in read_jsonl(FULL / "train.jsonl"):
-        assert render_prompt({key: row[key] for key in ("instruction", "input")}) == row["prompt"] == render_prompt(row)
+        bare = {key: row[key] for key in ("instruction", "input")}
+        assert render_prompt(read_row(bare)) == row["prompt"] == render_prompt(read_row(row))
 
 
-def test_a_pair_is_tokenised_together(tokenizer):
+def test_pairs_tokenize_prompt_and_response_together(tokenizer):
     pairs = [("Say", " it"), ("a\n", "\nb"), ("Q", "")]
     for (prompt, response), pair in zip(pairs, TextEncoder(tokenizer).pairs(pairs)):
         ids = tokenizer.encode(prompt, add_special_tokens=False)
@@ -166,27 +168,27 @@ def test_a_pair_is_tokenised_together(tokenizer):
         ({"instruction": "x\ud800", "output": "y"}, "lone surrogate"),
     ],
 )
-def test_bad_lines(tokenizer, tmp_path, line, message):
+def test_example_set_names_broken_lines(tokenizer, tmp_path, line, message):
     put(tmp_path, GOOD, line, GOOD)
     with pytest.raises(UserError, match=message) as error:
         ExampleSet.open(tmp_path, "train", tokenizer, 96, 128)
     assert f"{tmp_path / 'train.jsonl'}, line 2" in str(error.value)
 
 
-def test_lines_that_are_fine(tmp_path):
+def test_read_jsonl_accepts_unusual_lines(tmp_path):
     path = tmp_path / "x.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"a": 2}\r\n{"a": "\xe2\x80\xa8"}\n{}\n\n  \n')
     assert read_jsonl(path) == [{"a": 2}, {"a": "\u2028"}, {}]
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"])
-def test_empty_file(tmp_path, content):
+def test_read_jsonl_refuses_an_empty_file(tmp_path, content):
     (tmp_path / "x.jsonl").write_bytes(content)
     with pytest.raises(UserError, match="the file is empty"):
         read_jsonl(tmp_path / "x.jsonl")
 
 
-def test_a_line_without_end(tmp_path, monkeypatch):
+def test_read_jsonl_refuses_a_line_without_end(tmp_path, monkeypatch):
     monkeypatch.setattr("promptkd.utils.jsonl.LONGEST_LINE", 1000)
     (tmp_path / "x.jsonl").write_bytes(b'{}\n{"a": "' + b"a" * 5000)
     with pytest.raises(UserError, match="line 2: it is longer than 1000 bytes"):
@@ -195,7 +197,7 @@ def test_a_line_without_end(tmp_path, monkeypatch):
         read_jsonl("/dev/zero")
 
 
-def test_what_is_missing(tokenizer, tmp_path):
+def test_example_set_names_missing_files(tokenizer, tmp_path):
     def message(folder):
         with pytest.raises(UserError) as error:
             ExampleSet.open(folder, "train", tokenizer, 96, 128)
@@ -212,15 +214,15 @@ def test_what_is_missing(tokenizer, tmp_path):
     assert "only train_0 is read" in message(tmp_path)
 
 
-def test_tokens_of_another_tokenizer(tokenizer, tmp_path):
-    with TokenFileWriter(tmp_path / "train_0", np.dtype("<u2")) as file:
+def test_example_set_refuses_tokens_outside_the_vocabulary(tokenizer, tmp_path):
+    with write_token_file(tmp_path / "train_0", np.dtype("<u2")) as file:
         file.add([5, 65535, 1499])
         file.add([5, 65535, 1500])
     with pytest.raises(UserError, match="row 1: token 1500 is outside the vocabulary of 1500"):
         ExampleSet.open(tmp_path, "train", tokenizer, 96, 128)
 
 
-def test_references_beside_token_files_may_be_lists(tokenizer, tmp_path):
+def test_example_set_reads_lists_of_references_beside_token_files(tokenizer, tmp_path):
     for end in ("bin", "idx"):
         shutil.copy(FULL / f"valid_0.{end}", tmp_path)
     put(tmp_path, *[{"output": ["a", "b"]}] * 7, {"output": 1}, split="valid")
