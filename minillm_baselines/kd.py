@@ -1,28 +1,29 @@
-"""KD: cross-entropy on the responses of the data, mixed with a divergence from the teacher on the same tokens."""
+"""KD: a divergence from the teacher on the responses of the data, mixed with cross-entropy on the same tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from promptkd.config.values import option
-from promptkd.data.batching import MicroBatch
-from promptkd.errors import UserError
-from promptkd.losses import CrossEntropy, ForwardKL, Term
+from promptkd.config.values import fraction, option
+from promptkd.data.batching import MicroBatch, TokenIds
+from promptkd.losses import CrossEntropy, Term
 from promptkd.methods.base import Method
 from promptkd.methods.context import MethodContext, StepBatch
+from promptkd.methods.divergence_options import DivergenceSettings
 
 
 @dataclass
-class KDSettings:
-    kd_ratio: float = option(0.5, "weight of the distillation loss; cross-entropy is weighted by 1 - kd_ratio")
+class KDSettings(DivergenceSettings):
+    kd_ratio: float = option(0.5, "weight of the distillation loss. Cross-entropy is weighted by 1 - kd_ratio")
 
     def __post_init__(self) -> None:
-        if not 0 <= self.kd_ratio <= 1:
-            raise UserError(f"--kd-ratio {self.kd_ratio} is not between 0 and 1")
+        super().__post_init__()
+        fraction(kd_ratio=self.kd_ratio)
 
 
 class KD(Method):
-    """Knowledge distillation on the responses of the data."""
+    """Knowledge distillation on the responses of the data. Subclasses choose other responses."""
 
     Settings = KDSettings
 
@@ -33,22 +34,38 @@ class KD(Method):
 
     @classmethod
     def needs_teacher(cls, settings: KDSettings) -> bool:
+        """Return whether the loss has a distillation term."""
         return settings.kd_ratio > 0
 
+    def examples(self, step_batch: StepBatch) -> tuple[StepBatch, Sequence[TokenIds]]:
+        """Return the prompts and responses to train on: those of the data."""
+        return step_batch, [example.response for example in step_batch.examples]
+
     def step(self, step_batch: StepBatch) -> dict[str, float]:
-        """Update the student on the responses of the data, towards their tokens and the teacher's distribution."""
-        micro_batches, tokens = self.micro_batches(step_batch, [example.response for example in step_batch.examples])
+        """Update the student towards the tokens of the responses and the teacher's distribution."""
+        chosen, responses = self.examples(step_batch)
+        micro_batches, tokens = self.micro_batches(chosen, responses)
+        corpus = self.corpus_batches(step_batch)
+        of_corpus = set(map(id, corpus))
+
+        def losses(batch: MicroBatch) -> dict[str, Term]:
+            if id(batch) in of_corpus:
+                return {"corpus_loss": CrossEntropy(batch.targets, self.settings.lm_coef)}
+            return self.losses(batch)
+
         self.student.train()
         with step_batch.timer("student"):
-            losses = self.student.update(micro_batches, self.losses)
+            row = self.student.update([*micro_batches, *corpus], losses)
         ratio = self.settings.kd_ratio
-        loss = (1 - ratio) * losses["lm_loss"] + ratio * losses.get("ds_loss", 0.0)
-        return {"loss": loss, **losses, "response_tokens": tokens}
+        loss = (1 - ratio) * row.get("lm_loss", 0.0) + ratio * row.get("ds_loss", 0.0)
+        if corpus:
+            loss += self.settings.lm_coef * row["corpus_loss"]
+        return {"loss": loss, **row, "response_tokens": tokens}
 
     def losses(self, batch: MicroBatch) -> dict[str, Term]:
         """Return the losses of a micro-batch by name."""
-        ratio = self.settings.kd_ratio
-        losses: dict[str, Term] = {"lm_loss": CrossEntropy(batch.targets, 1 - ratio)}
-        if ratio:
-            losses["ds_loss"] = ForwardKL(self.teacher.predict(batch), ratio)
+        options = self.settings
+        losses: dict[str, Term] = {"lm_loss": CrossEntropy(batch.targets, 1 - options.kd_ratio)}
+        if options.kd_ratio:
+            losses["ds_loss"] = options.term(options.divergence, self.teacher.predict(batch), options.kd_ratio)
         return losses

@@ -16,7 +16,7 @@ from torch import Tensor
 from minillm_baselines.rollout_buffer import RolloutBuffer, StoredRollout, advantages, returns, whiten
 from minillm_baselines.rollout_sampler import RolloutSampler
 from promptkd.config.options import OptimizerSettings
-from promptkd.config.values import at_least, option
+from promptkd.config.values import at_least, fraction, option
 from promptkd.data.batching import MicroBatch
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.row_files import find_rows
@@ -27,7 +27,7 @@ from promptkd.generation.sampling import TeacherMixture
 from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, log_probs
 from promptkd.methods.base import Method
 from promptkd.methods.context import DatasetBundle, MethodContext, StepBatch
-from promptkd.methods.corpus import CorpusSettings, open_corpus
+from promptkd.methods.corpus import CorpusSettings, with_corpus
 from promptkd.models.wrapper import without_dropout
 
 if TYPE_CHECKING:
@@ -91,9 +91,7 @@ class MiniLLMSettings(CorpusSettings):
         at_least(1, ppo_epochs=self.ppo_epochs, num_rollouts=self.num_rollouts, chunk_size=self.chunk_size)
         at_least(0, cliprange=self.cliprange, cliprange_reward=self.cliprange_reward)
         at_least(0, seed_ppo=self.seed_ppo, seed_lm=self.seed_lm)
-        for name in ("teacher_mixed_alpha", "gamma", "kd_ratio"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)} is not between 0 and 1")
+        fraction(teacher_mixed_alpha=self.teacher_mixed_alpha, gamma=self.gamma, kd_ratio=self.kd_ratio)
         if not self.reward_scaling > 0:
             raise UserError(f"--reward-scaling {self.reward_scaling} is not positive")
 
@@ -140,9 +138,7 @@ class MiniLLM(Method):
                 folder, "valid", tokenizer, *lengths, limit=options.dev_num, as_text=True, template=options.template,
                 option="--prompt-data-dir", special_tokens=train.format.special_tokens,
             )  # fmt: skip
-        folders = {"data": folder, "corpus": config.method_settings.lm_data_dir}
-        corpus = open_corpus(config, tokenizer)
-        return DatasetBundle(train, dev, {name: path for name, path in folders.items() if path}, corpus)
+        return with_corpus(DatasetBundle(train, dev, {"data": folder}), config, tokenizer)
 
     @classmethod
     def make_sampler(cls, config: RunConfig, data: DatasetBundle, ranks: Ranks) -> RolloutSampler:

@@ -34,9 +34,10 @@ class MethodClass(Protocol):
     Settings: ClassVar[type]
     OptimizerSettings: ClassVar[type]
     has_teacher: ClassVar[bool]
-    teacher_has_engine: ClassVar[bool]
 
     def needs_teacher(self, settings: Any) -> bool: ...
+
+    def trains_teacher(self, settings: Any) -> bool: ...
 
     def check(self, options: RunOptions) -> None: ...
 
@@ -67,6 +68,11 @@ class RunOptions:
         """Whether the method uses a teacher with these options."""
         return self.method_class.needs_teacher(self.method_settings)
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the method trains something in its teacher."""
+        return self.method_class.trains_teacher(self.method_settings)
+
     def groups(self) -> dict[str, Any]:
         """Return the option groups by name."""
         fields = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
@@ -96,7 +102,7 @@ class RunConfig(RunOptions):
     @property
     def teacher_stage(self) -> int:
         """The ZeRO stage of the teacher's engine, 0 if the method gives it none."""
-        return zero_stage(self.teacher_deepspeed) if self.method_class.teacher_has_engine else 0
+        return zero_stage(self.teacher_deepspeed) if self.trains_teacher else 0
 
     @property
     def token_budget(self) -> int:
@@ -181,7 +187,7 @@ def check_options(options: RunOptions) -> None:
         ):
             if value:
                 raise UserError(f"--method {method} has no teacher: leave {option} out")
-    if models.teacher_deepspeed_config is not None and not options.method_class.teacher_has_engine:
+    if models.teacher_deepspeed_config is not None and not options.trains_teacher:
         raise UserError(f"--method {method} trains nothing in its teacher: leave {TEACHER_FILE} out")
     if options.needs_teacher and not models.teacher_model_path:
         raise UserError(f"--method {method} needs --teacher-model-path: name the teacher's folder")

@@ -92,3 +92,10 @@ def at_least(least: float, **values: float) -> None:
     for name, value in values.items():
         if not value >= least:
             raise UserError(f"--{name.replace('_', '-')} {value} is under {least:g}")
+
+
+def fraction(**values: float) -> None:
+    """Raise UserError naming the first option whose value is not between 0 and 1."""
+    for name, value in values.items():
+        if not 0 <= value <= 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not between 0 and 1")

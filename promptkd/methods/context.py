@@ -50,12 +50,14 @@ class DatasetBundle:
         dev: Examples of the evaluations during training, if there are any.
         folders: Where the data came from, by name, for the run's record.
         corpus: Plain text for a language-modeling loss, if the method has one.
+        paired: Other responses to the prompts of `train`, for a method that compares two.
     """
 
     train: ExampleSet
     dev: ExampleSet | None
     folders: dict[str, str]
     corpus: ExampleSet | None = None
+    paired: ExampleSet | None = None
 
     def __post_init__(self) -> None:
         if stale := next((each.stale for each in self.sets().values() if each.stale), None):
@@ -63,7 +65,7 @@ class DatasetBundle:
 
     def sets(self) -> dict[str, ExampleSet]:
         """Return the data sets of this run by name."""
-        sets = {"train": self.train, "dev": self.dev, "corpus": self.corpus}
+        sets = {"train": self.train, "dev": self.dev, "corpus": self.corpus, "paired": self.paired}
         return {name: each for name, each in sets.items() if each is not None}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ from promptkd.config.values import at_least, option
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.token_file import TokenFile
 from promptkd.errors import UserError
+from promptkd.methods.context import DatasetBundle
 from promptkd.models.loading import load_config
 
 if TYPE_CHECKING:
@@ -30,15 +31,15 @@ class CorpusSettings:
         at_least(0, lm_coef=self.lm_coef)
 
 
-def open_corpus(config: RunConfig, tokenizer: Any) -> ExampleSet | None:
-    """Open the corpus that --lm-data-dir names.
+def with_corpus(bundle: DatasetBundle, config: RunConfig, tokenizer: Any) -> DatasetBundle:
+    """Add the corpus that --lm-data-dir names to a run's data sets.
 
     Raises:
         UserError: It cannot be read, or its rows have more tokens than the student has positions.
     """
     folder = config.method_settings.lm_data_dir
     if folder is None:
-        return None
+        return bundle
     lengths = (config.data.max_prompt_length, config.data.max_length)
     corpus = ExampleSet.open(folder, "train", tokenizer, *lengths, option="--lm-data-dir", make=MAKE_CORPUS)
     student = load_config(config.models.model_path, "--model-path").get_text_config()
@@ -51,4 +52,4 @@ def open_corpus(config: RunConfig, tokenizer: Any) -> ExampleSet | None:
                 f"--lm-data-dir {folder}: its rows have up to {longest} tokens, the student {limit} positions: remake "
                 f"it with tools/process_data.py corpus --max-length {limit}"
             )
-    return corpus
+    return replace(bundle, corpus=corpus, folders={**bundle.folders, "corpus": folder})

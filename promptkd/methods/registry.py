@@ -13,6 +13,9 @@ METHODS = {
     "sft": "minillm_baselines.sft:SFT",
     "kd": "minillm_baselines.kd:KD",
     "seqkd": "minillm_baselines.seqkd:SeqKD",
+    "gkd": "minillm_baselines.gkd:GKD",
+    "distillm": "minillm_baselines.distillm:DistiLLM",
+    "distillm2": "minillm_baselines.distillm2:DistiLLM2",
     "minillm": "minillm_baselines.minillm:MiniLLM",
 }
 

@@ -154,7 +154,7 @@ def _engines(config: RunConfig, hardware: Hardware) -> tuple[Engine, Engine | No
     teacher = None
     if models.teacher_model_path:
         shape, packed = read_shape(models.teacher_model_path, "--teacher-model-path"), models.teacher_quantization
-        if config.method_class.teacher_has_engine:
+        if config.trains_teacher:
             prompt = config.method_settings.prompt_len
             teacher = _engine(
                 shape, config.teacher_deepspeed, sizes.teacher_size, prompt=prompt, checkpointing=recompute,
