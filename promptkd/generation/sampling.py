@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from promptkd.utils.running_sums import running_sums
+
 Noise = Callable[[int], np.ndarray]  # row -> uniform numbers in [0, 1), one for each new token
 
 
@@ -83,21 +85,6 @@ def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     within = span * _SPAN + torch.arange(_SPAN, device=span.device)
     inside = probabilities.gather(1, within.clamp(max=vocabulary - 1)).masked_fill(within >= vocabulary, 0)
     return (span * _SPAN + _searchsorted_above(running_sums(inside), aim)).squeeze(1)
-
-
-def running_sums(values: Tensor) -> Tensor:
-    """cumsum of nonnegative floats along the last dimension, in place.
-
-    CUDA has no deterministic cumsum of floats. With --deterministic, sums over 2, 4, 8... neighbors are added instead.
-    Rounding differs between neighbors there, so that `cummax` keeps the sums in order.
-    """
-    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
-        return values.cumsum_(-1)
-    distance = 1
-    while distance < values.size(-1):
-        values = values + torch.nn.functional.pad(values[..., :-distance], (distance, 0))
-        distance *= 2
-    return values.cummax(-1).values
 
 
 def _searchsorted_above(cumulative: Tensor, aim: Tensor) -> Tensor:

@@ -42,14 +42,14 @@ class SharedVocabulary:
     def restrict(self, logits: Tensor) -> Tensor:
         """Logits [..., vocabulary] of one of the models -> [..., rows], so that a softmax is that over shared ids.
 
-        Excluded ids get a finite value whose probability is 0: infinite ones would make 0 * inf of a divergence.
+        Excluded ids get minus infinity: the losses compute the limit where a probability is exactly 0.
         """
         logits = logits[..., : self.rows]
         if not self.excluded:
             return logits
         if logits.device not in self._indices:  # once: a copy from the host would wait for the device each time
             self._indices[logits.device] = torch.tensor(self.excluded, device=logits.device)
-        return logits.index_fill(-1, self._indices[logits.device], torch.finfo(logits.dtype).min / 2)
+        return logits.index_fill(-1, self._indices[logits.device], -torch.inf)
 
     def notice(self, ends: Sequence[int]) -> str:
         """One line for the screen. ends: the ids that end a response."""
