@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from promptkd.utils.running_sums import running_sums
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -122,21 +124,6 @@ def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     tokens = span * _SPAN + torch.arange(_SPAN, device=span.device)
     inside = probabilities.gather(1, tokens.clamp(max=vocab_size - 1)).masked_fill(tokens >= vocab_size, 0)
     return (span * _SPAN + _first_above(running_sums(inside), target)).squeeze(1)
-
-
-def running_sums(values: Tensor) -> Tensor:
-    """Compute the cumsum of nonnegative floats along the last dimension, possibly in place.
-
-    CUDA has no deterministic cumsum of floats. With --deterministic, sums over 2, 4, 8... neighbors are added instead.
-    Their rounding differs between neighbors, so `cummax` keeps the sums in order.
-    """
-    if not (values.is_cuda and torch.are_deterministic_algorithms_enabled()):
-        return values.cumsum_(-1)
-    distance = 1
-    while distance < values.size(-1):
-        values = values + torch.nn.functional.pad(values[..., :-distance], (distance, 0))
-        distance *= 2
-    return values.cummax(-1).values
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

@@ -6,11 +6,16 @@ Logits exist for one chunk of positions at a time. The gradient with respect to 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term, row_dot
+from promptkd.losses.divergences import log_ratio, row_dot
+from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term
+from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LMHead
 from promptkd.utils.memory_bounds import BLOCK, CHUNK, positions_per_chunk
 
@@ -23,7 +28,7 @@ def positions_at_a_time(head: LMHead) -> int:
 
 def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
     """log p(token) at each position: float32 [tokens]. One chunk of logits at a time."""
-    step = positions_at_a_time(model.head)
+    step = positions_at_a_time(model.open_head)
     parts = [
         model.logits(slice(i, i + step)).float().log_softmax(-1).gather(1, tokens[i : i + step, None]).squeeze(1)
         for i in range(0, len(tokens), step)
@@ -33,11 +38,12 @@ def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
 
 def kl_divergences(p: FrozenLogits, q: FrozenLogits) -> Tensor:
     """KL(p || q) at each position: float32 [tokens]. One chunk of logits at a time."""
-    step = positions_at_a_time(p.head)
+    step = positions_at_a_time(p.open_head)
     parts = [p.hidden.new_empty(0, dtype=torch.float32)]
     for start in range(0, len(p.hidden), step):
         log_p, log_q = (model.logits(slice(start, start + step)).float().log_softmax(-1) for model in (p, q))
-        parts.append(row_dot(log_p.exp(), log_p - log_q))
+        probabilities = log_p.exp()
+        parts.append(row_dot(probabilities, log_ratio(log_p, log_q, probabilities)))
     return torch.cat(parts)
 
 
@@ -56,10 +62,13 @@ def fused_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor)
     Returns the loss (scalar, differentiable in hidden and head) and each term's own weighted sum without
     its coefficient (float32 [terms], for the log).
     """
-    return _FusedLoss.apply(hidden, head.weight, head.bias, head.shared, terms, weights)
+    result: tuple[Tensor, Tensor] = _FusedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, head.shared, terms, weights
+    )
+    return result
 
 
-def _coefficients(terms: list[Term], like: Tensor) -> Tensor:
+def _coefficients(terms: Sequence[Term], like: Tensor) -> Tensor:
     return torch.tensor([term.coefficient for term in terms], dtype=like.dtype, device=like.device)
 
 
@@ -72,23 +81,32 @@ class _FusedLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, shared, terms, weights):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        shared: SharedVocabulary | None,
+        terms: Sequence[Term],
+        weights: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        head = LMHead(weight, bias, shared)
         sums = hidden.new_zeros(len(terms), dtype=torch.float32)
         factors = torch.empty_like(weights)  # of each token's row in grad_hidden
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
-        step = positions_at_a_time(LMHead(weight, bias))
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        step = positions_at_a_time(head)
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
-            grad, factors[rows] = _chunk(rows, hidden, LMHead(weight, bias, shared), terms, weights, sums)
-            if needs_hidden:
+            grad, factors[rows] = _chunk(rows, hidden, head, terms, weights, sums)
+            if grad_hidden is not None:
                 grad_hidden[rows] = grad @ weight
-            if needs_weight:
+            if grad_weight is not None:
                 _add_product(grad_weight, grad, hidden[rows], factors[rows, None])
-            if needs_bias:
+            if grad_bias is not None:
                 grad_bias.add_((grad.float() * factors[rows, None]).sum(0))
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(grad_hidden, factors, grad_weight, grad_bias)
@@ -96,7 +114,7 @@ class _FusedLoss(torch.autograd.Function):
         return (sums * _coefficients(terms, sums)).sum(), sums
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, factors, grad_weight, grad_bias = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (
@@ -111,7 +129,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 def _chunk(
-    rows: slice, hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor, sums: Tensor
+    rows: slice, hidden: Tensor, head: LMHead, terms: Sequence[Term], weights: Tensor, sums: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Add the chunk's losses to `sums`. Returns the gradient of the sum of terms with respect to the logits.
 
@@ -120,28 +138,30 @@ def _chunk(
         loss's gradient is its row times its factor, which is its weight but for float16's row scale.
     """
     logits = F.linear(hidden[rows], head.weight, head.bias)
-    references = [term.reference(rows) for term in terms]
+    block_losses = [term.of_chunk(rows) for term in terms]
     step = BLOCK.get(hidden.device.type, BLOCK["cuda"])
     factors = weights[rows].clone()
     for start in range(0, len(logits), step):
         block = slice(start, start + step)
         log_q = logits[block].float().log_softmax(-1)
-        q, total = log_q.exp(), None
+        q = log_q.exp()
+        total: Tensor | None = None
         shared_log_q, shared_q = log_q, q
         if head.shared is not None:
             shared_log_q = head.restrict(log_q).log_softmax(-1)
             shared_q = shared_log_q.exp()
-        for i, (term, reference) in enumerate(zip(terms, references)):
+        for i, (term, block_loss) in enumerate(zip(terms, block_losses)):
             if isinstance(term, CrossEntropy):
-                loss, grad = term.block(reference[block], log_q, q)
+                loss, grad = block_loss(block, log_q, q)
             else:
-                loss, grad = term.block(reference[block], shared_log_q, shared_q)
+                loss, grad = block_loss(block, shared_log_q, shared_q)
                 if grad.size(-1) < q.size(-1):
                     grad = F.pad(grad, (0, q.size(-1) - grad.size(-1)))  # no gradient for other ids
             sums[i] += torch.dot(loss, weights[rows][block])
             if term.coefficient != 1.0:
                 grad.mul_(term.coefficient)
             total = grad if total is None else total.add_(grad)
+        assert total is not None, "a micro-batch has at least one term"
         if logits.dtype == torch.float16:
             scale = _row_scale(total, positions_at_a_time(head))
             total.mul_(scale[:, None])

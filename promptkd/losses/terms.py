@@ -1,26 +1,27 @@
 """The losses of a micro-batch: data that say what is compared, with their values and gradients in closed form.
 
 The loss of a micro-batch is a weighted sum of terms. Each compares the trained distribution q with something fixed:
-another model's distribution t, or a token. With z the logits of q, the gradients that `fused_loss` uses are
+another model's distribution or a token. A `Divergence` has one of the definitions in `promptkd.losses.divergences`.
+With z the logits of q, the other gradients that `fused_loss` uses are
 
-    reverse   KL(q || t)     d/dz = q (log q - log t - KL)
-    forward   -sum t log q   d/dz = q - t        (the cross-entropy form of KL(t || q), as published)
-    hard      -log q[token]  d/dz = q - onehot(token)
-    policy    max(-A r, -A clip(r)) with r = w q[token] / q_old[token]
-                             d/dz = A r (q - onehot(token)) where the clipped side is not the larger, else 0
+    CrossEntropy   -log q[token]            d/dz = q - onehot(token)
+    ClippedPolicy  max(-A r, -A clip(r))    with r = w q[token] / q_old[token]
+                                            d/dz = A r (q - onehot(token)) where the clipped side is not the larger,
+                                            else 0
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptkd.losses.divergences import divergence, loss_and_gradient, resolve_parameters
 from promptkd.models.wrapper import LMHead
 
 
@@ -45,95 +46,114 @@ class FrozenLogits(NamedTuple):
         """Return the same distribution with its head at hand."""
         return self if isinstance(self.head, LMHead) else self._replace(head=open_head(self.head))
 
+    @property
+    def open_head(self) -> LMHead:
+        """The output head, after `with_head`."""
+        assert isinstance(self.head, LMHead)
+        return self.head
+
     def logits(self, rows: slice) -> Tensor:
         """Compute the logits of the token ids that are compared, `(rows, vocab)`."""
-        assert isinstance(self.head, LMHead)
-        return self.head.restrict(F.linear(self.hidden[rows], self.head.weight, self.head.bias))
+        head = self.open_head
+        return head.restrict(F.linear(self.hidden[rows], head.weight, head.bias))
 
 
-class _Divergence:
-    """A loss with a target distribution."""
+# Of a block of a chunk's rows, given log q and q there `(rows, vocab)`: the losses `(rows,)` and the gradient with
+# respect to the trained model's logits `(rows, vocab)`, which the caller may overwrite.
+BlockLoss = Callable[[slice, Tensor, Tensor], tuple[Tensor, Tensor]]
 
-    target: FrozenLogits
 
-    def with_head(self, open_head: Callable[[HeadSource], LMHead]):
-        """Return the same loss with its target's head at hand."""
-        return replace(self, target=self.target.with_head(open_head))
+_TokenTerm = TypeVar("_TokenTerm", bound="_TokenLoss")
 
 
 class _TokenLoss:
     """A loss of the trained model's own tokens."""
 
-    def with_head(self, open_head: Callable[[HeadSource], LMHead]):
+    def with_head(self: _TokenTerm, open_head: Callable[[HeadSource], LMHead]) -> _TokenTerm:
         """Return the loss itself: it has no target distribution."""
         return self
 
 
 @dataclass(frozen=True)
-class ReverseKL(_Divergence):
-    """coefficient * KL(trained || target)."""
+class Divergence:
+    """coefficient * a divergence of the trained distribution from the target's.
+
+    Attributes:
+        target: The distribution to compare with.
+        name: A key of `promptkd.losses.DIVERGENCES`.
+        coefficient: Factor of this term in the sum of terms.
+        temperature: Divides the logits of both models. The loss is not multiplied by its square.
+        parameters: Parameters of the divergence by name. Missing ones have their defaults.
+    """
 
     target: FrozenLogits
+    name: str
     coefficient: float = 1.0
+    temperature: float = 1.0
+    parameters: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parameters", resolve_parameters(self.name, self.parameters, self.temperature))
+
+    def with_head(self, open_head: Callable[[HeadSource], LMHead]) -> Divergence:
+        """Return the same loss with its target's head at hand."""
+        return replace(self, target=self.target.with_head(open_head))
 
     def plain(self, logits: Tensor) -> Tensor:
-        log_q = logits.float().log_softmax(-1)
-        log_t = self.target.logits(slice(None)).float().log_softmax(-1)
-        return (log_q.exp() * (log_q - log_t)).sum(-1)
+        """Compute the loss of all tokens from the trained model's logits."""
+        return divergence(self.name, logits, self.target.logits(slice(None)), self.temperature, **self.parameters)
 
-    def reference(self, rows: slice) -> Tensor:
-        return self.target.logits(rows)
-
-    def block(self, target_logits: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        difference = torch.sub(log_q, target_logits.float().log_softmax(-1))
-        kl = row_dot(q, difference)
-        return kl, difference.sub_(kl[:, None]).mul_(q)
+    def of_chunk(self, rows: slice) -> BlockLoss:
+        """Compute the target's logits of a chunk, and return the loss of its blocks."""
+        logits = self.target.logits(rows)
+        return lambda block, log_q, q: loss_and_gradient(
+            self.name, self.parameters, self.temperature, logits[block], log_q, q
+        )
 
 
-@dataclass(frozen=True)
-class ForwardKL(_Divergence):
-    """coefficient * -sum target log trained: KL(target || trained) but for the target's own entropy."""
+def ReverseKL(target: FrozenLogits, coefficient: float = 1.0) -> Divergence:
+    """Return coefficient * KL(trained, target)."""
+    return Divergence(target, "reverse_kl", coefficient)
 
-    target: FrozenLogits
-    coefficient: float = 1.0
 
-    def plain(self, logits: Tensor) -> Tensor:
-        t = self.target.logits(slice(None)).float().softmax(-1)
-        return -(t * logits.float().log_softmax(-1)).sum(-1)
-
-    def reference(self, rows: slice) -> Tensor:
-        return self.target.logits(rows)
-
-    def block(self, target_logits: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        t = target_logits.float().softmax(-1)
-        loss = -row_dot(t, log_q)
-        return loss, torch.sub(q, t, out=t)
+def ForwardKL(target: FrozenLogits, coefficient: float = 1.0) -> Divergence:
+    """Return coefficient * -sum target log trained: KL(target, trained) without the target's entropy."""
+    return Divergence(target, "forward_kl", coefficient)
 
 
 @dataclass(frozen=True)
 class CrossEntropy(_TokenLoss):
-    """coefficient * -log trained[token], tokens int64 [tokens], over all of the trained model's vocabulary."""
+    """coefficient * -log trained[token], over all of the trained model's vocabulary. tokens is int64 `(tokens,)`."""
 
     tokens: Tensor
     coefficient: float = 1.0
 
     def plain(self, logits: Tensor) -> Tensor:
+        """Compute the loss of all tokens from the trained model's logits."""
         return F.cross_entropy(logits.float(), self.tokens, reduction="none")
 
-    def reference(self, rows: slice) -> Tensor:
-        return self.tokens[rows, None]
+    def of_chunk(self, rows: slice) -> BlockLoss:
+        """Return the loss of a chunk's blocks."""
 
-    def block(self, tokens: Tensor, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        loss = -log_q.gather(1, tokens).squeeze(1)
-        return loss, q.scatter_add(1, tokens, torch.full_like(loss, -1.0)[:, None])
+        def block_loss(block: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+            tokens = self.tokens[rows][block, None]
+            loss = -log_q.gather(1, tokens).squeeze(1)
+            return loss, q.scatter_add(1, tokens, torch.full_like(loss, -1.0)[:, None])
+
+        return block_loss
 
 
 @dataclass(frozen=True)
 class ClippedPolicy(_TokenLoss):
-    """coefficient * PPO's clipped loss of tokens that an earlier policy drew; all fields but the last two [tokens].
+    """coefficient * PPO's clipped loss of tokens that an earlier policy drew.
 
-    tokens int64; advantages float32; old: float32 log-probability under the earlier policy; importance:
-    float32 weight w of a token that came from yet another distribution. clip: the ratio's range is 1 +- clip.
+    Attributes:
+        tokens: The tokens, int64 `(tokens,)`.
+        advantages: Their advantages, float32 `(tokens,)`.
+        old: Their log-probabilities under the earlier policy, float32 `(tokens,)`.
+        importance: The weights w of tokens that came from yet another distribution, float32 `(tokens,)`.
+        clip: The ratio's range is 1 +- clip.
+        coefficient: Factor of this term in the sum of terms.
     """
 
     tokens: Tensor
@@ -144,36 +164,28 @@ class ClippedPolicy(_TokenLoss):
     coefficient: float = 1.0
 
     def plain(self, logits: Tensor) -> Tensor:
+        """Compute the loss of all tokens from the trained model's logits."""
         log_q = logits.float().log_softmax(-1).gather(1, self.tokens[:, None]).squeeze(1)
         ratio = (log_q - self.old).exp() * self.importance
         clipped = ratio.clamp(1 - self.clip, 1 + self.clip)
         return torch.maximum(-self.advantages * ratio, -self.advantages * clipped)
 
-    def __getitem__(self, rows: slice) -> ClippedPolicy:
-        parts = (part[rows] for part in (self.tokens, self.advantages, self.old, self.importance))
-        return ClippedPolicy(*parts, self.clip)
+    def of_chunk(self, rows: slice) -> BlockLoss:
+        """Return the loss of a chunk's blocks."""
 
-    def reference(self, rows: slice) -> ClippedPolicy:
-        return self[rows]
+        def block_loss(block: slice, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+            tokens, advantages = self.tokens[rows][block, None], self.advantages[rows][block]
+            ratio = (log_q.gather(1, tokens).squeeze(1) - self.old[rows][block]).exp() * self.importance[rows][block]
+            free, clipped = -advantages * ratio, -advantages * ratio.clamp(1 - self.clip, 1 + self.clip)
+            slope = torch.where(free >= clipped, -free, 0)[:, None]
+            return torch.maximum(free, clipped), (q * slope).scatter_add_(1, tokens, -slope)
 
-    def block(self, of: ClippedPolicy, log_q: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = of.tokens[:, None]
-        ratio = (log_q.gather(1, tokens).squeeze(1) - of.old).exp() * of.importance
-        free, clipped = -of.advantages * ratio, -of.advantages * ratio.clamp(1 - self.clip, 1 + self.clip)
-        slope = torch.where(free >= clipped, -free, 0)[:, None]
-        return torch.maximum(free, clipped), (q * slope).scatter_add_(1, tokens, -slope)
+        return block_loss
 
 
-Term = ReverseKL | ForwardKL | CrossEntropy | ClippedPolicy
+Term = Divergence | CrossEntropy | ClippedPolicy
 
 
 def kl_loss(kind: str, target: FrozenLogits, coefficient: float = 1.0) -> Term:
     """Return the loss that an option's value `reverse` or `forward` names."""
-    return {"reverse": ReverseKL, "forward": ForwardKL}[kind](target, coefficient)
-
-
-def row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Dot products of rows: [rows]. One pass each on a CPU, where torch's batched form makes the product first."""
-    if a.device.type == "cpu":
-        return torch.stack([torch.dot(x, y) for x, y in zip(a, b)])
-    return torch.linalg.vecdot(a, b)
+    return Divergence(target, f"{kind}_kl", coefficient)

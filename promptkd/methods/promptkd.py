@@ -21,7 +21,6 @@ from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
 from promptkd.models.wrapper import LanguageModel, without_dropout
 
 
-
 def kl_option(default: str, help: str) -> Any:
     """Return the field of an option that chooses a divergence by its published name or by ours."""
     return option(default, help, choices=[*PUBLISHED_NAMES, *DIVERGENCES])
@@ -30,7 +29,9 @@ def kl_option(default: str, help: str) -> Any:
 @dataclass
 class PromptKDSettings(DivergenceParameters):
     teacher_lr: float | None = option(None, "peak learning rate of the prompt; default: --lr")
-    prompt_len: int = option(7, "number of embeddings of the soft prompt. 0: no prompt, which is on-policy distillation")
+    prompt_len: int = option(
+        7, "number of embeddings of the soft prompt. 0: no prompt, which is on-policy distillation"
+    )
     prompt_init_text: str = option(
         "Suppose you are a student.",
         "initial prompt: a text, whose token embeddings are used, or PAD, or random",

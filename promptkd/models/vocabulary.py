@@ -43,7 +43,7 @@ class SharedVocabulary:
     def restrict(self, logits: Tensor) -> Tensor:
         """Restrict logits so that their softmax is the one over shared ids.
 
-        Excluded ids get a finite value with probability 0. With an infinite one, a divergence would contain 0 * inf.
+        Excluded ids get minus infinity: the losses compute the limit where a probability is exactly 0.
 
         Args:
             logits: Logits of one of the models, `(..., vocab)`.
@@ -56,7 +56,7 @@ class SharedVocabulary:
             return logits
         if logits.device not in self._indices:  # Cached: each copy from the host waits for the device.
             self._indices[logits.device] = torch.tensor(self.excluded, device=logits.device)
-        return logits.index_fill(-1, self._indices[logits.device], torch.finfo(logits.dtype).min / 2)
+        return logits.index_fill(-1, self._indices[logits.device], -torch.inf)
 
     def notice(self, ends: Sequence[int]) -> str:
         """Describe the comparison in one line. `ends` are the ids that end a response."""

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from promptkd.losses import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, fused_loss
+from promptkd.losses import (
+    ClippedPolicy,
+    CrossEntropy,
+    Divergence,
+    ForwardKL,
+    FrozenLogits,
+    ReverseKL,
+    Term,
+    fused_loss,
+)
 from promptkd.models.wrapper import LMHead
 
 PARTS = ("hidden", "weight", "bias")
@@ -43,9 +53,9 @@ def in_float32(terms: list[Term]) -> list[Term]:
     """The same terms, computed in float32."""
     changed = []
     for term in terms:
-        if isinstance(term, (ReverseKL, ForwardKL)):
+        if isinstance(term, Divergence):
             head = term.target.head._replace(weight=term.target.head.weight.float(), bias=term.target.head.bias.float())
-            term = type(term)(FrozenLogits(term.target.hidden.float(), head), term.coefficient)
+            term = replace(term, target=FrozenLogits(term.target.hidden.float(), head))
         changed.append(term)
     return changed
 
