@@ -16,7 +16,7 @@ from promptkd.errors import UserError
 from promptkd.evaluation.session import claim
 from promptkd.reporting.costs import cost
 from promptkd.reporting.report import Contents, write_report
-from promptkd.reporting.results import Result, check_comparable, read_result, unlike
+from promptkd.reporting.results import Result, check_comparable, protocol_differences, read_result
 from promptkd.training.metrics import MetricsFile, StepTimes
 from promptkd.training.trainer import Trainer
 from promptkd.utils.progress import Progress
@@ -82,7 +82,7 @@ def test_curves_that_differ_in_the_prompt_the_path_or_the_set_may_stand_together
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"set": "a/b"}, "no fit name"),
+        ({"set": "a/b"}, "invalid name"),
         ({"set": 3}, "not what evaluate.py writes"),
         ({"teacher": {"path": None}}, "not what evaluate.py writes"),
     ],
@@ -127,10 +127,10 @@ def test_all_rows_and_as_many_rows_are_one_protocol(tmp_path):
     """eval_main_uinst.sh says --dev-num 10000, run_eval.sh -1: what they answered is compared."""
     everything = read_result(make_result(tmp_path, "sft", protocol={"top_k": 0, "dev_num": -1}))
     as_many = read_result(make_result(tmp_path, "kd", protocol={"top_k": 0, "dev_num": 10_000}))
-    assert unlike(everything, as_many) == []
+    assert protocol_differences(everything, as_many) == []
     rows = as_many.sets["test"]["rougeL_rows"]
     as_many.sets["test"]["rougeL_rows"] = [seed[:-1] for seed in rows]
-    assert unlike(everything, as_many) == ["test sets (test: 41 and 40 rows)"]
+    assert protocol_differences(everything, as_many) == ["test sets (test: 41 and 40 rows)"]
 
 
 @pytest.mark.parametrize("damage", [os.unlink, lambda path: write_rows(path, [{"prompt": "Else", "output": "x"}] * 2)])
@@ -139,7 +139,7 @@ def test_answers_to_a_test_file_that_is_gone_or_another_are_left_out_with_a_note
     assert "gold 1" in report(results, tmp_path / "out", samples=2)
     damage(tmp_path / "valid.jsonl")
     text = report(results, tmp_path / "out", samples=2)
-    note = f"test: without answers, since {tmp_path}/valid.jsonl is gone or not what it was at the evaluation."
+    note = f"test: without answers, since {tmp_path}/valid.jsonl is missing or changed after the evaluation."
     assert f"## Answers\n\n{note}\n\n## How" in text and "gold" not in text and "Else" not in text
     assert note in (tmp_path / "out/report.html").read_text()
     assert "Answers" not in report(results, tmp_path / "out", samples=0)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from promptkd.reporting.bootstrap import Difference, paired_bootstrap
-from promptkd.reporting.results import Result
+from promptkd.reporting.results import Result, protocol_differences
+from promptkd.utils.format import format_spread
 from promptkd.utils.tables import Cell, Table
 
 MEASURES = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
-METHOD_LABELS = {"sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM", "promptkd": "PromptKD"}
 SHOWN_OPTIONS = ("method", "lr", "lr_decay_style", "batch_size", "total_iters", "data_dir", "model_path")
 
 
 @dataclass(frozen=True)
 class Column:
+    """A column of the table of scores."""
+
     set: str
     measure: str
 
@@ -23,15 +26,9 @@ class Column:
     def head(self) -> str:
         return f"{self.set}: {MEASURES[self.measure]}"
 
-    def value(self, result: Result) -> dict | None:
-        """per_seed, mean and std (None for a single seed); None where the result lacks the set."""
-        entry = result.sets.get(self.set)
-        return None if entry is None else entry[self.measure]
-
-
-def label(result: Result) -> str:
-    """Return a result's name for tables, spelled as in the paper if it is a method's name."""
-    return METHOD_LABELS.get(result.name, result.name)
+    def value(self, result: Result) -> dict[str, Any] | None:
+        """Return per_seed, mean and std (None for a single seed), or None if the result lacks the set."""
+        return result.sets[self.set][self.measure] if self.set in result.sets else None
 
 
 def columns_of(results: list[Result]) -> list[Column]:
@@ -40,27 +37,20 @@ def columns_of(results: list[Result]) -> list[Column]:
     return [Column(name, measure) for name in sets for measure in (MEASURES if len(sets) == 1 else ["rougeL"])]
 
 
-def spread(value: dict | None) -> str:
-    """Format mean ± standard deviation with two digits."""
-    if value is None:
-        return "-"
-    deviation = "" if value["std"] is None else f" ± {value['std']:.2f}"
-    return f"{value['mean']:.2f}{deviation}"
-
-
-def scores(compared: list[Result], references: list[Result]) -> Table:
+def score_table(compared: list[Result], references: list[Result]) -> Table:
     """Build the table of scores: the compared models, with the best values in bold, then the references."""
     columns = columns_of([*compared, *references])
     table = Table(["model", *(column.head for column in columns)])
     means = {column: [value["mean"] for result in compared if (value := column.value(result))] for column in columns}
     for result in [*compared, *references]:
         listed = result in compared
-        row = [Cell(label(result), "" if listed else "em")]
+        cells = [Cell(result.label, "" if listed else "em")]
         for column in columns:
             value = column.value(result)
             best = listed and value is not None and value["mean"] == max(means[column]) > min(means[column])
-            row.append(Cell(spread(value), "strong" if best else ""))
-        table.rows.append(row)
+            text = "-" if value is None else format_spread(value["mean"], value["std"])
+            cells.append(Cell(text, "strong" if best else ""))
+        table.add(*cells)
     return table
 
 
@@ -70,72 +60,68 @@ def differences_to(baseline: Result, results: list[Result]) -> dict[str, dict[st
     Returns:
         Name of the result -> name of the set -> difference.
     """
-    found: dict[str, dict[str, Difference]] = {}
+    differences: dict[str, dict[str, Difference]] = {}
     for result in results:
         if result is baseline:
             continue
         for name, entry in baseline.sets.items():
             other = result.sets.get(name)
-            if other and other["sha256"] == entry["sha256"] and result.rows(name) == baseline.rows(name):
-                found.setdefault(result.name, {})[name] = paired_bootstrap(other["rougeL_rows"], entry["rougeL_rows"])
-    return found
+            if other and other["sha256"] == entry["sha256"] and result.examples(name) == baseline.examples(name):
+                difference = paired_bootstrap(other["rougeL_rows"], entry["rougeL_rows"])
+                differences.setdefault(result.name, {})[name] = difference
+    return differences
 
 
-def differences(baseline: Result, results: list[Result]) -> Table:
+def difference_table(baseline: Result, results: list[Result], differences: dict[str, dict[str, Difference]]) -> Table:
     """Build the table of ROUGE-L minus the baseline's on each set: mean, 95 % interval and p-value."""
-    sets, found = list(baseline.sets), differences_to(baseline, results)
-    table = Table(
-        [f"against {label(baseline)}", *(head for name in sets for head in (f"{name}: difference", "95 %", "p"))]
-    )
+    heads = [head for name in baseline.sets for head in (f"{name}: difference", "95 %", "p")]
+    table = Table([f"against {baseline.label}", *heads])
     for result in results:
         if result is baseline:
             continue
-        row = [Cell(label(result))]
-        for name in sets:
-            one = found.get(result.name, {}).get(name)
-            texts = (
-                ("-", "-", "-")
-                if one is None
-                else (f"{one.mean:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", _p(one.p))
-            )
-            row += [Cell(text) for text in texts]
-        table.rows.append(row)
+        cells = [result.label]
+        for name in baseline.sets:
+            one = differences.get(result.name, {}).get(name)
+            if one is None:
+                cells += ["-", "-", "-"]
+            else:
+                p = "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
+                cells += [f"{one.mean:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", p]
+        table.add(*cells)
     return table
 
 
-def exposures(results: list[Result]) -> Table:
+def protocol_table(results: list[Result]) -> Table:
+    """Build the table of results that were evaluated differently from the first one."""
+    table = Table(["model", f"differs from {results[0].label} in"], texts=2)
+    for result in results[1:]:
+        if differences := protocol_differences(results[0], result):
+            table.add(result.label, "; ".join(differences))
+    return table
+
+
+def exposure_table(results: list[Result]) -> Table:
     """Build the table of the excess accumulated error at the last response token, with its 95 % interval."""
     sets = list(dict.fromkeys(name for result in results for name in result.exposure))
     heads = (head for name in sets for head in (f"{name}: excess, %".removeprefix(": "), "95 %"))
     table = Table(["exposure bias", *heads])
     for result in results:
-        row = [Cell(label(result))]
+        cells = [result.label]
         for name in sets:
             curves = result.exposure.get(name, {})
             value, low, high = ((curves.get(f"ex_acc_err{side}") or [None])[-1] for side in ("", "_low", "_high"))
-            row.append(Cell("-" if value is None else f"{value:.1f}"))
-            row.append(Cell("-" if low is None or high is None else f"{low:.1f} to {high:.1f}"))
+            cells.append("-" if value is None else f"{value:.1f}")
+            cells.append("-" if low is None or high is None else f"{low:.1f} to {high:.1f}")
         if result.exposure:
-            table.rows.append(row)
+            table.add(*cells)
     return table
 
 
-def settings(results: list[Result]) -> Table:
-    """Build the table of the runs' options."""
+def settings_table(results: list[Result]) -> Table:
+    """Build the table of the runs' options. MiniLLM has --prompt-data-dir in place of --data-dir."""
     table = Table(["run", *SHOWN_OPTIONS, "evaluated"], texts=len(SHOWN_OPTIONS) + 2)
     for result in results:
         options = result.config.get("settings", {})
-        cells = [str(_option(options, name)) for name in SHOWN_OPTIONS]
-        table.rows.append(
-            [Cell(text) for text in (label(result), *cells, Path(result.evaluation["model"]["path"]).name)]
-        )
+        values = [str(options.get(name) or options.get(f"prompt_{name}") or "-") for name in SHOWN_OPTIONS]
+        table.add(result.label, *values, Path(result.evaluation["model"]["path"]).name)
     return table
-
-
-def _option(options: dict, name: str) -> object:
-    """Return an option's value. MiniLLM has --prompt-data-dir in place of --data-dir."""
-    return options.get(name) or options.get(f"prompt_{name}") or "-"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
