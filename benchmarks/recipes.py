@@ -1,4 +1,4 @@
-"""The table of the paper's recipes in docs/scale.md: one call of tools/plan.py for each row.
+"""Print the table of the paper's recipes in docs/distributed.md, with one call of tools/plan.py for each row.
 
 python benchmarks/recipes.py
 """
