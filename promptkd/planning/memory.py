@@ -104,7 +104,7 @@ def _layer(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
     cut = engine.tensor
     attention = (2 * shape.queries + 2 * shape.keys) / cut  # queries, keys, values, and the attention's output
     if shape.gated:
-        inner = (4 if trains else 3) * shape.inner / cut  # gate, its activation, up; their product if a trained matrix needs it
+        inner = (4 if trains else 3) * shape.inner / cut  # gate, its activation, up; their product for trained weights
         norms = (4 if trains else 0) * shape.width  # two norms: before and after their weight
         return tokens * (b * (attention + inner + norms) + 2 * 4 * shape.width)  # RMS norms keep their input in fp32
     inner = shape.inner / cut * (2 if trains and not shape.family.relu else 1)  # a ReLU saves its result only
@@ -220,8 +220,8 @@ def update_phase(engine: Engine, setting: Setting) -> Parts:
     if engine.stage == 0:
         parts["gradients"] = engine.size * engine.trained
     elif not engine.offload_optimizer:
-        parts["flat gradient"] = engine.size * share
         if engine.stage < 3:
             parts["gradient partition"] = engine.size * share
+        parts["flat gradient"] = engine.size * share
         parts["gradient in fp32"] = 4 * share if engine.size < 4 else 0
     return parts
