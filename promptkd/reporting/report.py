@@ -18,12 +18,12 @@ from promptkd.reporting.curves import draw_picture, draw_svg, panels_of
 from promptkd.reporting.document import Answers, Section, html_page, markdown_page
 from promptkd.reporting.results import Result, exposure_differences
 from promptkd.reporting.tables import (
-    columns_of,
     difference_table,
     differences_to,
     exposure_table,
     protocol_table,
     score_table,
+    sets_of,
     settings_table,
 )
 from promptkd.utils.files import atomic_file, digest_of, write_json
@@ -134,19 +134,17 @@ def _partial_sets(results: list[Result]) -> list[str]:
 def ranking(compared: list[Result], references: list[Result]) -> list[str]:
     """Write a sentence for each test set: the order of the models, and which neighbors differ by less than a spread."""
     sentences = []
-    for column in columns_of(compared):
-        if column.measure != "rougeL":
-            continue
-        scored = [(result.label, value) for result in compared if (value := column.value(result))]
+    for name in sets_of(compared):
+        scored = [(result.label, score) for result in compared if (score := result.score(name))]
         scored.sort(key=lambda pair: -pair[1]["mean"])
-        around = [(result.label, value) for result in references if (value := column.value(result))]
-        order, reference = (", ".join(f"{label} {value['mean']:.2f}" for label, value in x) for x in (scored, around))
+        others = [(result.label, score) for result in references if (score := result.score(name))]
+        order, around = (", ".join(f"{label} {score['mean']:.2f}" for label, score in x) for x in (scored, others))
         close = [
-            f"{label} and {other_label}"
-            for (label, value), (other_label, other) in pairwise(scored)
-            if value["mean"] - other["mean"] < max(value["std"] or 0.0, other["std"] or 0.0)
+            f"{label} and {next_label}"
+            for (label, score), (next_label, next_score) in pairwise(scored)
+            if score["mean"] - next_score["mean"] < max(score["std"] or 0.0, next_score["std"] or 0.0)
         ]
-        sentence = f"ROUGE-L on {column.set}: {order}" + (f" ({reference})." if reference else ".")
+        sentence = f"ROUGE-L on {name}: {order}" + (f" ({around})." if around else ".")
         sentences.append(sentence + (f" Closer than the spread over seeds: {'; '.join(close)}." if close else ""))
     return sentences
 

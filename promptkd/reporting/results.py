@@ -60,6 +60,10 @@ class Result:
                 raise UserError(f"{self.folder}/metrics.jsonl: {key} is {value!r}, not a number: repeat the run")
         return steps, values
 
+    def score(self, name: str, measure: str = "rougeL") -> dict[str, Any] | None:
+        """Return a set's per_seed, mean and std (None for a single seed), or None if the result lacks the set."""
+        return self.sets[name][measure] if name in self.sets else None
+
     def examples(self, name: str) -> int:
         """Return the number of examples of a set that were answered."""
         return len(self.sets[name]["rougeL_rows"][0])

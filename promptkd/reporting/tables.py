@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from promptkd.reporting.bootstrap import Difference, paired_bootstrap
 from promptkd.reporting.results import Result, protocol_differences
@@ -15,40 +13,27 @@ MEASURES = {"rougeL": "ROUGE-L", "exact_match": "exact match"}
 SHOWN_OPTIONS = ("method", "lr", "lr_decay_style", "batch_size", "total_iters", "data_dir", "model_path")
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of the table of scores."""
-
-    set: str
-    measure: str
-
-    @property
-    def head(self) -> str:
-        return f"{self.set}: {MEASURES[self.measure]}"
-
-    def value(self, result: Result) -> dict[str, Any] | None:
-        """Return per_seed, mean and std (None for a single seed), or None if the result lacks the set."""
-        return result.sets[self.set][self.measure] if self.set in result.sets else None
-
-
-def columns_of(results: list[Result]) -> list[Column]:
-    """List the columns: ROUGE-L of each set, and for a single set also exact match."""
-    sets = list(dict.fromkeys(name for result in results for name in result.sets))
-    return [Column(name, measure) for name in sets for measure in (MEASURES if len(sets) == 1 else ["rougeL"])]
+def sets_of(results: list[Result]) -> list[str]:
+    """List the test sets of all results, each once."""
+    return list(dict.fromkeys(name for result in results for name in result.sets))
 
 
 def score_table(compared: list[Result], references: list[Result]) -> Table:
-    """Build the table of scores: the compared models, with the best values in bold, then the references."""
-    columns = columns_of([*compared, *references])
-    table = Table(["model", *(column.head for column in columns)])
-    means = {column: [value["mean"] for result in compared if (value := column.value(result))] for column in columns}
+    """Build the table of scores: the compared models, with the best values in bold, then the references.
+
+    Its columns are ROUGE-L of each set, and for a single set also exact match.
+    """
+    sets = sets_of([*compared, *references])
+    columns = [(name, measure) for name in sets for measure in (MEASURES if len(sets) == 1 else ["rougeL"])]
+    table = Table(["model", *(f"{name}: {MEASURES[measure]}" for name, measure in columns)])
+    means = {column: [score["mean"] for result in compared if (score := result.score(*column))] for column in columns}
     for result in [*compared, *references]:
         listed = result in compared
         cells = [Cell(result.label, "" if listed else "em")]
         for column in columns:
-            value = column.value(result)
-            best = listed and value is not None and value["mean"] == max(means[column]) > min(means[column])
-            text = "-" if value is None else format_spread(value["mean"], value["std"])
+            score = result.score(*column)
+            best = listed and score is not None and score["mean"] == max(means[column]) > min(means[column])
+            text = "-" if score is None else format_spread(score["mean"], score["std"])
             cells.append(Cell(text, "strong" if best else ""))
         table.add(*cells)
     return table
