@@ -26,9 +26,7 @@ from promptkd.errors import UserError
 class ReportSettings:
     """The options of the command."""
 
-    references: list[str] | None = option(
-        None, "folders of models to show as reference lines, such as teacher and start"
-    )
+    references: list[str] | None = option(None, "folders of models shown as reference lines, such as teacher and start")
     baseline: str | None = option(None, "name of the result that the others are compared to by paired bootstrap")
     mixed: bool = option(False, "allow results of different protocols, seeds or test sets in one table")
     save: str = option("results/report", "folder to write to")
