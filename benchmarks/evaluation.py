@@ -20,6 +20,7 @@ from pathlib import Path
 from bars import draw_bars
 
 from promptkd.utils.memory import KEEP
+from promptkd.utils.tables import Table
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,25 +81,21 @@ def main() -> None:
     each = sum(run["seconds"] for run in runs) / len(runs)
     theirs = each * len(o.seeds)
     kept = "freed memory kept" if o.malloc == "keep" else "the allocator as it comes"
-    lines = [
-        f"{o.name}, {len(o.seeds)} seeds, 2 threads, fp32, {kept}",
-        "",
-        "| | seconds | peak GB | ROUGE-L |",
-        "|---|--:|--:|--:|",
-        f"| published, one seed ({len(runs)} measured) | {each:.1f} | {max(r['peak_gb'] for r in runs):.2f} "
-        f"| {runs[0]['rougeL']:.2f} |",
-        f"| published, all seeds, one after another | {theirs:.1f} | | |",
-        f"| ours, all seeds | {mine['seconds']:.1f} | {mine['peak_gb']:.2f} | {mine['rougeL']:.2f} |",
-        f"| ratio | {theirs / mine['seconds']:.1f} | | |",
-    ]
+    table = Table(["", "seconds", "peak GB", "ROUGE-L"])
+    peak = max(run["peak_gb"] for run in runs)
+    table.add(f"published, one seed ({len(runs)} measured)", f"{each:.1f}", f"{peak:.2f}", f"{runs[0]['rougeL']:.2f}")
+    table.add("published, all seeds, one after another", f"{theirs:.1f}")
+    table.add("ours, all seeds", f"{mine['seconds']:.1f}", f"{mine['peak_gb']:.2f}", f"{mine['rougeL']:.2f}")
+    table.add("ratio", f"{theirs / mine['seconds']:.1f}")
+    text = f"{o.name}, {len(o.seeds)} seeds, 2 threads, fp32, {kept}\n\n{table.markdown()}"
     o.save.mkdir(parents=True, exist_ok=True)
     (o.save / "evaluation.json").write_text(
         json.dumps({"published": runs, "ours": mine, "seeds": o.seeds}, indent=1), encoding="utf-8"
     )
-    (o.save / "evaluation.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (o.save / "evaluation.md").write_text(text + "\n", encoding="utf-8")
     seconds = {"ours": [mine["seconds"]], "published flow (computed)": [theirs]}
     draw_bars(seconds, f"seconds for {o.name} with {len(o.seeds)} seeds", o.save / "evaluation.png")
-    print("\n".join(lines))
+    print(text)
 
 
 if __name__ == "__main__":

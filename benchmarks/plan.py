@@ -22,6 +22,7 @@ import numpy as np
 
 from promptkd.data.token_file import join_row, token_dtype, write_token_file
 from promptkd.planning.memory import memory_of
+from promptkd.utils.tables import Table
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,15 +157,14 @@ def main() -> None:
             print(
                 f"{name:20} {plan / 1e9:.2f} GB planned, {peak / 1e9:.2f} measured, {plan / peak - 1:+.1%}", flush=True
             )
-    lines = ["| setting | planned GB | measured GB | difference |", "|---|---|---|---|"]
-    lines += [
-        f"| {r['setting']} | {r['planned'] / 1e9:.2f} | {r['measured'] / 1e9:.2f} | {r['difference']:+.1%} |"
-        for r in rows
-    ]
+    table = Table(["setting", "planned GB", "measured GB", "difference"])
+    for row in rows:
+        planned_gb, measured_gb = (f"{row[key] / 1e9:.2f}" for key in ("planned", "measured"))
+        table.add(row["setting"], planned_gb, measured_gb, f"{row['difference']:+.1%}")
     args.save.mkdir(parents=True, exist_ok=True)
     (args.save / "plan.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    (args.save / "plan.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print("\n".join(lines))
+    (args.save / "plan.md").write_text(table.markdown() + "\n", encoding="utf-8")
+    print(table.markdown())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The table of the paper's recipes in docs/scale.md: one call of tools/plan.py for each row.
+"""Print the table of the paper's recipes in docs/distributed.md, with one call of tools/plan.py for each row.
 
 python benchmarks/recipes.py
 """
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from promptkd.cli.plan import make
 from promptkd.planning.show import plan_of
+from promptkd.utils.tables import Table
 
 ROOT = Path(__file__).parents[1]
 
@@ -24,19 +25,19 @@ RECIPES = {  # row -> script, GPUs, kind of GPU
 PHASES = ("rollout", "prompt", "student", "update", "evaluation")
 
 
-def row(name: str, script: str, gpus: int, kind: str) -> str:
+def cells(script: str, gpus: int, kind: str) -> list[str]:
+    """Plan one recipe: GB in each phase, whether it fits, and its steps."""
     plan = plan_of(make(["--script", str(ROOT / "scripts" / script), "--gpus", str(gpus), "--gpu", kind])[0])
     throughout = plan["framework"] + sum(plan["held"].values())
     sizes = [f"{(throughout + sum(plan['phases'][phase].values())) / 1e9:.1f}" for phase in PHASES]
-    fits = "yes" if plan["fits"] else "no"
-    return f"| {name} | " + " | ".join([*sizes, fits, f"{plan['steps']:,}"]) + " |"
+    return [*sizes, "yes" if plan["fits"] else "no", f"{plan['steps']:,}"]
 
 
 def main() -> None:
-    print("| recipe | " + " | ".join(f"{phase} GB" for phase in PHASES) + " | fits | steps |")
-    print("|---|" + "--:|" * len(PHASES) + "---|--:|")
+    table = Table(["recipe", *(f"{phase} GB" for phase in PHASES), "fits", "steps"])
     for name, recipe in RECIPES.items():
-        print(row(name, *recipe), flush=True)
+        table.add(name, *cells(*recipe))
+    print(table.markdown())
 
 
 if __name__ == "__main__":

@@ -20,6 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from promptkd.utils.plotting import COLORS, new_figure
+from promptkd.utils.tables import Cell, Table
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -98,40 +101,37 @@ def exponent(values: list[int], measured: list[float]) -> float:
     return float(np.polyfit(np.log(values), np.log(measured), 1)[0])
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    lines = ["| axis | value | response tokens | seconds | peak GB | beyond the weights |", "|---|--:|--:|--:|--:|--:|"]
+def make_table(results: dict[str, list[dict]]) -> Table:
+    """Build the table of all points, and of the exponents of each axis."""
+    table = Table(["axis", "value", "response tokens", "seconds", "peak GB", "beyond the weights"])
     for axis, points in results.items():
         for point in points:
-            numbers = f"{point['seconds']:.2f} | {point['peak_gb']:.2f} | {point['beyond_gb']:.2f}"
-            lines.append(f"| {axis} | {point['value']:,} | {point['tokens']:,} | {numbers} |")
+            numbers = (f"{point[key]:.2f}" for key in ("seconds", "peak_gb", "beyond_gb"))
+            table.add(axis, f"{point['value']:,}", f"{point['tokens']:,}", *numbers)
         values = [point["value"] for point in points]
         slopes = [exponent(values, [point[key] for point in points]) for key in ("seconds", "peak_gb", "beyond_gb")]
-        lines.append(f"| *{axis}, exponent* | | | " + " | ".join(f"*{slope:.2f}*" for slope in slopes) + " |")
-    return "\n".join(lines)
+        table.add(Cell(f"{axis}, exponent", "em"), "", "", *(Cell(f"{slope:.2f}", "em") for slope in slopes))
+    return table
 
 
 def draw(results: dict[str, list[dict]], path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(results), figsize=(3.4 * len(results), 3.2), sharey=True, squeeze=False)
-    for panel, (axis, points) in zip(axes[0], results.items()):
-        values = [point["value"] for point in points]
-        panel.loglog(values, [p["seconds"] for p in points], marker="o", label="seconds", color="#0072b2")
-        panel.loglog(values, [p["peak_gb"] for p in points], marker="s", label="peak GB", color="#d55e00")
-        panel.set(title=axis)
-        panel.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
-        panel.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
-        panel.minorticks_off()
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    drawn = [value for points in results.values() for point in points for value in (point["seconds"], point["peak_gb"])]
-    axes[0][0].set_ylim(min(drawn) / 1.3, max(drawn) * 1.3)
-    axes[0][0].legend(frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=130)
+    """Draw seconds and peak memory over the values of each axis, on logarithmic scales."""
+    with new_figure((3.4 * len(results), 3.2), columns=len(results)) as (figure, grid):
+        for axes, (axis, points) in zip(grid[0], results.items()):
+            values = [point["value"] for point in points]
+            axes.loglog(values, [p["seconds"] for p in points], marker="o", label="seconds", color=COLORS[0])
+            axes.loglog(values, [p["peak_gb"] for p in points], marker="s", label="peak GB", color=COLORS[4])
+            axes.set(title=axis)
+            axes.set_xticks(values, [f"{value:,}" for value in values], rotation=30)
+            axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+            axes.minorticks_off()
+        drawn = [point[key] for points in results.values() for point in points for key in ("seconds", "peak_gb")]
+        for axes in grid[0]:
+            axes.set_ylim(min(drawn) / 1.3, max(drawn) * 1.3)
+        for axes in grid[0, 1:]:
+            axes.tick_params(labelleft=False)
+        grid[0, 0].legend()
+        figure.savefig(path)
 
 
 def main() -> None:
@@ -144,9 +144,9 @@ def main() -> None:
             print(axis, found, flush=True)
     o.save.mkdir(parents=True, exist_ok=True)
     (o.save / "scaling.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (o.save / "scaling.md").write_text(table(results) + "\n", encoding="utf-8")
+    (o.save / "scaling.md").write_text(make_table(results).markdown() + "\n", encoding="utf-8")
     draw(results, o.save / "scaling.png")
-    print(table(results))
+    print(make_table(results).markdown())
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from bars import draw_bars
 
 from promptkd.utils.memory import KEEP
+from promptkd.utils.tables import Table
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,19 +98,17 @@ def middle(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
 
 
-def table(results: dict[str, list[dict]]) -> str:
-    lines = [
-        "| side | seconds per step | ms per response token | peak GB | seconds: its / ours |",
-        "|---|---|---|---|---|",
-    ]
+def make_table(results: dict[str, list[dict]]) -> Table:
+    """Build the table of all sides."""
+    table = Table(["side", "seconds per step", "ms per response token", "peak GB", "seconds: side / ours"])
     for name, rounds in results.items():
         seconds = [statistics.mean(r["seconds_per_step"]) for r in rounds]
         tokens = [1000 * sum(r["seconds_per_step"]) / sum(r["response_tokens_per_step"]) for r in rounds]
-        mine = results.get("ours " + name.split(" ", 1)[1], rounds)
-        ratios = [a / statistics.mean(b["seconds_per_step"]) for a, b in zip(seconds, mine)]
+        ours_rounds = results.get("ours " + name.split(" ", 1)[1], rounds)
+        ratios = [a / statistics.mean(b["seconds_per_step"]) for a, b in zip(seconds, ours_rounds)]
         peak = max(r["peak_rss_gb"] for r in rounds)
-        lines.append(f"| {name} | {middle(seconds)} | {middle(tokens)} | {peak:.2f} | {middle(ratios)} |")
-    return "\n".join(lines)
+        table.add(name, middle(seconds), middle(tokens), f"{peak:.2f}", middle(ratios))
+    return table
 
 
 def main() -> None:
@@ -139,10 +138,10 @@ def main() -> None:
                     )
     o.save.mkdir(parents=True, exist_ok=True)
     (o.save / f"{o.method}_step.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
-    (o.save / f"{o.method}_step.md").write_text(table(results) + "\n", encoding="utf-8")
+    (o.save / f"{o.method}_step.md").write_text(make_table(results).markdown() + "\n", encoding="utf-8")
     seconds = {name: [statistics.mean(r["seconds_per_step"]) for r in rounds] for name, rounds in results.items()}
     draw_bars(seconds, f"seconds of a {o.method} step", o.save / f"{o.method}_step.png")
-    print(table(results))
+    print(make_table(results).markdown())
 
 
 if __name__ == "__main__":

@@ -48,11 +48,8 @@ class DistiLLM2(Method):
     @classmethod
     def open_data(cls, config: RunConfig, tokenizer: Any) -> DatasetBundle:
         """Open the pairs of responses, and check that their prompts are the same."""
-        bundle, folder, options = (
-            super().open_data(config, tokenizer),
-            config.method_settings.student_data_dir,
-            config.data,
-        )
+        bundle, options = super().open_data(config, tokenizer), config.data
+        folder = config.method_settings.student_data_dir
         paired = ExampleSet.open(
             folder, "train", tokenizer, options.max_prompt_length, options.max_length, option="--student-data-dir",
             template=options.template, special_tokens=bundle.train.format.special_tokens,

@@ -6,7 +6,7 @@
     python tools/plan.py --cpu --ranks 2 --gpu-memory 16GB --method promptkd --model-path DIR --teacher-model-path DIR
 
 Only config.json files and the DeepSpeed file are read. A model whose folder does not exist is looked up by its name in
-configs/models. All other options are train.py's. With --script they override the script's.
+configs/models. All other options are those of train.py. With --script they override the script's.
 """
 
 from __future__ import annotations
@@ -33,76 +33,76 @@ DOLLY = 11435  # training examples of the paper's data
 
 
 class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists the options)")
 
 
 def build_parser() -> Parser:
+    """Return the parser of the plan's own options, which leaves those of train.py unread."""
     parser = Parser(
         prog=program_name("plan.py"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--script", type=Path, help="a script of scripts/<model>/<method>/")
-    parser.add_argument(
-        "--gpus", "--ranks", type=whole_number, dest="ranks", default=None, help="devices in all; default: 1"
-    )
-    parser.add_argument("--gpus-per-node", type=whole_number, help="devices of one machine; default: up to 8")
-    parser.add_argument("--cpu", action="store_true", help="run the ranks on a CPU")
-    parser.add_argument("--gpu", choices=GPUS, help="kind of GPU, which gives --gpu-memory")
-    parser.add_argument("--gpu-memory", help="memory of one GPU, or with --cpu of the machine, like 24GB")
-    parser.add_argument(
-        "--examples", type=whole_number, help=f"training examples; default: those in --data-dir, or {DOLLY}"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, with sizes in bytes")
+    add = parser.add_argument
+    add("--script", type=Path, help="a script of scripts/<model>/<method>/")
+    add("--gpus", "--ranks", type=whole_number, dest="ranks", help="total number of devices; default: 1")
+    add("--gpus-per-node", type=whole_number, help="devices of one machine; default: up to 8")
+    add("--cpu", action="store_true", help="run the ranks on a CPU")
+    add("--gpu", choices=GPUS, help="kind of GPU, which gives --gpu-memory")
+    add("--gpu-memory", help="memory of one GPU, or with --cpu of the machine, like 24GB")
+    add("--examples", type=whole_number, help=f"training examples; default: those in --data-dir, or {DOLLY}")
+    add("--json", action="store_true", help="print JSON, with sizes in bytes")
     return parser
 
 
 def hardware_of(args: argparse.Namespace) -> Hardware:
-    memory = CPU_MEMORY if args.cpu else GPUS[args.gpu or "a100"]
-    if not args.cpu and not args.gpu and not args.gpu_memory:
-        raise UserError(f"--gpu-memory is missing: write --gpu-memory 24GB, or --gpu with one of {', '.join(GPUS)}")
+    """Return the devices that the options describe."""
+    ranks = 1 if args.ranks is None else args.ranks
+    for name, value in (("gpus", ranks), ("gpus-per-node", args.gpus_per_node), ("examples", args.examples)):
+        if value is not None and value < 1:
+            raise UserError(f"--{name} {value}: give a number above 0")
     if args.gpu_memory:
         memory = parse_bytes(args.gpu_memory, "--gpu-memory")
-    ranks = 1 if args.ranks is None else args.ranks
-    for name, value in (("gpus", ranks), ("gpus-per-node", args.gpus_per_node or 1), ("examples", args.examples or 1)):
-        if value < 1:
-            raise UserError(f"--{name} {value}: give a number above 0")
+    elif args.cpu:
+        memory = CPU_MEMORY
+    elif args.gpu:
+        memory = GPUS[args.gpu]
+    else:
+        raise UserError(f"--gpu-memory is missing: write --gpu-memory 24GB, or --gpu with one of {', '.join(GPUS)}")
     return Hardware(ranks, memory, args.gpus_per_node or min(ranks, 8), args.cpu)
 
 
 def arguments_of(args: argparse.Namespace, rest: list[str]) -> list[str]:
-    """Return train.py's arguments: those of the script's --dry-run, or those of the command line."""
-    if args.script is None:
-        return rest
-    if not args.script.is_file():
-        raise UserError(f"--script {args.script}: no such file: name one of scripts/<model>/<method>/*.sh")
-    command = [
-        "bash",
-        str(args.script),
-        str(project_root()),
-        "0",
-        *([str(args.ranks)] if args.ranks else []),
-        *rest,
-        "--dry-run",
-    ]
-    environment = {k: v for k, v in os.environ.items() if k not in ("NNODES", "NODE_RANK")}
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**environment, "PROMPTKD_PYTHON": sys.executable}
-    )
+    """Return train.py's arguments, from the dry run of a script or from the command line."""
+    if args.script is not None:
+        return script_arguments(args.script, [*([str(args.ranks)] if args.ranks else []), *rest])
+    return rest
+
+
+def script_arguments(script: Path, arguments: list[str]) -> list[str]:
+    """Return the options that a training script prints with --dry-run, as arguments."""
+    if not script.is_file():
+        raise UserError(f"--script {script}: no such file: name one of scripts/<model>/<method>/*.sh")
+    command = ["bash", str(script), str(project_root()), "0", *arguments, "--dry-run"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("NNODES", "NODE_RANK")}
+    environment["PROMPTKD_PYTHON"] = sys.executable
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
-        raise UserError(f"--script {args.script}: {lines[-1]}")
+        raise UserError(f"--script {script}: {lines[-1]}")
     sys.stderr.write(done.stderr)
     try:
-        return as_arguments(json.loads(done.stdout), f"--script {args.script}")
+        return as_arguments(json.loads(done.stdout), f"--script {script}")
     except ValueError:
-        raise UserError(f"--script {args.script}: --dry-run printed no settings: it is no training script") from None
+        raise UserError(f"--script {script}: --dry-run printed no settings: name a training script") from None
 
 
 def count_examples(folder: str) -> int | None:
-    """Rows of the training split, if the folder is there."""
+    """Count the examples of the training split, if the folder exists."""
     index = Path(folder) / "train_0.idx"
     if index.is_file():
         from promptkd.data.token_file import TokenFile
@@ -115,7 +115,7 @@ def count_examples(folder: str) -> int | None:
 
 
 def make(argv: list[str]) -> tuple[Setting, bool]:
-    """Return the setting that a command line asks for, and whether --json was given."""
+    """Return the setting that a command line describes, and whether it asks for JSON."""
     args, rest = build_parser().parse_known_args(argv)
     hardware = hardware_of(args)
     file = CONFIGS / "deepspeed" / ("ds_config_fp32.json" if hardware.cpu else "ds_config_bf16.json")
@@ -126,6 +126,7 @@ def make(argv: list[str]) -> tuple[Setting, bool]:
 
 
 def main() -> None:
+    """Print the plan."""
     setting, as_json = make(sys.argv[1:])
     plan = plan_of(setting)
     print(json.dumps(plan, indent=1) if as_json else text_of(plan, setting.hardware.cpu))

@@ -3,10 +3,10 @@
     python tools/report.py results/demo/{sft,kd,promptkd} --references results/demo/{teacher,start} \
         --baseline sft --save results/demo
 
-A folder is what train.py --save wrote, with evaluate.py's results in its folder "eval", or what evaluate.py --save
-wrote; either with exposure bias in its folder "exposure_bias". Its row has its name, or NAME where it is given as
-NAME=FOLDER. Writes report.md with curves.png (if there are any), report.html and report.json below --save and prints
-the scores.
+A folder holds what train.py --save wrote, with the results of evaluate.py in its folder "eval", or what evaluate.py
+--save wrote. Exposure bias is expected in its folder "exposure_bias". NAME=FOLDER gives a result a name other than its
+folder's. The report consists of report.md with curves.png, report.html and report.json below --save. The scores are
+printed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from promptkd.errors import UserError
 
 @dataclass
 class ReportSettings:
-    references: list[str] | None = option(None, "folders of models to stand beside, such as teacher and start")
-    baseline: str | None = option(None, "name of the result that the others are tested against")
+    """The options of the command."""
+
+    references: list[str] | None = option(None, "folders of models shown as reference lines, such as teacher and start")
+    baseline: str | None = option(None, "name of the result that the others are compared to by paired bootstrap")
     mixed: bool = option(False, "allow results of different protocols, seeds or test sets in one table")
     save: str = option("results/report", "folder to write to")
     title: str = option("Comparison", "the report's heading", nargs="+")
-    samples: int = option(6, "rows of each test set whose answers are shown; 0: none")
+    samples: int = option(6, "number of examples of each test set whose answers are shown")
 
     def __post_init__(self) -> None:
         at_least(0, samples=self.samples)
@@ -38,8 +40,9 @@ class ReportSettings:
 
 
 def main() -> None:
+    """Write the report and print the scores."""
     folders = list(takewhile(lambda argument: not argument.startswith("-"), sys.argv[1:]))
-    if not folders and not {"-h", "--help"} & set(sys.argv):  # before options are read: a folder is none of them
+    if not folders and not {"-h", "--help"} & set(sys.argv):  # The parser does not know the folders.
         raise UserError("result folders come first: report.py FOLDER... [options]; --help lists the options")
     argv = sys.argv[1 + len(folders) :]
     settings = parse({"options": ReportSettings}, argv, f"{program_name('report.py')} FOLDER...", dry_run=False).options

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from promptkd.evaluation.tables import protocol_line
-from promptkd.utils.plotting import plain_text, shown
+from promptkd.utils.plotting import COLORS, GRAY, label_axes, new_figure, shown
 from promptkd.utils.tables import Table
 
 
@@ -47,30 +47,21 @@ def _cells(name: str, entry: dict[str, Any]) -> list[str]:
     return [name, f"{entry['rows']:,}", excess, f"{low} to {high}", *sums, f"{entry['seconds']:.1f}"]
 
 
-@plain_text()
-def draw(found: dict[str, list[float | None]], picture: Path, title: str) -> None:
-    """The excess with its interval, and beside it what it is made of."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    values = {name: np.array(curve, dtype=float) for name, curve in found.items()}
+def draw(curves: dict[str, list[float | None]], picture: Path, title: str) -> None:
+    """Draw the excess error with its interval, and beside it the accumulated KL divergences that it compares."""
+    values = {name: np.array(curve, dtype=float) for name, curve in curves.items()}
     tokens = np.arange(1, len(values["mean_R"]) + 1)
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained")
-    left.fill_between(tokens, values["ex_acc_err_low"], values["ex_acc_err_high"], color="#0072B2", alpha=0.2, lw=0)
-    left.plot(tokens, values["ex_acc_err"], color="#0072B2", lw=1.6)
-    left.axhline(0, color="#777777", lw=0.8)
-    left.set(title="excess accumulated error, 95 % interval over rows", ylabel="%")
-    right.plot(tokens, values["mean_R"], color="#D55E00", lw=1.6, label="R: on the student's answers")
-    right.plot(tokens, values["mean_eps"], color="#009E73", lw=1.6, ls="--", label="eps: on the teacher's answers")
-    right.set(title="accumulated KL(teacher || student)", ylabel="nats")
-    right.set_ylim(bottom=0)
-    right.legend(frameon=False)
-    for axis in (left, right):
-        axis.set_xlabel("response token")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(shown(title))
-    figure.savefig(picture, dpi=130)
-    plt.close(figure)
+    with new_figure((10, 3.9), columns=2) as (figure, grid):
+        left, right = grid[0]
+        left.fill_between(tokens, values["ex_acc_err_low"], values["ex_acc_err_high"], color=COLORS[0], alpha=0.2, lw=0)
+        left.plot(tokens, values["ex_acc_err"], color=COLORS[0])
+        left.axhline(0, color=GRAY, lw=0.8)
+        left.set_ylabel("%")
+        right.plot(tokens, values["mean_R"], color=COLORS[4], label="R: on the student's answers")
+        right.plot(tokens, values["mean_eps"], color=COLORS[2], ls="--", label="eps: on the teacher's answers")
+        right.set_ylabel("nats")
+        right.set_ylim(bottom=0)
+        label_axes(left, "excess accumulated error, 95 % interval over rows", "response token")
+        label_axes(right, "accumulated KL(teacher || student)", "response token")
+        figure.suptitle(shown(title))
+        figure.savefig(picture)

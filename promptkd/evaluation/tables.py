@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from promptkd.evaluation.rouge import mean
 from promptkd.evaluation.test_sets import TestSet
+from promptkd.utils.format import format_spread
 from promptkd.utils.tables import Table
 
 
@@ -91,13 +92,9 @@ def protocol_line(results: dict[str, Any]) -> str:
 def _cells(name: str, entry: dict[str, Any]) -> list[str]:
     if entry["partial"]:
         name += f" (partial: {entry['rows']:,} of {entry['published_rows']:,})"
-    values = [_spread(entry[key], digits) for key, digits in (("rougeL", 2), ("exact_match", 2), ("mean_length", 1))]
+    digits = {"rougeL": 2, "exact_match": 2, "mean_length": 1}
+    values = [format_spread(entry[key]["mean"], entry[key]["std"], count) for key, count in digits.items()]
     return [name, f"{entry['rows']:,}", str(entry["rows_cut"]), *values, f"{entry['seconds']:.1f}"]
-
-
-def _spread(value: dict[str, Any], digits: int) -> str:
-    spread = "" if value["std"] is None else f" ± {value['std']:.{digits}f}"
-    return f"{value['mean']:.{digits}f}{spread}"
 
 
 def _decoding(protocol: dict[str, Any]) -> str:

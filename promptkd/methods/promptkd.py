@@ -29,9 +29,7 @@ def kl_option(default: str, help: str) -> Any:
 @dataclass
 class PromptKDSettings(DivergenceParameters):
     teacher_lr: float | None = option(None, "peak learning rate of the prompt; default: --lr")
-    prompt_len: int = option(
-        7, "number of embeddings of the soft prompt. 0: no prompt, which is on-policy distillation"
-    )
+    prompt_len: int = option(7, "number of embeddings of the soft prompt. 0: on-policy distillation without a prompt")
     prompt_init_text: str = option(
         "Suppose you are a student.",
         "initial prompt: a text, whose token embeddings are used, or PAD, or random",

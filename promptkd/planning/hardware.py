@@ -9,7 +9,7 @@ from promptkd.errors import UserError
 
 GPUS = {"3090": 24e9, "4090": 24e9, "a100-40": 40e9, "a100": 80e9, "h100": 80e9, "h200": 141e9}  # bytes
 CPU_MEMORY = 16e9
-AMOUNT = re.compile(r"([0-9.]+(?:e\+?\d+)?)\s*([kmgtp]?)(i?)b?")
+AMOUNT = re.compile(r"(\d*\.?\d+(?:e\+?\d+)?)\s*([kmgtp]?)(i?)b?")
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,7 @@ def parse_bytes(text: str, option: str) -> float:
         UserError: If the text is not a positive amount.
     """
     match = AMOUNT.fullmatch(text.strip().lower())
-    try:
-        value = float(match[1]) * (1024 if match[3] else 1000) ** " kmgtp".index(match[2] or " ") if match else 0.0
-    except ValueError:  # "1.2.3"
-        value = 0.0
+    value = float(match[1]) * (1024 if match[3] else 1000) ** " kmgtp".index(match[2] or " ") if match else 0.0
     if not 0 < value < float("inf"):
         raise UserError(f"{option} {text}: not an amount of memory: write it like 24GB")
     return value

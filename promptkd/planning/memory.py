@@ -102,13 +102,13 @@ def activations(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
 def _layer(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
     shape, b, trains = engine.shape, engine.size, not (engine.prompt or engine.frozen)
     cut = engine.tensor
-    attention = (2 * shape.queries + 2 * shape.keys) / cut  # queries, keys, values, and the sum that they make
+    attention = (2 * shape.queries + 2 * shape.keys) / cut  # queries, keys, values, and the attention's output
     if shape.gated:
-        inner = (4 if trains else 3) * shape.inner / cut  # gate, its activation, up; their product for the last matrix
+        inner = (4 if trains else 3) * shape.inner / cut  # gate, its activation, up; their product for trained weights
         norms = (4 if trains else 0) * shape.width  # two norms: before and after their weight
         return tokens * (b * (attention + inner + norms) + 2 * 4 * shape.width)  # RMS norms keep their input in fp32
     inner = shape.inner / cut * (2 if trains and not shape.family.relu else 1)  # a ReLU saves its result only
-    width = (4 if trains else 2) * shape.width  # residual stream before each norm; what the norms make
+    width = (4 if trains else 2) * shape.width  # residual stream before each norm, and the norms' output
     dropout = 0.0
     if trains and shape.dropout:
         dropout = 2 * shape.width * (b if cpu else 1)  # a mask for each residual
@@ -120,10 +120,8 @@ def _layer(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
 def logits(setting: Setting, engine: Engine, references: int, tokens: int, trained: bool) -> float:
     """Compute the loss's logits: one chunk for the model and each reference, and float32 copies of a block."""
     shape, b = engine.shape, engine.size
-    chunk, block = (
-        min(positions_per_chunk(shape.vocab, setting.hardware.device), tokens),
-        min(BLOCK[setting.hardware.device], tokens),
-    )
+    chunk = min(positions_per_chunk(shape.vocab, setting.hardware.device), tokens)
+    block = min(BLOCK[setting.hardware.device], tokens)
     needed = shape.vocab * (b * (1 + references) * chunk + 4 * 5 * block)
     needed += b * tokens * shape.width * (1 + references)  # the hidden states' gradient, the references' states
     if trained:  # the head's gradient in float32, its cast, and a tied embedding's own gradient
@@ -217,13 +215,13 @@ def gradient_blocks(engine: Engine, setting: Setting) -> Parts:
 
 
 def update_phase(engine: Engine, setting: Setting) -> Parts:
-    """AdamW: this rank's gradients in one block, and a copy in float32."""
+    """AdamW copies this rank's gradients into one block, and that into float32."""
     share, parts = engine.trained / setting.data_ranks(engine), Parts()
     if engine.stage == 0:
         parts["gradients"] = engine.size * engine.trained
     elif not engine.offload_optimizer:
-        kept = "gradient partition" if engine.stage < 3 else "flat gradient"
-        parts[kept] += engine.size * share
-        parts["flat gradient"] += (engine.size if engine.stage < 3 else 0) * share
+        if engine.stage < 3:
+            parts["gradient partition"] = engine.size * share
+        parts["flat gradient"] = engine.size * share
         parts["gradient in fp32"] = 4 * share if engine.size < 4 else 0
     return parts

@@ -1,4 +1,4 @@
-"""Find the options that make a run fit: each on its own, or else several, from the cheapest to the most costly."""
+"""Find the options that make a run fit: single ones, or else a combination."""
 
 from __future__ import annotations
 
@@ -29,34 +29,29 @@ def remedies(setting: Setting) -> list[tuple[str, float]]:
     Returns:
         Every single option that suffices, in its mildest value. If none does, the first combination, or nothing.
     """
-    single = []
-    for remedy in REMEDIES:
-        for text, changed in remedy(setting):
-            memory = memory_of(changed)
-            if fits(changed, memory):
-                single.append((text, memory.peak))
-                break
+    sufficient = [next((change for change in remedy(setting) if fits(change[1])), None) for remedy in REMEDIES]
+    if single := [(text, memory_of(changed).peak) for text, changed in filter(None, sufficient)]:
+        return single
     # Tensor parallelism and ZeRO-3 exclude each other, so that a combination leaves one of them out.
-    return single or _combined(setting, _tensor) or _combined(setting, _stages)
+    return _combined(setting, _tensor) or _combined(setting, _stages)
 
 
 def _combined(setting: Setting, left_out: Remedy) -> list[tuple[str, float]]:
     """Apply one remedy after the other until the run fits, each with the value that saves most."""
     texts: list[str] = []
-    peak = memory_of(setting).peak
     for remedy in REMEDIES:
         if remedy is left_out:
             continue
-        best: tuple[float, str, Setting] | None = None
+        best, least = setting, memory_of(setting).peak
         for text, changed in remedy(setting):
-            memory = memory_of(changed)
-            if fits(changed, memory):
-                return [(", ".join([*texts, text]), memory.peak)]
-            if memory.peak < (best[0] if best else peak):
-                best = memory.peak, text, changed
-        if best:
-            peak, text, setting = best
-            texts.append(text)
+            peak = memory_of(changed).peak
+            if fits(changed):
+                return [(", ".join([*texts, text]), peak)]
+            if peak < least:
+                best, least, best_text = changed, peak, text
+        if best is not setting:
+            setting = best
+            texts.append(best_text)
     return []
 
 
@@ -93,8 +88,8 @@ def _tensor(setting: Setting) -> Iterator[Change]:
     engines = [engine for engine in (setting.student, setting.teacher) if engine]
     if any(engine.stage == 3 for engine in engines):
         return
-    ranks = setting.hardware.ranks
-    for size in sorted(set.intersection(*(set(tensor_sizes(engine.shape, ranks)) for engine in engines))):
+    sizes = (tensor_sizes(engine.shape, setting.hardware.ranks) for engine in engines)
+    for size in sorted(set.intersection(*map(set, sizes))):
         if setting.tensor < size <= setting.hardware.per_node:
             # The effective batch size stays the same: fewer groups, each with more examples.
             rows = setting.rows * size // setting.tensor

@@ -9,10 +9,11 @@ from promptkd.planning.memory import Memory, memory_of
 from promptkd.planning.remedies import fits, remedies
 from promptkd.planning.setting import Engine, Setting
 from promptkd.utils.format import format_bytes
+from promptkd.utils.tables import Table
 
 
 def plan_of(setting: Setting) -> dict[str, Any]:
-    """Return everything that the text says, with sizes in bytes."""
+    """Return the content of the text, with sizes in bytes."""
     memory = memory_of(setting)
     hardware, enough = setting.hardware, fits(setting, memory)
     engines = {"student": setting.student, "teacher": setting.teacher}
@@ -47,7 +48,7 @@ def _engine(engine: Engine, setting: Setting) -> dict[str, Any]:
         "trained": engine.trained,
         "precision": engine.kind,
         "zero_stage": engine.stage,
-        "offload": [n for n in ("optimizer", "parameters") if getattr(engine, f"offload_{n}")],
+        "offload": [name for name in ("optimizer", "parameters") if getattr(engine, f"offload_{name}")],
         "tensor_parallel": engine.tensor,
         "data_parallel": setting.data_ranks(engine),
     }
@@ -71,12 +72,11 @@ def host_while_loading(setting: Setting, memory: Memory) -> float:
 def text_of(plan: dict[str, Any], cpu: bool) -> str:
     """Format a plan: models, memory by phase, whether it fits, and the options that make it fit."""
     device = "rank" if cpu else "GPU"
-    lines = [
-        f"{plan['method']} on {plan['ranks']} {device}s" if plan["ranks"] > 1 else f"{plan['method']} on one {device}"
-    ]
-    lines += [_model_line(name, model) for name, model in plan["models"].items()]
+    count = f"{plan['ranks']} {device}s" if plan["ranks"] > 1 else f"one {device}"
     longest = plan["longest"]
-    lines += [
+    lines = [
+        f"{plan['method']} on {count}",
+        *(_model_line(name, model) for name, model in plan["models"].items()),
         f"step      {plan['examples_per_step']} examples ({plan['steps']} steps in all), "
         f"{plan['rows_per_rank']} on each data-parallel rank; longest: "
         f"{longest['prompt']} + {longest['response']} tokens in {plan['micro_batches']} forward passes of at most "
@@ -84,13 +84,16 @@ def text_of(plan: dict[str, Any], cpu: bool) -> str:
         f"          {plan['decoded_together']} answers decoded together",
         "",
         f"memory of one {device}, GB" + ("" if cpu else " (gradients and buffers at their fullest)"),
+        _memory_table(plan).text(),
+        f"peak while loading: {format_bytes(plan['start'])}",
     ]
-    lines += _memory_lines(plan)
+    if plan["host"]:
+        lines.append("offloaded: " + ", ".join(f"{name} {format_bytes(size)}" for name, size in plan["host"].items()))
     lines += ["", _verdict(plan, cpu), *(f"  {r['options']}: {r['peak'] / 1e9:.1f} GB" for r in plan["remedies"])]
     if not plan["fits"] and not plan["remedies"]:
         lines.append("  no option or combination of options suffices: use more or larger devices, or a smaller model")
     if not cpu:
-        lines.append(f"each machine's own memory: {format_bytes(plan['host_while_loading'])} while models are loaded")
+        lines.append(f"main memory of each machine: {format_bytes(plan['host_while_loading'])} while the models load")
     return "\n".join(lines)
 
 
@@ -103,19 +106,18 @@ def _model_line(name: str, model: dict[str, Any]) -> str:
     return f"{name:9} {model['parameters'] / 1e6:,.0f}M parameters ({model['config']}), {', '.join(traits)}"
 
 
-def _memory_lines(plan: dict[str, Any]) -> list[str]:
-    phases = plan["phases"]
-    names = list(dict.fromkeys(name for parts in phases.values() for name, size in parts.items() if size))
-    rows = [("framework", [plan["framework"]] * len(phases))]
-    rows += [(name, [size] * len(phases)) for name, size in plan["held"].items() if size]
-    rows += [(name, [parts.get(name, 0) for parts in phases.values()]) for name in names]
-    rows.append(("total", [sum(column) for column in zip(*(values for _, values in rows))]))
-    lines = [f"{'':24}" + "".join(f"{name:>11}" for name in phases)]
-    lines += [f"{name:24}" + "".join(f"{value / 1e9:11.2f}" for value in values) for name, values in rows]
-    lines.append(f"{'peak while loading':24}{plan['start'] / 1e9:11.2f}")
-    if plan["host"]:
-        lines.append("offloaded: " + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in plan["host"].items()))
-    return lines
+def _memory_table(plan: dict[str, Any]) -> Table:
+    """Build the table of what each phase holds, in GB."""
+    phases = plan["phases"].values()
+    held = {"framework": plan["framework"], **plan["held"]}
+    sizes = {name: [size] * len(phases) for name, size in held.items() if size}
+    for name in dict.fromkeys(name for parts in phases for name, size in parts.items() if size):
+        sizes[name] = [parts.get(name, 0) for parts in phases]
+    sizes["total"] = [sum(column) for column in zip(*sizes.values())]
+    table = Table(["", *plan["phases"]])
+    for name, values in sizes.items():
+        table.add(name, *(f"{value / 1e9:.2f}" for value in values))
+    return table
 
 
 def _verdict(plan: dict[str, Any], cpu: bool) -> str:

@@ -1,4 +1,4 @@
-"""What runs took: time, memory, trained parameters; from metrics.jsonl, memory.json and config.json."""
+"""The cost of runs: time, memory and trained parameters, from metrics.jsonl, memory.json and config.json."""
 
 from __future__ import annotations
 
@@ -8,66 +8,70 @@ from statistics import median
 
 from promptkd.errors import UserError
 from promptkd.reporting.results import Result
-from promptkd.reporting.table import label
+from promptkd.utils.format import format_duration
 from promptkd.utils.strict_json import is_kind
-from promptkd.utils.tables import Cell, Table
+from promptkd.utils.tables import Table
 
-ROUNDED_GB = 0.25  # how far a CPU's peak memory in metrics.jsonl may be from the real one
-IDLE = 1e-3  # a phase that takes less of a step than this has done nothing in it
+ROUNDED_GB = 0.25  # largest error of a CPU's peak memory in metrics.jsonl
+IDLE = 1e-3  # A phase that takes a smaller part of a step did no work in it.
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run took. seconds: of its steps, without evaluations; parameters: counts by model, from config.json."""
+    """The cost of a run."""
 
     steps: int
-    seconds: float
+    seconds: float  # of all steps, without evaluations
     peak_memory_gb: float | None
-    parameters: dict[str, int]
+    parameters: dict[str, int]  # model -> number of parameters, from config.json
 
     @property
     def prompt_share(self) -> float | None:
-        """Trained embeddings of the prompt in per cent of the teacher's parameters."""
+        """The soft prompt's trained embeddings in percent of the teacher's parameters."""
         prompt, teacher = self.parameters.get("prompt"), self.parameters.get("teacher")
         return 100 * prompt / teacher if prompt and teacher else None
 
 
 def cost(result: Result) -> Cost | None:
-    """None for a model without a run."""
+    """Compute what a result's run cost. Returns None for a model without a run."""
     steps, _ = result.series("step_seconds")
     seconds, parameters = step_seconds(result), result.config.get("parameters", {})
     if seconds is None:
         return None
     if not is_kind(parameters, {...: (int, None)}):
-        raise UserError(f"{result.folder}/config.json: its parameters are no numbers: repeat the run")
+        raise UserError(f"{result.folder}/config.json: its parameters are not numbers: repeat the run")
     return Cost(steps[-1], seconds * steps[-1], _peak_memory(result), parameters)
 
 
 def step_seconds(result: Result) -> float | None:
-    """Seconds of a typical step: the medians of its phases, each times the share of steps in which it works.
+    """Compute the seconds of a typical step: the sum of its phases' medians.
 
-    A run that was stopped for a while, or had to share the machine, has some long steps and the same medians.
-    MiniLLM's rollouts, table for several steps in one of them, count with their share. A row's seconds are means over
-    the steps since the row before (metrics.StepTimes), so --log-interval hides nothing. None without a logged step.
+    The median of a phase counts with the share of the steps in which the phase works, because MiniLLM generates the
+    rollouts of several steps in one of them. Medians ignore the few long steps of a run that was paused or shared the
+    machine. The seconds of a row are means over the steps since the previous row (`metrics.StepTimes`), so that
+    --log-interval does not change the result.
+
+    Returns:
+        The seconds, or None if no step was logged.
     """
-    whole = _seconds(result, "step_seconds")
-    if not whole:
+    total = _seconds(result, "step_seconds")
+    if not total:
         return None
     names = {name for row in result.metrics if row["event"] == "train" for name in row if name.endswith("_seconds")}
     phases = [_seconds(result, name) for name in sorted(names - {"step_seconds"})]
-    others = [seconds - sum(phase.get(step, 0.0) for phase in phases) for step, seconds in whole.items()]
-    least = IDLE * median(whole.values())
-    worked = [[seconds for seconds in phase.values() if seconds > least] for phase in phases]
-    return max(0.0, median(others)) + sum(median(each) * len(each) / len(whole) for each in worked if each)
+    others = [seconds - sum(phase.get(step, 0.0) for phase in phases) for step, seconds in total.items()]
+    idle = IDLE * median(total.values())
+    active = [[seconds for seconds in phase.values() if seconds > idle] for phase in phases]
+    return max(0.0, median(others)) + sum(median(phase) * len(phase) / len(total) for phase in active if phase)
 
 
 def _seconds(result: Result, key: str) -> dict[int, float]:
-    """Step -> what was measured in it."""
+    """Map each step to a measured time, without missing values."""
     return {step: value for step, value in zip(*result.series(key)) if value is not None and math.isfinite(value)}
 
 
 def _peak_memory(result: Result) -> float | None:
-    """memory.json's, which holds the last process' exact peak, unless one that was interrupted had a higher one."""
+    """Return the last process's exact peak in memory.json, or the logged one if an interrupted process had more."""
     logged = max((gb for gb in result.series("peak_memory_gb")[1] if gb is not None), default=None)
     exact = max(result.memory, default=None)
     if exact is None or logged is None:
@@ -75,26 +79,20 @@ def _peak_memory(result: Result) -> float | None:
     return logged if logged > exact + ROUNDED_GB else exact
 
 
-def costs(results: list[Result]) -> Table:
-    """Student, teacher and prompt are numbers of parameters; share is the prompt's of the teacher's."""
-    heads = ["model", "steps", "time", "s per step", "peak memory, GB", "student", "teacher", "prompt", "share, %"]
-    table = Table(heads)
+def cost_table(results: list[Result]) -> Table:
+    """Build the table of costs. Student, teacher and prompt are numbers of parameters."""
+    counted = ("student", "teacher", "prompt")
+    table = Table(["model", "steps", "time", "s per step", "peak memory, GB", *counted, "share, %"])
     for result in results:
-        if (one := cost(result)) is None:
+        if (spent := cost(result)) is None:
             continue
-        counts = [
-            f"{one.parameters[key]:,}" if one.parameters.get(key) else "-" for key in ("student", "teacher", "prompt")
-        ]
-        memory = "-" if one.peak_memory_gb is None else f"{one.peak_memory_gb:.2f}"
-        share = "-" if one.prompt_share is None else f"{one.prompt_share:.2g}"
-        cells = [f"{one.steps:,}", duration(one.seconds), f"{one.seconds / one.steps:.2f}", memory, *counts, share]
-        table.rows.append([Cell(label(result)), *map(Cell, cells)])
+        table.add(
+            result.label,
+            f"{spent.steps:,}",
+            format_duration(spent.seconds),
+            f"{spent.seconds / spent.steps:.2f}",
+            "-" if spent.peak_memory_gb is None else f"{spent.peak_memory_gb:.2f}",
+            *(f"{spent.parameters[key]:,}" if spent.parameters.get(key) else "-" for key in counted),
+            "-" if spent.prompt_share is None else f"{spent.prompt_share:.2g}",
+        )
     return table
-
-
-def duration(seconds: float) -> str:
-    """Seconds below two minutes, then minutes, then hours and minutes."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,9 +1,10 @@
-"""The report in three forms: Markdown with one picture, one HTML page, and JSON."""
+"""Write the report in three forms: Markdown with one picture, one HTML page, and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,238 +12,237 @@ from typing import Any
 from promptkd.data.row_files import read_rows
 from promptkd.data.rows import read_row, reference_texts, render_prompt
 from promptkd.errors import UserError
-from promptkd.evaluation.tables import write_text
-from promptkd.reporting.costs import cost, costs
+from promptkd.reporting.bootstrap import Difference
+from promptkd.reporting.costs import cost, cost_table
 from promptkd.reporting.curves import draw_picture, draw_svg, panels_of
-from promptkd.reporting.page import Answer, Section, page
-from promptkd.reporting.results import Result, unlike, unlike_exposure
-from promptkd.reporting.table import (
-    columns_of,
-    differences,
+from promptkd.reporting.document import Answers, Section, html_page, markdown_page
+from promptkd.reporting.results import Result, exposure_differences
+from promptkd.reporting.tables import (
+    difference_table,
     differences_to,
-    exposures,
-    label,
-    scores,
-    settings,
+    exposure_table,
+    protocol_table,
+    score_table,
+    sets_of,
+    settings_table,
 )
-from promptkd.utils.files import digest_of
-from promptkd.utils.run_files import write_json
+from promptkd.utils.files import atomic_file, digest_of, write_json
 from promptkd.utils.strict_json import is_kind
-from promptkd.utils.tables import Cell, Table
+from promptkd.utils.tables import Table
 
 PICTURE, MARKDOWN, PAGE, NUMBERS = "curves.png", "report.md", "report.html", "report.json"
-LONGEST_TEXT = 160  # characters of a prompt or an answer in a Markdown table
-SEEN = "dev loss, dev ROUGE-L, the soft prompt and exposure bias"
+PICTURE_LINK = f"![dev loss, dev ROUGE-L, the soft prompt and exposure bias]({PICTURE})"
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a report is made of. baseline: one of the others, or None; samples: rows of each set that are shown."""
+    """The content of a report."""
 
     title: str
     compared: list[Result]
     references: list[Result]
-    baseline: Result | None
-    samples: int
+    baseline: Result | None  # one of the other results
+    samples: int  # examples of each set whose answers are shown
 
     @property
-    def everyone(self) -> list[Result]:
+    def results(self) -> list[Result]:
         return [*self.compared, *self.references]
+
+    @cached_property
+    def differences(self) -> dict[str, dict[str, Difference]]:
+        """Differences to the baseline by result and set, empty without a baseline."""
+        return differences_to(self.baseline, self.results) if self.baseline else {}
 
 
 def find_baseline(name: str | None, results: list[Result]) -> Result | None:
-    """The result of that name. Raises UserError naming those that are there."""
+    """Look up the result with a name.
+
+    Raises:
+        UserError: If no result has it. The message lists the names.
+    """
     if name is None:
         return None
-    found = next((result for result in results if result.name == name), None)
-    if found is None:
-        raise UserError(f"--baseline {name}: no result has this name, only {', '.join(r.name for r in results)}")
-    return found
+    for result in results:
+        if result.name == name:
+            return result
+    names = ", ".join(result.name for result in results)
+    raise UserError(f"--baseline {name}: no result has this name: use one of {names}")
 
 
 def write_report(contents: Contents, save: Path) -> str:
-    """Write all forms below `save`; returns the part that is worth a place on the screen, as Markdown."""
-    sections, (answers, lost) = sections_of(contents), answers_of(contents)  # all is read before anything is written
+    """Write all forms of the report to the folder `save`.
+
+    Returns:
+        The section with the scores as Markdown, for the terminal.
+
+    Raises:
+        UserError: If the results are not usable or the folder cannot be written.
+    """
     panels = panels_of(contents.compared, contents.references)
-    shown = "\n\n".join(_markdown(section) for section in sections[:1])
+    curves = Section("Curves", pictures={panel.title: draw_svg(panel) for panel in panels})
+    scores = _scores(contents)
+    sections = [scores, curves, _protocols(contents), _exposure(contents), _costs(contents), _answers(contents)]
+    sections.append(_settings(contents))
+    texts = {
+        PAGE: html_page(contents.title, sections),
+        MARKDOWN: markdown_page(contents.title, sections, PICTURE_LINK),
+    }
+    numbers = numbers_of(contents)
     try:
         save.mkdir(parents=True, exist_ok=True)
         if panels:
             draw_picture(panels, save / PICTURE)
+        for name, text in texts.items():
+            with atomic_file(save / name) as file:
+                file.write(text)
+        write_json(save / NUMBERS, numbers, indent=1)
     except OSError as error:
         raise UserError(f"--save {save} cannot be written ({error.strerror}): name another folder") from None
-    curves = Section("Curves", pictures={panel.title: draw_svg(panel) for panel in panels})
-    notes = ["The first rows of each test set, first seed.", *lost] if answers else lost
-    said = Section("Answers", [*notes, *answers]) if notes else Section("")
-    write_text(save / PAGE, page(contents.title, [sections[0], curves, *sections[1:-1], said, sections[-1]]))
-    parts = [f"# {contents.title}", shown, *([f"![{SEEN}]({PICTURE})"] if panels else [])]
-    parts += [*map(_markdown, sections[1:-1]), *([_markdown(Section("Answers", notes))] if notes else [])]
-    parts += [*_answer_tables(answers), _markdown(sections[-1])]
-    write_text(save / MARKDOWN, "\n\n".join(parts) + "\n")
-    write_json(save / NUMBERS, numbers_of(contents))
-    return shown
+    return scores.markdown()
 
 
-def sections_of(contents: Contents) -> list[Section]:
-    """Scores first, how it was made last."""
-    compared, references, baseline = contents.compared, contents.references, contents.baseline
-    counts = sorted({len(result.evaluation["seeds"]) for result in contents.everyone})
-    note = (
+def _scores(contents: Contents) -> Section:
+    counts = sorted({len(result.evaluation["seeds"]) for result in contents.results})
+    parts: list[str | Table | Answers] = [
+        score_table(contents.compared, contents.references),
+        *_partial_sets(contents.results),
+        *ranking(contents.compared, contents.references),
         f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds of sampling, of one training run each: "
-        "the spread says nothing about other training runs. Bold: the best. Italics: reference lines, not compared."
-    )
-    first = Section(
-        "", [scores(compared, references), *_partial(contents.everyone), *ranking(compared, references), note]
-    )
-    if baseline is not None:
-        first.parts += [
-            differences(baseline, contents.everyone),
-            f"ROUGE-L minus {label(baseline)}'s, by paired bootstrap over the examples of a set (each with the mean of "
-            "its seeds, 10,000 resamplings): 95 % interval and two-sided p-value, without a correction for the number "
-            "of comparisons.",
+        "the spread says nothing about other training runs. Bold: the best. Italics: reference lines, not compared.",
+    ]
+    if contents.baseline is not None:
+        parts += [
+            difference_table(contents.baseline, contents.results, contents.differences),
+            f"ROUGE-L minus {contents.baseline.label}'s, by paired bootstrap over the examples of a set (each with the "
+            "mean of its seeds, 10,000 resamplings): 95 % interval and two-sided p-value, without a correction for the "
+            "number of comparisons.",
         ]
-    made = [first]
-    if unlikes := _unlikes(contents.everyone):
-        made.append(Section("Different protocols", ["Rows that differ are not comparable to the first.", unlikes]))
-    if (measured := exposures(contents.everyone)).rows:
-        note = "Excess accumulated error of the student at the last response token (evaluate.py --type exposure_bias)."
-        alone = [
-            f"{label(other)} is not comparable to {label(first)}, it was measured with different {differences}."
-            for first, other, differences in unlike_exposure(contents.everyone)
-        ]
-        made.append(Section("Exposure bias", [measured, note, *alone]))
-    if (spent := costs(contents.everyone)).rows:
-        note = (
-            "Time: the number of steps x the median time of their parts, so that pauses count little; evaluations are "
-            "left out. What else ran on the machine slows them down. Peak memory: of one rank. Student, teacher, "
-            "prompt: numbers of parameters, the teacher's not trained. Share: the prompt's of the teacher's."
-        )
-        made.append(Section("Costs", [spent, note]))
-    run = next((result.config for result in contents.everyone if result.config), None)
-    parts: list[str | Table] = [settings(contents.everyone)]
-    if run:
-        versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
-        parts.append(
-            f"Commit {run.get('commit')}, Python {run.get('python')}, {versions}. "
-            "Every run's config.json holds all its settings."
-        )
-    return [*made, Section("How it was made", parts)]
+    return Section("", parts)
 
 
-def ranking(compared: list[Result], references: list[Result]) -> list[str]:
-    """One sentence for each test set: who is where, and which neighbours are closer than their spread."""
-    sentences = []
-    for column in (column for column in columns_of(compared) if column.measure == "rougeL"):
-        there = [result for result in compared if column.value(result)]
-        ranked = sorted(there, key=lambda result: -column.value(result)["mean"])
-        shown, around = (
-            ", ".join(f"{label(r)} {column.value(r)['mean']:.2f}" for r in results if column.value(r))
-            for results in (ranked, references)
-        )
-        close = [
-            f"{label(one)} and {label(two)}"
-            for one, two in pairwise(ranked)
-            if column.value(one)["mean"] - column.value(two)["mean"]
-            < max(column.value(result)["std"] or 0.0 for result in (one, two))
-        ]
-        sentence = f"ROUGE-L on {column.set}: {shown}" + (f" ({around})." if around else ".")
-        sentences.append(sentence + (f" Closer than the spread over seeds: {'; '.join(close)}." if close else ""))
-    return sentences
-
-
-def _partial(results: list[Result]) -> list[str]:
-    """A sentence that names the sets of which fewer rows were answered than the paper's table stands on."""
-    found = {
+def _partial_sets(results: list[Result]) -> list[str]:
+    """Name the sets of which fewer rows were answered than for the paper's table."""
+    partial = {
         f"{name} ({entry['rows']:,} of {entry['published_rows']:,})": None
         for result in results
         for name, entry in result.sets.items()
         if is_kind(entry, {"rows": int, "published_rows": int}) and entry["rows"] < entry["published_rows"]
     }
-    return [f"Partial, fewer rows than in the paper's table: {', '.join(found)}."] if found else []
+    return [f"Partial, fewer rows than in the paper's table: {', '.join(partial)}."] if partial else []
 
 
-def answers_of(contents: Contents) -> tuple[list[Answer], list[str]]:
-    """The first rows of each set, and what each model answered with the first seed; sentences on sets left out."""
-    found, lost = [], []
+def ranking(compared: list[Result], references: list[Result]) -> list[str]:
+    """Write a sentence for each test set: the order of the models, and which neighbors differ by less than a spread."""
+    sentences = []
+    for name in sets_of(compared):
+        scored = [(result.label, score) for result in compared if (score := result.score(name))]
+        scored.sort(key=lambda pair: -pair[1]["mean"])
+        others = [(result.label, score) for result in references if (score := result.score(name))]
+        order, around = (", ".join(f"{label} {score['mean']:.2f}" for label, score in x) for x in (scored, others))
+        close = [
+            f"{label} and {next_label}"
+            for (label, score), (next_label, next_score) in pairwise(scored)
+            if score["mean"] - next_score["mean"] < max(score["std"] or 0.0, next_score["std"] or 0.0)
+        ]
+        sentence = f"ROUGE-L on {name}: {order}" + (f" ({around})." if around else ".")
+        sentences.append(sentence + (f" Closer than the spread over seeds: {'; '.join(close)}." if close else ""))
+    return sentences
+
+
+def _protocols(contents: Contents) -> Section:
+    table = protocol_table(contents.results)
+    note = "Rows that differ are not comparable to the first."
+    return Section("Different protocols", [note, table] if table.rows else [])
+
+
+def _exposure(contents: Contents) -> Section:
+    table = exposure_table(contents.results)
+    note = "Excess accumulated error of the student at the last response token (evaluate.py --type exposure_bias)."
+    warnings = [
+        f"{other.label} is not comparable to {first.label}, it was measured with different {differences}."
+        for first, other, differences in exposure_differences(contents.results)
+    ]
+    return Section("Exposure bias", [table, note, *warnings] if table.rows else [])
+
+
+def _costs(contents: Contents) -> Section:
+    table = cost_table(contents.results)
+    note = (
+        "Time: the number of steps x the median time of their parts, so that pauses count little; evaluations are "
+        "left out. Other work on the machine slows steps down. Peak memory: of one rank. Student, teacher, "
+        "prompt: numbers of parameters, the teacher's not trained. Share: the prompt's of the teacher's."
+    )
+    return Section("Costs", [table, note] if table.rows else [])
+
+
+def _answers(contents: Contents) -> Section:
+    """Show each model's answers to the first examples of each set with the first seed, and name sets left out."""
+    answers: list[Answers] = []
+    notes = []
     for name, entry in contents.compared[0].sets.items() if contents.samples else ():
-        if not _is_same_file(Path(entry["file"]), entry["sha256"]):
-            lost.append(f"{name}: without answers, since {entry['file']} is gone or not what it was at the evaluation.")
+        if not _is_unchanged(Path(entry["file"]), entry["sha256"]):
+            notes.append(f"{name}: without answers, since {entry['file']} is missing or changed after the evaluation.")
             continue
-        shown = [r for r in contents.everyone if r.sets.get(name, {}).get("sha256") == entry["sha256"]]
-        said = {label(result): result.answers(name) for result in shown}
         rows = read_rows(entry["file"])[: contents.samples]
-        for result, texts in zip(shown, said.values()):
-            if len(texts) < len(rows):
-                raise UserError(f"{result.folder}: answers.jsonl of {name} has {len(texts)} rows: evaluate it anew")
-        for place, (where, row) in enumerate(rows):
-            prompt, gold = render_prompt(read_row(row, where), where), reference_texts(row, where)
-            texts = {"reference": gold[0], **{who: texts[place] for who, texts in said.items()}}
-            found.append(Answer(name, str(row.get("instruction", prompt)), texts))
-    return found, lost
+        texts = {}
+        for result in contents.results:
+            if result.sets.get(name, {}).get("sha256") == entry["sha256"]:
+                texts[result.label] = result.answers(name)
+                if (count := len(texts[result.label])) < len(rows):
+                    raise UserError(f"{result.folder}: answers.jsonl of {name} has {count} rows: evaluate again")
+        examples = []
+        for index, (where, row) in enumerate(rows):
+            prompt, references = render_prompt(read_row(row, where), where), reference_texts(row, where)
+            by_name = {"reference": references[0], **{label: answers[index] for label, answers in texts.items()}}
+            examples.append((str(row.get("instruction", prompt)), by_name))
+        answers += [Answers(name, examples)] if examples else []
+    lead = ["The first rows of each test set, first seed."] if answers else []
+    return Section("Answers", [*lead, *notes, *answers])
 
 
-def _is_same_file(path: Path, sha256: str) -> bool:
+def _is_unchanged(path: Path, sha256: str) -> bool:
     try:
         return path.is_file() and digest_of(path)["sha256"] == sha256
     except OSError:
         return False
 
 
+def _settings(contents: Contents) -> Section:
+    section = Section("How it was made", [settings_table(contents.results)])
+    if run := next((result.config for result in contents.results if result.config), None):
+        versions = ", ".join(f"{name} {version}" for name, version in run.get("versions", {}).items())
+        section.parts.append(
+            f"Commit {run.get('commit')}, Python {run.get('python')}, {versions}. "
+            "Every run's config.json holds all its settings."
+        )
+    return section
+
+
 def numbers_of(contents: Contents) -> dict[str, Any]:
-    """report.json."""
-    baseline = contents.baseline
-    against = {} if baseline is None else differences_to(baseline, contents.everyone)
+    """Return the content of report.json."""
     return {
         "title": contents.title,
-        "baseline": baseline and baseline.name,
-        "models": [
-            {
-                "name": result.name,
-                "folder": str(result.folder),
-                "reference": result in contents.references,
-                "seeds": result.evaluation["seeds"],
-                "protocol": result.evaluation["protocol"],
-                "sets": {
-                    name: {
-                        **{key: entry[key] for key in ("rougeL", "exact_match")},
-                        "difference": dataclasses.asdict(against[result.name][name])
-                        if name in against.get(result.name, {})
-                        else None,
-                    }
-                    for name, entry in result.sets.items()
-                },
-                "cost": (spent := cost(result)) and {**dataclasses.asdict(spent), "prompt_share": spent.prompt_share},
-                "exposure_bias": result.exposure,
-            }
-            for result in contents.everyone
-        ],
+        "baseline": contents.baseline and contents.baseline.name,
+        "models": [_numbers_of_result(result, contents) for result in contents.results],
     }
 
 
-def _unlikes(results: list[Result]) -> Table | None:
-    made = Table(["model", f"differs from {label(results[0])} in"], texts=2)
-    for result in results[1:]:
-        if found := unlike(results[0], result):
-            made.rows.append([Cell(label(result)), Cell("; ".join(found))])
-    return made if made.rows else None
-
-
-def _markdown(section: Section) -> str:
-    parts = [part.markdown() if isinstance(part, Table) else str(part) for part in section.parts]
-    return "\n\n".join([f"## {section.title}", *parts] if section.title else parts)
-
-
-def _answer_tables(answers: list[Answer]) -> list[str]:
-    """A Markdown table for each set, texts cut short."""
-    parts = []
-    for name in dict.fromkeys(answer.set for answer in answers):
-        mine = [answer for answer in answers if answer.set == name]
-        made = Table([name, *mine[0].texts], texts=len(mine[0].texts) + 1)
-        made.rows = [[Cell(_short(text)) for text in (answer.asked, *answer.texts.values())] for answer in mine]
-        parts.append(made.markdown())
-    return parts
-
-
-def _short(text: str) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
+def _numbers_of_result(result: Result, contents: Contents) -> dict[str, Any]:
+    spent, sets = cost(result), {}
+    for name, entry in result.sets.items():
+        difference = contents.differences.get(result.name, {}).get(name)
+        sets[name] = {
+            "rougeL": entry["rougeL"],
+            "exact_match": entry["exact_match"],
+            "difference": difference and dataclasses.asdict(difference),
+        }
+    return {
+        "name": result.name,
+        "folder": str(result.folder),
+        "reference": result in contents.references,
+        "seeds": result.evaluation["seeds"],
+        "protocol": result.evaluation["protocol"],
+        "sets": sets,
+        "cost": spent and {**dataclasses.asdict(spent), "prompt_share": spent.prompt_share},
+        "exposure_bias": result.exposure,
+    }

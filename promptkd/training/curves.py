@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from pathlib import Path
 
 from promptkd.training.metrics import read_metrics
-from promptkd.utils.plotting import plain_text, shown
+from promptkd.utils.plotting import COLORS, label_axes, new_figure, shown
 
 CURVES = {  # panel title -> keys drawn in it, in order
     "loss per response token": ["student_loss", "loss", "pt_loss", "prompt_kd_loss", "prompt_base_loss"],
@@ -18,12 +17,11 @@ CURVES = {  # panel title -> keys drawn in it, in order
     "excess accumulated error (%)": ["ex_acc_err"],
     "distance of the prompt from its start": ["prompt_drift"],
 }
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # told apart by colour-blind readers too
+FEW_POINTS = 30  # Shorter curves show a marker at each point.
 
 
-@plain_text()
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
-    """Draw what metrics.jsonl holds: a panel for each kind of curve that has points."""
+    """Draw the content of metrics.jsonl, with a panel for each kind of curve that has points."""
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in read_metrics(metrics):
         for key, value in row.items():
@@ -31,35 +29,13 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
                 series[key].append((row["step"], value))
     panels = {name: [key for key in keys if series[key]] for name, keys in CURVES.items()}
     panels = {name: keys for name, keys in panels.items() if keys}
-    figure = _figure()
-    figure.clear()
-    figure.set_size_inches(4.2 * max(len(panels), 1), 3.4)
-    axes = figure.subplots(1, max(len(panels), 1), squeeze=False)
-    for axis, (name, keys) in zip(axes[0], panels.items()):
-        for key, colour in zip(keys, COLOURS):
-            steps, values = zip(*series[key])
-            axis.plot(steps, values, color=colour, label=key, marker="o" if len(steps) < 30 else None, ms=3, lw=1.4)
-        axis.set(title=name, xlabel="optimizer step")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if len(keys) > 1:
-            axis.legend(frameon=False)
-    figure.suptitle(shown(title))
-    figure.tight_layout()
-    figure.savefig(picture)
-
-
-@functools.cache
-def _figure():
-    """The process' one figure, drawn on again and again.
-
-    A figure is full of cycles: each new one would keep its picture's megabytes until Python looks for cycles among the
-    old objects, which it does seldom where there are as many as here.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(dpi=130)  # of layout and picture alike, or each drawing would need two canvases
-    FigureCanvasAgg(figure)
-    return figure
+    columns = max(len(panels), 1)
+    with new_figure((4.2 * columns, 3.4), columns=columns) as (figure, grid):
+        for axes, (name, keys) in zip(grid[0], panels.items()):
+            for key, color in zip(keys, COLORS):
+                steps, values = zip(*series[key])
+                marker = "o" if len(steps) < FEW_POINTS else None
+                axes.plot(steps, values, color=color, marker=marker, label=key if len(keys) > 1 else None)
+            label_axes(axes, name, "optimizer step")
+        figure.suptitle(shown(title))
+        figure.savefig(picture)

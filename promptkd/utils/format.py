@@ -1,4 +1,4 @@
-"""Format quantities for people: bytes, durations and counts, with three significant digits."""
+"""Format quantities for people: bytes, durations and counts with three significant digits, means with a deviation."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ def format_duration(seconds: float) -> str:
 def format_count(count: float) -> str:
     """Format a count of parameters, tokens or examples like `"124M"` or `"1.3B"`."""
     return _scaled(count, COUNTS, "")
+
+
+def format_spread(mean: float, std: float | None, digits: int = 2) -> str:
+    """Format a mean and its standard deviation like `"61.00 ± 1.41"`. A single value has no deviation."""
+    return f"{mean:.{digits}f}" + ("" if std is None else f" ± {std:.{digits}f}")
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...], smallest: str) -> str:

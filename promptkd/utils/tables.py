@@ -1,4 +1,4 @@
-"""Write tables as Markdown and HTML."""
+"""Write tables as plain text, Markdown and HTML."""
 
 from __future__ import annotations
 
@@ -36,9 +36,19 @@ class Table:
     rows: list[list[Cell]] = field(default_factory=list)
     texts: int = 1
 
-    def add(self, *texts: str) -> None:
-        """Append a row of plain texts. Missing cells at the end are empty."""
-        self.rows.append([Cell(text) for text in (*texts, *[""] * (len(self.heads) - len(texts)))])
+    def add(self, *cells: str | Cell) -> None:
+        """Append a row of cells or plain texts. Missing cells at the end are empty."""
+        padded = (*cells, *[""] * (len(self.heads) - len(cells)))
+        self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in padded])
+
+    def text(self) -> str:
+        """Format the table as plain text in columns, for the terminal."""
+        lines = [self.heads, *([cell.text for cell in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*lines)]
+        pads = [str.ljust if column < self.texts else str.rjust for column in range(len(self.heads))]
+        return "\n".join(
+            "  ".join(pad(cell, width) for pad, cell, width in zip(pads, line, widths)).rstrip() for line in lines
+        )
 
     def markdown(self) -> str:
         """Format the table as Markdown."""

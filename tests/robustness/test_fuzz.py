@@ -27,7 +27,7 @@ from promptkd.evaluation.answer_store import _rows
 from promptkd.models.soft_prompt import load_prompt
 from promptkd.reporting.report import ranking
 from promptkd.reporting.results import read_result
-from promptkd.reporting.table import scores
+from promptkd.reporting.tables import score_table
 from promptkd.training.metrics import read_metrics
 from promptkd.utils.jsonl import read_jsonl
 from promptkd.utils.strict_json import parse_json, read_object
@@ -184,7 +184,7 @@ def test_results_of_anything(place, value, name, tmp_path):
 
     def tables():
         result = read_result(str(tmp_path / "sft"))
-        return scores([result], []).markdown(), ranking([result], [])
+        return score_table([result], []).markdown(), ranking([result], [])
 
     read(tables)
 

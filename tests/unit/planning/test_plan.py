@@ -37,14 +37,18 @@ def test_read_shape_counts_the_models_parameters(kind, tmp_path):
     assert read_shape(str(tmp_path / "model"), "--x").parameters() == sum(p.numel() for p in model.parameters())
 
 
+def test_read_shape_fields_that_config_json_omits_have_transformers_defaults(tmp_path):
+    assert read_shape(broken(tmp_path / "model", n_layer="gone"), "--x").layers == 12
+
+
 def test_read_shape_paper_models_have_the_published_sizes():
     for name, millions in PAPER.items():
         assert read_shape(f"checkpoints/anywhere/{name.upper()}/", "--x").parameters() / 1e6 == pytest.approx(
             millions, 1e-3
         )
     assert {folder.name for folder in MODELS.iterdir()} == {*PAPER, "llama-70b"}
-    whole, half = (read_shape("llama-70b", "--x").parameters(size) for size in (1, 2))
-    assert whole == 68_976_648_192 and half / whole == pytest.approx(0.5, abs=0.01)
+    complete, half = (read_shape("llama-70b", "--x").parameters(size) for size in (1, 2))
+    assert complete == 68_976_648_192 and half / complete == pytest.approx(0.5, abs=0.01)
 
 
 def test_memory_held_follows_zero_stages(tmp_path):
@@ -124,8 +128,8 @@ def test_gradient_bucket_is_no_larger_than_the_trained_parameters(tmp_path):
 def test_tensor_parallelism_divides_products():
     pair = {"student": "llama-7b", "teacher": "llama-13b"}
     options = ["--gpus", "4", "--gpu", "a100", "--max-length", "512", "--max-prompt-length", "256"]
-    whole, cut = make(*options, **pair), make(*options, "--model-parallel", "--model-parallel-size", "2", **pair)
-    assert memory_of(cut).held["weights of the teacher"] / memory_of(whole).held["weights of the teacher"] < 0.53
+    complete, cut = make(*options, **pair), make(*options, "--model-parallel", "--model-parallel-size", "2", **pair)
+    assert memory_of(cut).held["weights of the teacher"] / memory_of(complete).held["weights of the teacher"] < 0.53
     assert cut.data_ranks(cut.student) == 2
 
 
@@ -134,8 +138,8 @@ def test_remedies_name_an_option_that_fits():
     setting = make("--gpus", "8", "--gpu", "3090", *lengths, student="gpt2-base", teacher="gpt2-xlarge")
     small = replace(setting, hardware=replace(setting.hardware, memory=13e9))
     assert not fits(small)
-    found = dict(remedies(small))
-    budget = next(int(text.split()[1]) for text in found if text.startswith("--token-budget"))
+    listed = dict(remedies(small))
+    budget = next(int(text.split()[1]) for text in listed if text.startswith("--token-budget"))
     assert fits(replace(small, token_budget=budget)) and not fits(replace(small, token_budget=2 * budget))
     assert not remedies(replace(setting, hardware=replace(setting.hardware, memory=1e9)))
 
@@ -177,7 +181,11 @@ def broken(folder: Path, **changes: object) -> str:
 @pytest.mark.parametrize(
     "options, changes, message",
     [
-        (["--cpu"], {"n_layer": "gone"}, "lacks n_layer"),
+        (["--cpu"], {"model_type": "gone"}, "config.json"),
+        (["--cpu"], {"n_layer": 10**9}, "1000000000 layers are too many"),
+        (["--cpu"], {"n_embd": 10**12, "n_head": 1}, "no model has these sizes"),
+        (["--cpu"], {"n_head": 7}, "no model has these sizes"),
+        (["--cpu"], {"n_layer": -1}, "n_layer is -1"),
         (["--cpu"], {"n_embd": "wide"}, "n_embd is 'wide'"),
         (["--cpu"], {"model_type": "rwkv"}, "rwkv"),
         (["--cpu"], {"n_positions": 64}, "positions"),
@@ -198,7 +206,7 @@ def test_plan_bad_input_is_one_line(options, changes, message, tmp_path):
 
 
 def test_plan_unknown_model_lists_the_known_ones():
-    with pytest.raises(UserError, match=r"none of the shapes known: gpt2-base, .*opt-6\.7b"):
+    with pytest.raises(UserError, match=r"bloom-3b is not a known model: use one of gpt2-base, .*opt-6\.7b"):
         make("--cpu", student="checkpoints/bloom-3b")
 
 

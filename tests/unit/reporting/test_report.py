@@ -1,4 +1,4 @@
-"""tools/report.py on made-up result folders: what tables and page say, what is refused."""
+"""Test tools/report.py on result folders with invented scores: tables, page and refused input."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from promptkd.reporting.results import check_comparable, read_result
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """(what the script printed, the folder it wrote to)."""
+def script_report(tmp_path_factory):
+    """Run the script. Return its output and the folder that it wrote."""
     root = tmp_path_factory.mktemp("report")
     folders = [make_result(root, name) for name in ("sft", "kd", "promptkd")]
     references = ["--references", make_result(root, "teacher"), "--title", "All", "of", "<it>", "--baseline", "sft"]
@@ -29,8 +29,8 @@ def made(tmp_path_factory):
     return done.stdout, root / "out"
 
 
-def test_the_script_prints_scores_and_differences(made):
-    printed, save = made
+def test_report_script_prints_scores_and_differences(script_report):
+    printed, save = script_report
     assert "| SFT | 61.00 ± 1.41 | 61.00 ± 1.41 |" in printed
     assert "| PromptKD | **70.50 ± 0.71** | **70.50 ± 0.71** |" in printed
     assert "| *teacher* | 81.00 ± 1.41 | 81.00 ± 1.41 |" in printed
@@ -46,11 +46,11 @@ def test_the_script_prints_scores_and_differences(made):
     assert (save / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_costs_come_from_config_and_metrics(made):
-    report = (made[1] / "report.md").read_text()
+def test_report_costs_come_from_config_and_metrics(script_report):
+    report = (script_report[1] / "report.md").read_text()
     assert "| PromptKD | 2 | 1 s | 0.50 | 1.50 | 1,000 | 1,558,000,000 | 11,200 | 0.00072 |" in report
     assert "| SFT | 2 | 1 s | 0.50 | 1.50 | 1,000 | 1,558,000,000 | - | - |" in report
-    numbers = json.loads((made[1] / "report.json").read_text())
+    numbers = json.loads((script_report[1] / "report.json").read_text())
     models = {model["name"]: model for model in numbers["models"]}
     assert numbers["baseline"] == "sft" and models["teacher"]["reference"] and models["sft"]["sets"]["test"]
     assert models["promptkd"]["cost"]["prompt_share"] == pytest.approx(100 * 11200 / 1.558e9)
@@ -58,7 +58,7 @@ def test_costs_come_from_config_and_metrics(made):
     assert models["kd"]["sets"]["test"]["difference"]["mean"] == pytest.approx(0.6)
 
 
-def test_pauses_do_not_count_and_rollouts_for_several_steps_do(tmp_path):
+def test_cost_ignores_pauses_and_spreads_rollouts_over_steps(tmp_path):
     folder = Path(make_result(tmp_path, "sft"))
     rows = []
     for step in range(1, 41):  # every fourth makes the rollouts of four, and the run was stopped for an hour in two
@@ -75,7 +75,7 @@ def test_pauses_do_not_count_and_rollouts_for_several_steps_do(tmp_path):
 
 
 class Page(HTMLParser):
-    """Collects what a page holds, and that its elements are closed in order."""
+    """Collect the tags, links and texts of a page, and check that its elements are closed in order."""
 
     VOID = ("meta", "br", "path", "use", "rect")
 
@@ -101,8 +101,8 @@ class Page(HTMLParser):
         self.texts.append(text)
 
 
-def test_the_page_is_whole_asks_nothing_of_the_network_and_shows_texts_as_texts(made):
-    text = (made[1] / "report.html").read_text()
+def test_html_page_is_well_formed_self_contained_and_escaped(script_report):
+    text = (script_report[1] / "report.html").read_text()
     page = Page(text)
     assert not page.open and "script" not in page.tags and "img" not in page.tags
     assert all(link.startswith("#") for link in page.links) and "@import" not in text
@@ -116,65 +116,71 @@ def test_the_page_is_whole_asks_nothing_of_the_network_and_shows_texts_as_texts(
         assert "currentColor" in picture
 
 
-def test_the_bootstrap_tells_equal_from_different():
+def test_paired_bootstrap_separates_equal_from_different_scores():
     rows = [[float(i * 37 % 11) for i in range(200)] for _ in range(2)]
     same = paired_bootstrap(rows, rows)
     assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
     noise = [[score + (3 if i % 2 else -3) for i, score in enumerate(seed)] for seed in rows]
     assert paired_bootstrap(noise, rows).p > 0.9
     better = [[score + 1 for score in seed] for seed in noise]
-    found = paired_bootstrap(better, rows)
-    assert found.mean == pytest.approx(1) and found.low > 0 and found.p < 0.001
-    assert found == paired_bootstrap(better, rows)
+    difference = paired_bootstrap(better, rows)
+    assert difference.mean == pytest.approx(1) and difference.low > 0 and difference.p < 0.001
+    assert difference == paired_bootstrap(better, rows)
     worse = paired_bootstrap(rows, better)
-    assert worse.mean == pytest.approx(-1) and worse.p == found.p
+    assert worse.mean == pytest.approx(-1) and worse.p == difference.p
     weak = paired_bootstrap([[score + 0.2 for score in seed] for seed in noise], rows)
     assert 0.2 < weak.p < 0.5 and weak.low < 0 < weak.high  # 0.2 is 0.94 standard errors of 3 / sqrt(200)
 
 
-def test_the_bootstrap_by_hand():
-    """Differences 3 and -1: resampled means are -1, 1, 3 with 1/4, 1/2, 1/4; 2, 1, 0: as far as the mean in 2 of 27."""
-    found = paired_bootstrap([[4.0, 0.0], [2.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]])
-    assert (found.mean, found.low, found.high) == (1, -1, 3) and found.p == pytest.approx(1 / 2, abs=0.02)
+def test_paired_bootstrap_matches_hand_computed_cases():
+    """Compare p-values with counted resamplings.
+
+    Differences 3 and -1 resample to means of -1, 1 and 3 with probabilities 1/4, 1/2 and 1/4. Differences 2, 1 and 0
+    resample to a mean as far away as the observed one in 2 of 27 cases.
+    """
+    difference = paired_bootstrap([[4.0, 0.0], [2.0, -2.0]], [[0.0, 0.0], [0.0, 0.0]])
+    assert (difference.mean, difference.low, difference.high) == (1, -1, 3) and difference.p == pytest.approx(
+        1 / 2, abs=0.02
+    )
     assert paired_bootstrap([[2.0, 1.0, 0.0]], [[0.0, 0.0, 0.0]]).p == pytest.approx(2 / 27, abs=0.01)
 
 
-def test_several_sets_have_a_column_each(tmp_path):
+def test_score_table_has_a_column_for_each_set(tmp_path):
     results = [read_result(make_result(tmp_path, name, ("dolly", "vicuna"))) for name in ("sft", "kd")]
     shown = write_report(contents(results), tmp_path / "out")
     assert shown.startswith("| model | dolly: ROUGE-L | vicuna: ROUGE-L |")
     assert "Answers" not in (tmp_path / "out/report.md").read_text()
-    with pytest.raises(UserError, match="--baseline best: no result has this name, only sft, kd"):
+    with pytest.raises(UserError, match="--baseline best: no result has this name: use one of sft, kd"):
         find_baseline("best", results)
 
 
 @pytest.mark.parametrize(
-    "changes, what",
+    "changes, message",
     [
         ({"seeds": [10]}, r"seeds \(\[10, 20\] and \[10\]\)"),
         ({"protocol": {"top_k": 5}}, r"protocol \(top_k 0 and 5\)"),
     ],
 )
-def test_results_of_different_kinds_are_refused_unless_they_may_be_mixed(changes, what, tmp_path):
+def test_check_comparable_refuses_other_protocols_unless_mixed(changes, message, tmp_path):
     results = [read_result(make_result(tmp_path, "sft")), read_result(make_result(tmp_path, "kd", **changes))]
-    with pytest.raises(UserError, match=f"different {what}.*--mixed"):
+    with pytest.raises(UserError, match=f"different {message}.*--mixed"):
         check_comparable(results)
     check_comparable(results, mixed=True)
     write_report(contents(results, "sft"), tmp_path / "out")
     assert "Different protocols" in (tmp_path / "out/report.html").read_text()
 
 
-def test_sets_that_one_lacks_are_a_dash_in_a_mixed_table(tmp_path):
+def test_score_table_shows_missing_sets_as_dashes(tmp_path):
     results = [
         read_result(make_result(tmp_path, "sft", ("dolly", "own"))),
         read_result(make_result(tmp_path, "kd", ("dolly",))),
     ]
-    with pytest.raises(UserError, match="own in one alone"):
+    with pytest.raises(UserError, match="own in one only"):
         check_comparable(results)
     assert "| KD | **61.60 ± 0.14** | - |" in write_report(contents(results, "sft"), tmp_path / "out")
 
 
-def test_what_is_missing_is_named_with_its_remedy(tmp_path):
+def test_read_result_names_missing_files_and_their_remedy(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         read_result(str(tmp_path / "none"))
     folder = Path(make_result(tmp_path, "sft"))
@@ -192,7 +198,7 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "file, text, what",
+    "file, text, message",
     [
         ("eval/results.json", "{", "no readable JSON"),
         ("eval/results.json", "[]", "no JSON object"),
@@ -202,8 +208,8 @@ def test_what_is_missing_is_named_with_its_remedy(tmp_path):
         ("exposure_bias/exposure_bias.json", '{"ex_acc_err": [1]}', "lacks 'mean_R'"),
     ],
 )
-def test_broken_files_are_named(file, text, what, tmp_path):
+def test_read_result_names_broken_files(file, text, message, tmp_path):
     folder = make_result(tmp_path, "sft")
     (tmp_path / "sft" / file).write_text(text)
-    with pytest.raises(UserError, match=f"{file.rpartition('/')[2]}.*{what}"):
+    with pytest.raises(UserError, match=f"{file.rpartition('/')[2]}.*{message}"):
         read_result(folder)

@@ -1,4 +1,4 @@
-"""tools/report.py: which curves may share a table and whose they are, what is left out, costs from sparse logs."""
+"""Test which results may share a report, which curves and answers it shows, and costs from sparse logs."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from promptkd.errors import UserError
 from promptkd.evaluation.session import claim
 from promptkd.reporting.costs import cost
 from promptkd.reporting.report import Contents, write_report
-from promptkd.reporting.results import Result, check_comparable, read_result, unlike
+from promptkd.reporting.results import Result, check_comparable, protocol_differences, read_result
 from promptkd.training.metrics import MetricsFile, StepTimes
 from promptkd.training.trainer import Trainer
 from promptkd.utils.progress import Progress
 
 TEACHER = {"path": "teacher", "fingerprint": {"sha256_of_ends": "t"}, "prompt": None}
-HOW = {
+MEASUREMENT = {
     "set": "dolly", "sha256": "d", "rows": 2, "seeds": [10], "teacher": TEACHER,
     "protocol": {"published": False, "sample_times": 3, "dev_num": -1},
 }  # fmt: skip
 
 
 def measured(root: Path, name: str, **changes) -> Result:
-    """A result whose curve says how it was measured, as evaluate.py's do."""
+    """Return a result whose curve records its measurement, like those of evaluate.py."""
     folder = make_result(root, name)
-    change_json(Path(folder) / "exposure_bias/exposure_bias.json", **{**HOW, **changes})
+    change_json(Path(folder) / "exposure_bias/exposure_bias.json", **{**MEASUREMENT, **changes})
     return read_result(folder)
 
 
@@ -45,10 +45,10 @@ def report(results: list[Result], save: Path, samples: int = 0) -> str:
 
 
 @pytest.mark.parametrize(
-    "changes, says",
+    "changes, message",
     [
-        ({"protocol": {**HOW["protocol"], "published": True}}, r"published \(False and True\) on dolly"),
-        ({"protocol": {**HOW["protocol"], "sample_times": 1}}, r"sample_times \(3 and 1\)"),
+        ({"protocol": {**MEASUREMENT["protocol"], "published": True}}, r"published \(False and True\) on dolly"),
+        ({"protocol": {**MEASUREMENT["protocol"], "sample_times": 1}}, r"sample_times \(3 and 1\)"),
         ({"teacher": {**TEACHER, "fingerprint": {"sha256_of_ends": "u"}}}, "teacher on dolly"),
         ({"teacher": {"path": "other", "fingerprint": None}}, "teacher"),
         ({"sha256": "e"}, "test file on dolly"),
@@ -56,20 +56,20 @@ def report(results: list[Result], save: Path, samples: int = 0) -> str:
         ({"seeds": [20]}, r"seeds \(\[10\] and \[20\]\)"),
     ],
 )
-def test_curves_that_were_measured_differently_are_refused_unless_they_may_be_mixed(changes, says, tmp_path):
-    """Also where the first result has none."""
+def test_check_comparable_refuses_other_measurements_of_exposure_unless_mixed(changes, message, tmp_path):
+    """The first result of all need not have exposure bias."""
     first = read_result(make_result(tmp_path, "teacher"))
     shutil.rmtree(tmp_path / "teacher/exposure_bias")
     results = [first, measured(tmp_path, "sft"), measured(tmp_path, "kd", **changes)]
-    with pytest.raises(UserError, match=f"sft and of .*kd was measured with different {says}.*--mixed"):
+    with pytest.raises(UserError, match=f"sft and of .*kd was measured with different {message}.*--mixed"):
         check_comparable(results)
     check_comparable(results, mixed=True)
     assert "KD is not comparable to SFT, it was measured with different" in report(results, tmp_path / "out")
 
 
-def test_curves_that_differ_in_the_prompt_the_path_or_the_set_may_stand_together(tmp_path):
+def test_check_comparable_allows_another_prompt_path_or_set_of_exposure(tmp_path):
     moved = {**TEACHER, "path": "elsewhere", "prompt": "promptkd/prompt"}
-    same = {**HOW["protocol"], "dev_num": 2}
+    same = {**MEASUREMENT["protocol"], "dev_num": 2}
     results = [measured(tmp_path, "sft"), measured(tmp_path, "promptkd", teacher=moved, protocol=same)]
     results += [measured(tmp_path, "kd", set="vicuna", sha256="v"), read_result(make_result(tmp_path, "teacher"))]
     check_comparable(results)
@@ -80,19 +80,19 @@ def test_curves_that_differ_in_the_prompt_the_path_or_the_set_may_stand_together
 
 
 @pytest.mark.parametrize(
-    "changes, says",
+    "changes, message",
     [
-        ({"set": "a/b"}, "no fit name"),
+        ({"set": "a/b"}, "invalid name"),
         ({"set": 3}, "not what evaluate.py writes"),
         ({"teacher": {"path": None}}, "not what evaluate.py writes"),
     ],
 )
-def test_forged_curves_are_named(changes, says, tmp_path):
-    with pytest.raises(UserError, match=f"exposure_bias.json: .*{says}"):
+def test_read_result_names_forged_exposure_files(changes, message, tmp_path):
+    with pytest.raises(UserError, match=f"exposure_bias.json: .*{message}"):
         measured(tmp_path, "sft", **changes)
 
 
-def test_two_files_of_one_set_are_refused(tmp_path):
+def test_read_result_refuses_two_exposure_files_of_one_set(tmp_path):
     folder = measured(tmp_path, "sft").folder / "exposure_bias"
     (folder / "again").mkdir()
     shutil.copy(folder / "exposure_bias.json", folder / "again")
@@ -100,8 +100,8 @@ def test_two_files_of_one_set_are_refused(tmp_path):
         read_result(str(folder.parent))
 
 
-def test_a_model_from_elsewhere_has_the_curve_beside_its_evaluation_alone(tmp_path):
-    """A curve around it may be of another model; that of a run is the run's."""
+def test_read_result_without_a_run_takes_exposure_from_its_own_folder_only(tmp_path):
+    """Curves around a model without a run may belong to another model."""
     run = measured(tmp_path, "sft").folder
     shutil.copytree(run / "eval", tmp_path / "R")
     assert set(read_result(str(tmp_path / "R")).exposure) == {"dolly"}
@@ -114,7 +114,7 @@ def test_a_model_from_elsewhere_has_the_curve_beside_its_evaluation_alone(tmp_pa
     assert read_result(str(tmp_path / "R")).exposure == {}
 
 
-def test_a_new_evaluation_leaves_the_exposure_bias_beside_it(tmp_path):
+def test_claim_keeps_exposure_bias_of_an_evaluation_folder(tmp_path):
     kept, lost = tmp_path / "exposure_bias/exposure_bias.json", tmp_path / "dolly/exposure_bias.json"
     for path in (kept, lost):
         path.parent.mkdir()
@@ -123,29 +123,29 @@ def test_a_new_evaluation_leaves_the_exposure_bias_beside_it(tmp_path):
     assert kept.exists() and not lost.exists()
 
 
-def test_all_rows_and_as_many_rows_are_one_protocol(tmp_path):
-    """eval_main_uinst.sh says --dev-num 10000, run_eval.sh -1: what they answered is compared."""
+def test_protocol_differences_ignore_dev_num_and_compare_answered_rows(tmp_path):
+    """Scripts pass --dev-num 10000 or -1 for the same complete set, so that the answered rows are compared."""
     everything = read_result(make_result(tmp_path, "sft", protocol={"top_k": 0, "dev_num": -1}))
     as_many = read_result(make_result(tmp_path, "kd", protocol={"top_k": 0, "dev_num": 10_000}))
-    assert unlike(everything, as_many) == []
+    assert protocol_differences(everything, as_many) == []
     rows = as_many.sets["test"]["rougeL_rows"]
     as_many.sets["test"]["rougeL_rows"] = [seed[:-1] for seed in rows]
-    assert unlike(everything, as_many) == ["test sets (test: 41 and 40 rows)"]
+    assert protocol_differences(everything, as_many) == ["test sets (test: 41 and 40 rows)"]
 
 
 @pytest.mark.parametrize("damage", [os.unlink, lambda path: write_rows(path, [{"prompt": "Else", "output": "x"}] * 2)])
-def test_answers_to_a_test_file_that_is_gone_or_another_are_left_out_with_a_note(damage, tmp_path):
+def test_report_leaves_out_answers_to_a_changed_test_file_with_a_note(damage, tmp_path):
     results = [read_result(make_result(tmp_path, "sft"))]
     assert "gold 1" in report(results, tmp_path / "out", samples=2)
     damage(tmp_path / "valid.jsonl")
     text = report(results, tmp_path / "out", samples=2)
-    note = f"test: without answers, since {tmp_path}/valid.jsonl is gone or not what it was at the evaluation."
+    note = f"test: without answers, since {tmp_path}/valid.jsonl is missing or changed after the evaluation."
     assert f"## Answers\n\n{note}\n\n## How" in text and "gold" not in text and "Else" not in text
     assert note in (tmp_path / "out/report.html").read_text()
     assert "Answers" not in report(results, tmp_path / "out", samples=0)
 
 
-def test_a_report_without_curves_has_no_picture(tmp_path):
+def test_report_without_curves_has_no_picture(tmp_path):
     folder = Path(make_result(tmp_path, "sft"))
     (folder / "metrics.jsonl").unlink()
     shutil.rmtree(folder / "exposure_bias")
@@ -156,8 +156,8 @@ def test_a_report_without_curves_has_no_picture(tmp_path):
 
 
 @pytest.mark.parametrize("interval", [1, 3, 4, 8])
-def test_what_steps_cost_does_not_depend_on_the_log_interval(interval, tmp_path):
-    """MiniLLM's rollouts for four steps are made in steps 1, 5, 9 and so on; rows are written elsewhere."""
+def test_cost_does_not_depend_on_the_log_interval(interval, tmp_path):
+    """MiniLLM generates the rollouts of four steps in steps 1, 5, 9 and so on."""
     folder = Path(make_result(tmp_path, "sft"))
     (folder / "metrics.jsonl").unlink()
     trainer = SimpleNamespace(

@@ -1,10 +1,10 @@
-"""promptkd/utils/format.py: quantities as text."""
+"""Test the formatting of quantities as text."""
 
 from __future__ import annotations
 
 import pytest
 
-from promptkd.utils.format import format_bytes, format_count, format_duration
+from promptkd.utils.format import format_bytes, format_count, format_duration, format_spread
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,8 @@ def test_format_duration_largest_unit_that_fits_twice(seconds, text):
 )
 def test_format_count_three_digits(count, text):
     assert format_count(count) == text
+
+
+@pytest.mark.parametrize(("std", "text"), [(1.414, "61.00 ± 1.41"), (None, "61.00")])
+def test_format_spread_omits_the_deviation_of_a_single_value(std, text):
+    assert format_spread(61, std) == text
