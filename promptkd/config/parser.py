@@ -70,7 +70,7 @@ def parse(
         argv = [*config_arguments(path), *argv]
     check_arguments(argv)
     known = {text for action in parser._actions for text in action.option_strings}
-    for name in REMOVED_OPTIONS:
+    for name in REMOVED_OPTIONS if choice else ():
         parser.add_argument(f"--{name.replace('_', '-')}", type=partial(check_removed, name), help=argparse.SUPPRESS)
     values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
     if unknown:

@@ -1,4 +1,4 @@
-"""Options of earlier versions that are gone, so that files and commands that name them stay readable."""
+"""Training options of earlier versions. Files and commands that name them stay readable."""
 
 from __future__ import annotations
 

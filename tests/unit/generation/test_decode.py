@@ -13,16 +13,16 @@ from promptkd.generation.sampling import NoRepeatNgram, Sampling, TeacherMixture
 @pytest.mark.parametrize("ngram", [0, 2])
 def test_decode_greedy_equals_generate(family, ngram):
     model, given = tiny(family), prompts()
-    ours = run(model, given, sampling=Sampling(do_sample=False, no_repeat_ngram_size=ngram))
-    for prompt, response in zip(given, ours.responses):
-        theirs = model.generate(
+    output = run(model, given, sampling=Sampling(do_sample=False, no_repeat_ngram_size=ngram))
+    for prompt, response in zip(given, output.responses):
+        expected = model.generate(
             torch.as_tensor(prompt)[None],
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
             do_sample=False,
             max_new_tokens=20,
             no_repeat_ngram_size=ngram,
         )[0, len(prompt) :]
-        assert response.tolist() == theirs.tolist()
+        assert response.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
@@ -64,11 +64,11 @@ def test_decode_samples_have_the_distribution_of_the_model():
         first = model(torch.tensor([[1, 2]])).logits[0, -1].softmax(-1)
         second = model(torch.tensor([[1, 2, t] for t in range(5)])).logits[:, -1].softmax(-1)
     statistic, cells = 0.0, 0
-    seen = [tuple(r.tolist()) for r in responses]
+    sampled = [tuple(r.tolist()) for r in responses]
     for a in range(5):
         for b in range(5) if a else [None]:
             expected = rows * float(first[a] * (second[a, b] if a else 1))
-            count = seen.count((a, b) if a else (0,))
+            count = sampled.count((a, b) if a else (0,))
             statistic, cells = statistic + (count - expected) ** 2 / expected, cells + 1
     assert cells == 21 and statistic < 45.3  # 99.9 % of chi-square with 20 degrees of freedom
 

@@ -32,14 +32,16 @@ def memory(name: str) -> int:
 
 def main() -> None:
     """Load and partition a model on each of two ranks, and write down the memory that this took."""
-    folder, how = Path(sys.argv[1]), sys.argv[2]
+    folder, mode = Path(sys.argv[1]), sys.argv[2]
     ranks = setup()
     config = read_deepspeed_config(str(ROOT / "configs/deepspeed/ds_config_zero3_fp32.json"), ranks.device)
     before = memory("VmRSS")
-    model = load_causal_lm(str(folder), torch.float32, "--model-path", deferred=how == "deferred").requires_grad_(False)
+    model = load_causal_lm(str(folder), torch.float32, "--model-path", deferred=mode == "deferred").requires_grad_(
+        False
+    )
     prompted = LanguageModel(model, SoftPrompt(torch.zeros(2, model.config.hidden_size)))
     TrainEngine(prompted, OptimizerConfig(0.1, 1, "constant", 0.0, 0, 0.0, 1.0, (0.9, 0.999)), config, ranks)
-    (folder / f"{how}{ranks.dp_rank}.json").write_text(json.dumps(memory("VmHWM") - before))
+    (folder / f"{mode}{ranks.dp_rank}.json").write_text(json.dumps(memory("VmHWM") - before))
     ranks.barrier()
 
 
@@ -49,10 +51,10 @@ def test_load_deferred_never_holds_the_complete_model(tmp_path):
     model = make_model("llama", tmp_path / "model", **LARGE)
     size = 4 * sum(p.numel() for p in model.parameters())
     grown = {}
-    for how in ("deferred", "complete"):
-        started = Run([str(tmp_path / "model"), how], tmp_path / "log", 2, "test_deferred")
+    for mode in ("deferred", "complete"):
+        started = Run([str(tmp_path / "model"), mode], tmp_path / "log", 2, "test_deferred")
         assert started.wait() == [0, 0], (tmp_path / "log").read_text()
-        grown[how] = [json.loads((tmp_path / f"model/{how}{rank}.json").read_text()) for rank in (0, 1)]
+        grown[mode] = [json.loads((tmp_path / f"model/{mode}{rank}.json").read_text()) for rank in (0, 1)]
     assert max(grown["deferred"]) + 0.4 * size < min(grown["complete"]), (size, grown)
 
 

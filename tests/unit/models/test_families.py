@@ -55,12 +55,12 @@ def test_language_model_batch_equals_single_sequences_in_every_family(family):
     soft = torch.randn(3, 16)
     with torch.no_grad():
         for prompt in (None, soft):
-            seen = LanguageModel(model, None if prompt is None else SoftPrompt(prompt))
+            language_model = LanguageModel(model, None if prompt is None else SoftPrompt(prompt))
             for batch in make_micro_batches(given, responses, [1.0] * len(given), 60, CPU):
-                states = seen.hidden_states(batch).split([len(responses[i]) for i in batch.members])
-                for i, ours in zip(batch.members, states):
+                states = language_model.hidden_states(batch).split([len(responses[i]) for i in batch.members])
+                for i, output in zip(batch.members, states):
                     alone = states_alone(model, given[i], responses[i], prompt)
-                    torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-4)
+                    torch.testing.assert_close(output, alone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,14 +68,14 @@ def test_decode_greedy_equals_generate_in_every_family(family):
     """The end token is the fifth token of the first response, so sequences finish at different lengths."""
     model, given = build(family), prompts()
     eos = int(run(model, given[:1], end_ids=[-1]).responses[0][4])
-    ours = run(model, given, end_ids=[eos]).responses
-    assert len({len(response) for response in ours}) > 1
-    for prompt, response in zip(given, ours):
+    output = run(model, given, end_ids=[eos]).responses
+    assert len({len(response) for response in output}) > 1
+    for prompt, response in zip(given, output):
         ids = torch.as_tensor(prompt)[None]
-        theirs = model.generate(
+        expected = model.generate(
             ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=20, eos_token_id=eos
         )
-        assert response.tolist() == theirs[0, len(prompt) :].tolist()
+        assert response.tolist() == expected[0, len(prompt) :].tolist()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -97,16 +97,16 @@ def test_train_promptkd_takes_two_steps_in_every_family(family, save, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "family, changes, says",
+    "family, changes, message",
     [
         ("gemma2", {"final_logit_softcapping": 30.0}, "soft-caps"),
         ("cohere", {"logit_scale": 0.1}, "scales"),
         ("bloom", {"n_head": 4}, "position_ids"),
     ],
 )
-def test_check_family_refuses_changes_around_the_head(family, changes, says):
+def test_check_family_refuses_changes_around_the_head(family, changes, message):
     model = build(family, **changes)
-    with pytest.raises(UserError, match=rf"--model-path: the family {family} is not supported: .*{says}"):
+    with pytest.raises(UserError, match=rf"--model-path: the family {family} is not supported: .*{message}"):
         check_family(model, "--model-path")
 
 

@@ -29,8 +29,8 @@ from promptkd.models.tensor_parallel import open_model
 OPTION = "--teacher-model-path"
 
 
-def load(folder: Path, **how):
-    return load_causal_lm(str(folder), torch.float32, OPTION, **how)
+def load(folder: Path, **options):
+    return load_causal_lm(str(folder), torch.float32, OPTION, **options)
 
 
 def open_shard(folder: Path):
@@ -58,8 +58,8 @@ def test_load_refuses_weights_that_config_json_does_not_describe(way, tmp_path, 
     monkeypatch.setattr("promptkd.models.loading.transformers_logging.get_verbosity", lambda: 30)
     make_model("llama", tmp_path, attention_bias=True)
     change_config(tmp_path, attention_bias=None)
-    said = r"no place for 8 tensors of the weights, model.layers.0.self_attn.k_proj.bias first: take the config.json"
-    with pytest.raises(UserError, match=said):
+    message = r"no place for 8 tensors of the weights, model.layers.0.self_attn.k_proj.bias first: take the config.json"
+    with pytest.raises(UserError, match=message):
         WAYS[way](tmp_path)
     assert "LOAD REPORT" not in "".join(capfd.readouterr())
 
@@ -137,7 +137,7 @@ def test_adapter_finds_a_base_model_relative_to_its_folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes, says",
+    "changes, message",
     [
         ({"peft_type": "IA3"}, "an adapter of type IA3, not a model"),
         ({"peft_type": "PROMPT_TUNING"}, "an adapter of type PROMPT_TUNING, not a model"),
@@ -149,10 +149,10 @@ def test_adapter_finds_a_base_model_relative_to_its_folder(tmp_path):
         ({"r": 8}, "does not fit its base model"),
     ],
 )
-def test_adapter_that_does_not_fit_is_refused_in_one_line(changes, says, tmp_path):
+def test_adapter_that_does_not_fit_is_refused_in_one_line(changes, message, tmp_path):
     make_model("llama", tmp_path / "base")
     make_adapter(tmp_path / "lora", tmp_path / "base", **changes)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         load(tmp_path / "lora")
 
 

@@ -19,14 +19,14 @@ FAMILIES = ["gpt2", "opt", "llama"]
 def test_language_model_batch_equals_single_sequences(family, prompted):
     model = tiny(family)
     soft = torch.randn(3, 16)
-    seen = LanguageModel(model, SoftPrompt(soft) if prompted else None)
+    language_model = LanguageModel(model, SoftPrompt(soft) if prompted else None)
     given, responses = pairs()
     with torch.no_grad():
         for batch in make_micro_batches(given, responses, [1.0] * len(given), 60, CPU):
-            states = seen.hidden_states(batch).split([len(responses[i]) for i in batch.members])
-            for i, ours in zip(batch.members, states):
+            states = language_model.hidden_states(batch).split([len(responses[i]) for i in batch.members])
+            for i, output in zip(batch.members, states):
                 alone = states_alone(model, given[i], responses[i], soft if prompted else None)
-                torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(output, alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,11 +43,11 @@ def test_decode_left_padding_does_not_change_hidden_states(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_language_model_gradient_reaches_only_the_prompt(family):
     model = tiny(family).requires_grad_(False)
-    seen = LanguageModel(model, SoftPrompt(torch.randn(3, 16)))
+    language_model = LanguageModel(model, SoftPrompt(torch.randn(3, 16)))
     given, responses = pairs()
     (batch,) = make_micro_batches(given, responses, [1.0] * len(given), 10_000, CPU)
-    seen.hidden_states(batch).square().sum().backward()
-    assert seen.prompt.embeddings.grad.abs().sum() > 0
+    language_model.hidden_states(batch).square().sum().backward()
+    assert language_model.prompt.embeddings.grad.abs().sum() > 0
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

@@ -42,21 +42,21 @@ def test_shared_vocabulary_of_equal_models_is_none():
 
 
 def test_shared_vocabulary_of_padded_models_is_the_smaller_one():
-    found = shared_vocabulary((12, 10), 10, WORDS, WORDS)
-    assert (found.rows, found.excluded, len(found)) == (10, (), 10)
-    assert 9 in found and 10 not in found
+    vocabulary = shared_vocabulary((12, 10), 10, WORDS, WORDS)
+    assert (vocabulary.rows, vocabulary.excluded, len(vocabulary)) == (10, (), 10)
+    assert 9 in vocabulary and 10 not in vocabulary
 
 
 def test_shared_vocabulary_excludes_tokens_of_one_tokenizer():
-    found = shared_vocabulary((12, 12), 12, {**WORDS, "<s>": 9}, {**WORDS, "<pad>": 8, "<far>": 20})
-    assert (found.rows, found.excluded, len(found)) == (12, (8, 9), 10)
+    vocabulary = shared_vocabulary((12, 12), 12, {**WORDS, "<s>": 9}, {**WORDS, "<pad>": 8, "<far>": 20})
+    assert (vocabulary.rows, vocabulary.excluded, len(vocabulary)) == (12, (8, 9), 10)
 
 
 def test_shared_vocabulary_refuses_an_id_with_two_meanings():
-    said = r"2 ids have two meanings, 6 one; 3 is 'd' to the student and 'x' to the teacher, which has 'd' as 9"
+    message = r"2 ids have two meanings, 6 one; 3 is 'd' to the student and 'x' to the teacher, which has 'd' as 9"
     teacher = {**WORDS, "x": 3, "d": 9, "y": 4}
     del teacher["e"]
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         shared_vocabulary((12, 12), 12, WORDS, teacher)
     with pytest.raises(UserError, match="which lacks 'a'"):
         shared_vocabulary((12, 12), 12, WORDS, {"z": 0})
@@ -104,7 +104,7 @@ def test_losses_equal_plain_losses_over_shared_ids(kinds, excluded, monkeypatch)
     tokens = torch.tensor(ids)[torch.randint(len(ids), (count,))]
     parts = {"advantages": torch.randn(count), "old": torch.randn(count) * 0.1 - 3}
     policy = ClippedPolicy(tokens, importance=torch.ones(count), clip=0.2, **parts)
-    made = {
+    terms = {
         "reverse": ReverseKL(target, 0.7),
         "forward": ForwardKL(target, 0.7),
         "hard": CrossEntropy(tokens, 0.3),
@@ -114,10 +114,10 @@ def test_losses_equal_plain_losses_over_shared_ids(kinds, excluded, monkeypatch)
     expected = 0
     for kind in kinds:
         term = plain_loss(kind, hidden @ weight.T + bias, target.hidden @ target.head.weight.T, ids, tokens, parts)
-        expected = expected + made[kind].coefficient * (term * weights).sum()
+        expected = expected + terms[kind].coefficient * (term * weights).sum()
     wanted = torch.autograd.grad(expected, [hidden, weight, bias])
     for function in (fused_loss, reference_loss):
-        loss, _ = function(hidden, LMHead(weight, bias, over), [made[kind] for kind in kinds], weights)
+        loss, _ = function(hidden, LMHead(weight, bias, over), [terms[kind] for kind in kinds], weights)
         assert float(loss) == pytest.approx(float(expected), abs=1e-5)
         for ours, theirs in zip(torch.autograd.grad(loss, [hidden, weight, bias]), wanted):
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
@@ -162,10 +162,10 @@ def test_decode_samples_from_renormalized_shared_ids():
     with torch.no_grad():
         own, other = (m(torch.as_tensor(prompt)[None]).logits[0, -1, ids].softmax(-1) for m in (student, teacher))
     expected = (0.6 * own + 0.4 * other) * count
-    seen = torch.bincount(torch.cat(drawn), minlength=40)
-    assert not seen[[7, 38, 39]].any()
+    counts = torch.bincount(torch.cat(drawn), minlength=40)
+    assert not counts[[7, 38, 39]].any()
     common = expected > 5
-    chi = ((seen[ids] - expected)[common].square() / expected[common]).sum()
+    chi = ((counts[ids] - expected)[common].square() / expected[common]).sum()
     assert chi < 2 * common.sum(), chi
 
 
@@ -225,8 +225,10 @@ def test_train_padded_vocabulary_changes_no_metric(method, tmp_path, capfd):
         if name != "both" and method == "promptkd":
             assert curves[0] == [pytest.approx(curve, rel=1e-3, abs=1e-3) for curve in curves[1]] and curves[0]
         sizes = {"teacher": (1500, 1540, 1500), "student": (1564, 1500, 1500), "both": (1564, 1540, 1539)}[name]
-        said = f"the student predicts {sizes[0]} tokens, the teacher {sizes[1]}: they are compared over the {sizes[2]} "
-        assert capfd.readouterr().err.count(said) == 1
+        message = (
+            f"the student predicts {sizes[0]} tokens, the teacher {sizes[1]}: they are compared over the {sizes[2]} "
+        )
+        assert capfd.readouterr().err.count(message) == 1
         described = json.loads((tmp_path / name / "config.json").read_text())["vocabulary"]
         assert described == dict(zip(("student", "teacher", "shared"), sizes))
 
@@ -262,16 +264,16 @@ def test_train_accepts_student_tokens_as_targets_but_not_as_teacher_inputs(tmp_p
     data.mkdir()
     rows = [{"instruction": f"List {i} words.", "input": "", "output": "data <|new|> token"} for i in range(8)]
     (data / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    how = ["--model-path", student, "--data-dir", str(data), "--batch-size", "4", "--total-iters", "2"]
+    options = ["--model-path", student, "--data-dir", str(data), "--batch-size", "4", "--total-iters", "2"]
     wide = ["--teacher-model-path", padded("gpt2_teacher", tmp_path / "t", 4)]
-    train_here(tiny_argv("kd", tmp_path / "wide", *how, *wide))
+    train_here(tiny_argv("kd", tmp_path / "wide", *options, *wide))
     assert all(row["lm_loss"] > 0 and row["ds_loss"] > 0 for row in metrics_of(tmp_path / "wide"))
-    said = r"example 1 of the training data holds token 1500, and the teacher has embeddings for 1500 tokens"
-    with pytest.raises(UserError, match=said):
-        train_here(tiny_argv("kd", tmp_path / "narrow", *how))
+    message = r"example 1 of the training data holds token 1500, and the teacher has embeddings for 1500 tokens"
+    with pytest.raises(UserError, match=message):
+        train_here(tiny_argv("kd", tmp_path / "narrow", *options))
     with pytest.raises(UserError, match=r"--prompt-init-text .*has token 1500"):
         more = ["--data-dir", str(GOLDEN / "processed/dolly/full/gpt2"), "--prompt-init-text", "<|new|>"]
-        train_here(tiny_argv("promptkd", tmp_path / "text", *how, *more))
+        train_here(tiny_argv("promptkd", tmp_path / "text", *options, *more))
     assert not (tmp_path / "narrow").exists() and not (tmp_path / "text").exists()
 
 
