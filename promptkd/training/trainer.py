@@ -148,6 +148,7 @@ class Trainer:
             return
         began = time.perf_counter()
         row: dict[str, Any] = {"dev_loss": self.dev.loss(self.method.student)}
+        self.method.after_evaluation(row["dev_loss"])
         if self.settings.run.eval_gen:
             row["rougeL"] = self.dev.rouge_l(self.method.student)
         epoch = self.windows.epoch_of(step) if step else 0
