@@ -14,7 +14,7 @@ from promptkd.utils.strict_json import check_kind, is_kind, read_object
 ROW = {"key": str, "repo": (str, None), "type": str, "target": str, "bytes": (int, None), "licence": (str, None)}
 OPTIONAL = {"unverified": bool, "note": str, "subfolder": str, "needs": [str]}
 OPTIONAL_DEFAULTS = {"unverified": False, "note": "", "subfolder": "", "needs": []}
-MANIFEST = ".download.json"  # written last into a complete folder: its files and their sizes
+MANIFEST = ".download.json"  # lists the files of a downloaded item and their sizes
 
 
 @dataclass(frozen=True)

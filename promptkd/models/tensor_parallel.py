@@ -148,9 +148,7 @@ def open_model(
         )
     source = open_source(root, size, FAMILIES[config.model_type])
     described = read_json(inside(root, "config.json"))
-    checks.check_names(source, described)
-    checks.check_geometry(source, described, size, size_option, replicated=("vocab",))
-    checks.check_shards(source)
+    checks.check_model(source, described, size, size_option, replicated=("vocab",))
     names = checks.output_names(source, described, 1)
     try:
         with init_empty_weights(include_buffers=False):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -93,6 +95,29 @@ def test_weights_in_parts(hub, tmp_path, tiny):
     assert same_logits(tiny, tmp_path / FOLDER)
 
 
+@pytest.mark.parametrize("moves", range(3))
+def test_download_stopped_while_converted_files_move_can_be_repeated(hub, tmp_path, tiny, monkeypatch, moves):
+    hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, tiny.weights)}
+    real, moved = os.replace, []
+
+    def replace(source, destination):
+        if Path(destination).name in (*tiny.small, "model.safetensors"):
+            if len(moved) == moves:
+                raise KeyboardInterrupt
+            moved.append(destination)
+        real(source, destination)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.os, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            get(tmp_path, BASE)
+    assert state(item(BASE), tmp_path) == "partial"
+    hub.log.clear()
+    assert get(tmp_path, BASE) == 0
+    assert not hub.asked("pytorch_model.bin") and same_logits(tiny, tmp_path / FOLDER)
+    assert tree(tmp_path) == {f"{FOLDER}/{name}" for name in [*tiny.small, "model.safetensors", MANIFEST]}
+
+
 def test_parts_that_do_not_add_up(hub, tmp_path, tiny, capfd):
     hub.repos[REPO] = {
         **tiny.small,
@@ -120,7 +145,7 @@ def test_shared_tensors_without_a_tied_head_are_kept_both(tmp_path, tiny):
     weights = {"lm_head.weight": table, "embed.weight": table, "rows": table[1:3], "turned": table.t()}
     tiny.torch.save(weights, tmp_path / "pytorch_model.bin")
     (tmp_path / "config.json").write_text('{"model_type": "llama", "tie_word_embeddings": false}')
-    assert convert([tmp_path / "pytorch_model.bin"], tmp_path / "config.json", tmp_path) == ["model.safetensors"]
+    convert([tmp_path / "pytorch_model.bin"], tmp_path / "config.json", tmp_path)
     loaded = load_file(tmp_path / "model.safetensors")
     assert set(loaded) == set(weights)
     assert all(tiny.torch.equal(loaded[name], weights[name]) for name in weights)
@@ -179,7 +204,7 @@ def test_a_disk_that_fills_up_while_converting_keeps_the_download(hub, tmp_path,
         def write(*_):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-        patch.setattr(safetensors_io.SafetensorsWriter, "write", write)
+        patch.setattr(safetensors_io, "_blocks", write)
         assert get(tmp_path, BASE) == 1
     assert "the disk is full" in capfd.readouterr().err
     hub.log.clear()
@@ -187,14 +212,12 @@ def test_a_disk_that_fills_up_while_converting_keeps_the_download(hub, tmp_path,
     assert not hub.asked("pytorch_model.bin") and same_logits(tiny, tmp_path / FOLDER)
 
 
-def test_a_copy_that_differs_is_not_trusted(hub, tmp_path, tiny, monkeypatch, capfd):
-
+def test_convert_damaged_copy_is_not_used(hub, tmp_path, tiny, monkeypatch, capfd):
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, tiny.weights)}
-    real = safetensors_io.SafetensorsWriter.write
     with monkeypatch.context() as patch:
-        patch.setattr(safetensors_io.SafetensorsWriter, "write", lambda w, name, t: real(w, name, t + 1))
+        patch.setattr(safetensors_io, "digest_of", lambda path: {"bytes": path.stat().st_size, "sha256": "0" * 64})
         assert get(tmp_path, BASE) == 1
-    assert "differs from its source" in capfd.readouterr().err
+    assert "model.safetensors reads back with another checksum" in capfd.readouterr().err
     assert not (tmp_path / FOLDER).exists() and list(tmp_path.rglob("pytorch_model.bin"))
 
 

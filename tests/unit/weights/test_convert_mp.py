@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -19,9 +20,9 @@ from promptkd.cli import convert as convert_mp
 from promptkd.errors import UserError
 from promptkd.weights import convert as convert_module
 from promptkd.weights import safetensors_io
-from promptkd.weights.convert import GenerationRequest, convert
+from promptkd.weights.convert import ConversionRequest, convert
 from promptkd.weights.families import FAMILIES
-from promptkd.weights.layout import pieces, spans
+from promptkd.weights.layout import pieces
 from promptkd.weights.reader import SourceModel
 
 
@@ -94,17 +95,17 @@ def test_gpt2_fused_projection_is_cut_by_heads(tmp_path: Path) -> None:
     assert second["transformer.wte.weight"].shape == (97, 32), "gpt2's vocabulary is odd: it stands whole"
 
 
-def test_sizes_that_do_not_divide_each_other() -> None:
-    """Every way from any size to any other gives the spans of the target, in order."""
-    whole_axis = torch.arange(72)
-    for blocks in (1, 3):
-        for source in (1, 2, 3, 4, 6):
-            held = [torch.cat([whole_axis[a:b] for a, b in spans(72, blocks, source, r)]) for r in range(source)]
-            for target in (1, 2, 3, 4, 6):
-                for rank in range(target):
-                    taken = [held[shard][a:b] for shard, a, b in pieces(72, blocks, source, target, rank)]
-                    expected = torch.cat([whole_axis[a:b] for a, b in spans(72, blocks, target, rank)])
-                    assert torch.equal(torch.cat(taken), expected)
+def test_pieces_join_shards_of_any_two_sizes() -> None:
+    axis = torch.arange(72)
+
+    def shard(blocks: int, size: int, rank: int) -> torch.Tensor:
+        return torch.cat([block.chunk(size)[rank] for block in axis.chunk(blocks)])
+
+    for blocks, source, target in itertools.product((1, 3), (1, 2, 3, 4, 6), (1, 2, 3, 4, 6)):
+        for rank in range(target):
+            ranges = pieces(72, blocks, source, target, rank)
+            joined = torch.cat([shard(blocks, source, index)[start:stop] for index, start, stop in ranges])
+            assert torch.equal(joined, shard(blocks, target, rank))
 
 
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
@@ -116,7 +117,7 @@ def test_several_files_with_an_index(tmp_path: Path, form: str) -> None:
     model.half().save_pretrained(tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     run(tmp_path / "many", 1, 2, output_path=tmp_path / "out")
-    convert(GenerationRequest(tmp_path / "out", 2, 1, format=form), max_file_bytes=20_000)
+    convert(ConversionRequest(tmp_path / "out", 2, 1, format=form), max_file_bytes=20_000)
     assert len(list((tmp_path / "out").glob(f"*-of-*.{form}"))) > 2
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float16)
     assert_same(loaded.state_dict(), model.state_dict())
@@ -134,19 +135,15 @@ def test_source_model_piece_same_numbers_when_mappings_are_released(llama2: Path
         assert all(piece.data_ptr() != shard[name].data_ptr() for shard in model.shards)
 
 
-@torch.no_grad()
-def test_safetensors_writer_refuses_another_tensor_than_the_layout_names(tmp_path: Path) -> None:
+def test_write_tensors_refuses_tensors_that_differ_from_the_layout(tmp_path: Path) -> None:
     layout = {"a": torch.empty(2, 3, device="meta"), "b": torch.empty(2, device="meta")}
-    for name, tensor in (("b", torch.zeros(2)), ("a", torch.zeros(3, 2)), ("a", torch.zeros(2, 3).half())):
-        writer = safetensors_io.SafetensorsWriter(tmp_path / "x.safetensors", layout)
-        with pytest.raises(ValueError, match="not the layout's next tensor"):
-            writer.write(name, tensor)
-        writer.close()
-    writer = safetensors_io.SafetensorsWriter(tmp_path / "x.safetensors", layout)
-    writer.write("a", torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="b has not been written"):
-        writer.finish()
-    writer.close()
+    first, path = torch.zeros(2, 3), tmp_path / "x.safetensors"
+    for tensors in ([torch.zeros(3, 2)], [first.half()], [first], [first, torch.zeros(2), first]):
+        with pytest.raises(ValueError, match=r"layout|shorter|longer"):
+            safetensors_io.write_tensors(path, layout, tensors)
+        assert not path.exists()
+    safetensors_io.write_tensors(path, layout, [first, torch.ones(2)])
+    assert_same(load_file(path), {"a": first, "b": torch.ones(2)})
 
 
 def test_names_without_the_base_prefix(tmp_path: Path) -> None:
@@ -219,7 +216,7 @@ def test_options() -> None:
 def test_overwrite_replaces_at_the_end(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(llama, 1, 2)
     before = {path.name: path.read_bytes() for path in (llama / "mp2").iterdir()}
-    monkeypatch.setattr(convert_module, "digest_of", fail)
+    monkeypatch.setattr(convert_module, "write_verified", fail)
     with pytest.raises(UserError, match="no space"):
         run(llama, 1, 2, format="bin", overwrite=True)
     assert {path.name: path.read_bytes() for path in (llama / "mp2").iterdir()} == before
@@ -227,9 +224,9 @@ def test_overwrite_replaces_at_the_end(llama: Path, monkeypatch: pytest.MonkeyPa
     run(llama, 1, 2, format="bin", overwrite=True)
     assert sorted(path.name for path in (llama / "mp2").iterdir()) == ["pytorch_model_0.bin", "pytorch_model_1.bin"]
     expected = whole(llama)
-    convert(GenerationRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=20_000)
+    convert(ConversionRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=20_000)
     assert not (llama / "model.safetensors").exists(), "the old weights would be loaded in place of the new ones"
-    convert(GenerationRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=30_000)
+    convert(ConversionRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=30_000)
     index = json.loads((llama / "model.safetensors.index.json").read_text())["weight_map"]
     assert {path.name for path in llama.glob("model-*")} == set(index.values())
     run(llama, 2, 1, format="bin", overwrite=True)

@@ -15,6 +15,7 @@ from helpers.tiny_models import make_model, run
 from safetensors.torch import load_file, save_file
 
 from promptkd.errors import UserError
+from promptkd.utils.files import FileDigest
 from promptkd.weights import safetensors_io
 
 
@@ -155,18 +156,16 @@ def test_numbers_too_large_for_the_type(llama: Path) -> None:
 
 
 def test_a_bad_disk_is_noticed(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = safetensors_io.SafetensorsWriter.finish
+    real = safetensors_io.write_tensors
 
-    def spoil(writer: safetensors_io.SafetensorsWriter) -> dict[str, int | str]:
-        digest = finish(writer)
-        with open(writer.path, "r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            last = file.read(1)[0]
-            file.seek(-1, os.SEEK_END)
-            file.write(bytes([last ^ 1]))
+    def write_damaged(path: Path, *arguments: object) -> FileDigest:
+        digest = real(path, *arguments)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
         return digest
 
-    monkeypatch.setattr(safetensors_io.SafetensorsWriter, "finish", spoil)
+    monkeypatch.setattr(safetensors_io, "write_tensors", write_damaged)
     refused(llama, 1, 2, "reads back with another checksum")
 
 
