@@ -53,12 +53,12 @@ def _check_names(model: SourceModel, config: Mapping[str, Any] | None) -> None:
     for name in model.names:
         cut = family.cut(name)
         if cut is not None and len(model.shape(name, 1)) <= cut.axis:
-            raise UserError(f"{path}: {name} has too few dimensions to be cut along dimension {cut.axis}")
+            raise UserError(f"{path}: {name} has too few dimensions to be cut: use the model's own weights")
         layer, rest = family.split(name)
         if layer is not None:
             layers.setdefault(layer, set()).add(rest)
     if family.embedding not in model.names:
-        raise UserError(f"{path} lacks {family.embedding}")
+        raise UserError(f"{path} lacks {family.embedding}: the weights are incomplete")
     count = _number(config, family, "layers") or max(layers, default=-1) + 1
     required = set().union(*layers.values())
     for layer in range(count):
@@ -129,7 +129,9 @@ def _widths(model: SourceModel) -> dict[str, int]:
         total = model.shape(name, 1)[cut.axis]
         width, first = widths.setdefault(cut.unit, (total // cut.blocks, name))
         if total != width * cut.blocks or model.layout[name].shape[cut.axis] % cut.blocks:
-            raise UserError(f"{model.shards[0].path}: the shapes of {name} and {first} do not fit together")
+            raise UserError(
+                f"{model.shards[0].path}: the shapes of {name} and {first} do not fit together: use one model's weights"
+            )
     return {unit: width for unit, (width, _) in widths.items()}
 
 
@@ -163,7 +165,7 @@ def _number(config: Mapping[str, Any] | None, family: Family, key: str) -> int |
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"config.json: {field} is {value!r}, not a positive integer")
+        raise UserError(f"config.json: {field} is {value!r}, not a positive integer: use the model's own config.json")
     return value
 
 

@@ -66,7 +66,7 @@ def convert(request: ConversionRequest, max_file_bytes: int = MAX_FILE_BYTES) ->
     """
     root, size = request.input_path, request.target_mp_size
     if not root.is_dir():
-        raise UserError(f"--input_path {root} is not a folder")
+        raise UserError(f"--input_path {root} is not a folder: correct the path")
     config = read_json(inside(root, "config.json")) if (root / "config.json").exists() else None
     family = FAMILIES[_model_type(request, config)]
     output = Output(request.output_path or root, size)
@@ -97,7 +97,9 @@ def _model_type(request: ConversionRequest, config: Mapping[str, Any] | None) ->
         raise UserError(f"--model_type {request.model_type}, but {request.input_path}/config.json says {configured}")
     chosen = request.model_type or configured
     if not isinstance(chosen, str | None):
-        raise UserError(f"{request.input_path}/config.json: model_type is {chosen!r}, not a string")
+        raise UserError(
+            f"{request.input_path}/config.json: model_type is {chosen!r}, not a string: use the model's own config.json"
+        )
     if chosen is None:
         raise UserError(f"{request.input_path} has no config.json: give --model_type")
     if chosen not in FAMILIES:
@@ -156,7 +158,7 @@ def _to_bin(path: Path) -> None:
         raise UserError(f"{target} cannot be written ({' '.join(str(error).split())[:120]}): make room") from None
     written = read_tensors(target)
     if list(written) != list(tensors) or not all(have_same_bytes(written[name], tensors[name]) for name in tensors):
-        raise UserError(f"{target} reads back with other tensors than were written: is the disk sound?")
+        raise UserError(f"{target} reads back with other tensors than were written: check the disk")
     path.unlink()
 
 

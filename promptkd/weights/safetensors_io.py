@@ -73,14 +73,16 @@ class TensorFile(Mapping[str, Tensor]):
         try:
             self._file: Any = safe_open(self.path, framework="pt")
         except SafetensorError as error:
-            raise UserError(f"{self.path} is damaged or not a safetensors file: {error}") from None
+            raise UserError(f"{self.path} is damaged or not a safetensors file ({error}): get it again") from None
 
     def _read_layout(self) -> dict[str, Tensor]:
         layout = {}
         for name in self._file.keys():  # noqa: SIM118 - not a mapping
             header = self._file.get_slice(name)
             if header.get_dtype() not in DTYPES:
-                raise UserError(f"{self.path}: {name} has the unsupported dtype {header.get_dtype()}")
+                raise UserError(
+                    f"{self.path}: {name} has the unsupported dtype {header.get_dtype()}: dequantize the model first"
+                )
             layout[name] = torch.empty(header.get_shape(), dtype=DTYPES[header.get_dtype()], device="meta")
         self.metadata = self._file.metadata() or {}
         return layout
@@ -140,14 +142,14 @@ def write_verified(
         UserError: If they differ.
     """
     if write_tensors(path, layout, tensors, metadata) != digest_of(path):
-        raise UserError(f"{path} reads back with another checksum: is the disk sound?")
+        raise UserError(f"{path} reads back with another checksum: check the disk")
 
 
 def check_dtypes(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Raise `UserError` for a dtype that is not in `DTYPES`."""
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPE_NAMES:
-            raise UserError(f"{path}: {name} has the unsupported dtype {tensor.dtype}")
+            raise UserError(f"{path}: {name} has the unsupported dtype {tensor.dtype}: dequantize the model first")
 
 
 def widest_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

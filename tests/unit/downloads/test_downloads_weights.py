@@ -59,7 +59,7 @@ def same_logits(tiny, folder):
 
 
 @pytest.mark.parametrize("zipped", [True, False])  # the format since PyTorch 1.6, and the one before
-def test_pickled_weights_become_safetensors(hub, tmp_path, tiny, zipped):
+def test_download_converts_pickled_weights_to_safetensors(hub, tmp_path, tiny, zipped):
     from safetensors.torch import load_file
 
     others = {
@@ -82,7 +82,7 @@ def test_pickled_weights_become_safetensors(hub, tmp_path, tiny, zipped):
     assert same_logits(tiny, tmp_path / FOLDER)
 
 
-def test_weights_in_parts(hub, tmp_path, tiny):
+def test_download_converts_weights_in_several_files(hub, tmp_path, tiny):
     names = sorted(set(tiny.weights) - {"lm_head.weight"})
     parts = {
         f"pytorch_model-0000{i + 1}-of-00002.bin": pickled(tiny, {n: tiny.weights[n] for n in names[i::2]})
@@ -118,7 +118,7 @@ def test_download_stopped_while_converted_files_move_can_be_repeated(hub, tmp_pa
     assert tree(tmp_path) == {f"{FOLDER}/{name}" for name in [*tiny.small, "model.safetensors", MANIFEST]}
 
 
-def test_parts_that_do_not_add_up(hub, tmp_path, tiny, capfd):
+def test_download_refuses_missing_weight_files(hub, tmp_path, tiny, capfd):
     hub.repos[REPO] = {
         **tiny.small,
         "pytorch_model-00001-of-00002.bin": b"x",
@@ -128,7 +128,7 @@ def test_parts_that_do_not_add_up(hub, tmp_path, tiny, capfd):
     assert "1 of the weight files" in capfd.readouterr().err
 
 
-def test_safetensors_are_preferred(hub, tmp_path, tiny):
+def test_download_prefers_safetensors(hub, tmp_path, tiny):
     whole = (tiny.folder / "model.safetensors").read_bytes()
     hub.repos[REPO] = {**tiny.small, "model.safetensors": whole, "pytorch_model.bin": b"x" * 5000}
     assert get(tmp_path, BASE) == 0
@@ -136,7 +136,7 @@ def test_safetensors_are_preferred(hub, tmp_path, tiny):
     assert same_logits(tiny, tmp_path / FOLDER)
 
 
-def test_shared_tensors_without_a_tied_head_are_kept_both(tmp_path, tiny):
+def test_convert_keeps_shared_tensors_of_an_untied_model(tmp_path, tiny):
     from safetensors.torch import load_file
 
     from promptkd.downloads.conversion import convert
@@ -162,7 +162,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("form", ["torch", "torch-old", "bare"])
-def test_a_pickle_that_would_run_something_is_refused(hub, tmp_path, tiny, capfd, form):
+def test_download_refuses_a_pickle_that_would_run_code(hub, tmp_path, tiny, capfd, form):
     trace = tmp_path / "trace"
     content = {**tiny.weights, "x": Evil(trace)}
     if form == "bare":
@@ -191,13 +191,13 @@ def test_a_pickle_that_would_run_something_is_refused(hub, tmp_path, tiny, capfd
         lambda torch: dict.fromkeys("abcdefgh", torch.ones(9999)),
     ],
 )
-def test_a_pickle_of_something_else_is_refused(hub, tmp_path, tiny, capfd, make):
+def test_download_refuses_a_pickle_without_plain_tensors(hub, tmp_path, tiny, capfd, make):
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, make(tiny.torch))}
     assert get(tmp_path, BASE) == 1
     assert "was refused" in capfd.readouterr().err
 
 
-def test_a_disk_that_fills_up_while_converting_keeps_the_download(hub, tmp_path, tiny, monkeypatch, capfd):
+def test_convert_full_disk_keeps_the_download(hub, tmp_path, tiny, monkeypatch, capfd):
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, tiny.weights)}
     with monkeypatch.context() as patch:
 
@@ -221,7 +221,7 @@ def test_convert_damaged_copy_is_not_used(hub, tmp_path, tiny, monkeypatch, capf
     assert not (tmp_path / FOLDER).exists() and list(tmp_path.rglob("pytorch_model.bin"))
 
 
-def test_a_trained_model_is_not_overwritten(hub, tmp_path, tiny, capfd):
+def test_download_does_not_overwrite_a_trained_model(hub, tmp_path, tiny, capfd):
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": pickled(tiny, tiny.weights)}
     (tmp_path / FOLDER).mkdir(parents=True)
     (tmp_path / FOLDER / "model.safetensors").write_bytes(b"my own training")
@@ -229,7 +229,7 @@ def test_a_trained_model_is_not_overwritten(hub, tmp_path, tiny, capfd):
     assert "holds another model.safetensors" in capfd.readouterr().err
 
 
-def test_room_for_the_conversion_is_counted(hub, tmp_path, tiny, monkeypatch):
+def test_download_disk_space_includes_the_conversion(hub, tmp_path, tiny, monkeypatch):
     weights = pickled(tiny, tiny.weights)
     hub.repos[REPO] = {**tiny.small, "pytorch_model.bin": weights}
     size = sum(map(len, tiny.small.values())) + 2 * len(weights)
