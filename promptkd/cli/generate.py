@@ -156,7 +156,7 @@ def read_prompts(settings, tokenizer) -> Prompts:
         picked = np.random.default_rng(what.seed_ppo).permutation(len(kept))[: what.gen_num]
         kept = [kept[i] for i in sorted(picked)]
     notes = [str(counts)] * bool(str(counts)) + [f"warning: {unlike}"] * bool(unlike)
-    texts, gold = [encoder.text(rows[i].prompt) for i in kept], [rows[i].references for i in kept]
+    texts, gold = [encoder.specials.unmark(rows[i].prompt) for i in kept], [rows[i].references for i in kept]
     return Prompts(texts, [made[i].prompt for i in kept], gold, notes)
 
 

@@ -1,4 +1,4 @@
-"""Files of rows of every kind give the same examples; broken ones are named."""
+"""Every kind of file gives the same examples, and errors name broken files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tokenizer():
 
 
 def write(folder, name, rows=ROWS):
-    """Rows as a file of the kind of its name, or as `save_to_disk` writes them for "saved"."""
+    """Write rows as a file of the kind that its name says, or with `save_to_disk` for "saved"."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     if name == "saved":

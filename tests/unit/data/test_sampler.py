@@ -1,4 +1,4 @@
-"""The order of the examples: that of torch's DistributedSampler, drawn once an epoch."""
+"""The order of examples is that of torch's DistributedSampler, and is drawn once an epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptkd.data.sampler import StepSampler
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[int]:
-    """The sizes of the permutations that are drawn."""
+    """Record the sizes of the permutations that are drawn."""
     sizes, randperm = [], torch.randperm
 
     def noted(size, **how):
