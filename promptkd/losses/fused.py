@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptkd.losses.divergences import log_ratio, row_dot
+from promptkd.losses.rows import log_ratio, row_dot
 from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LMHead
