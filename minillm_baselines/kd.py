@@ -40,7 +40,7 @@ class KD(Method):
         """Update the student on the responses of the data, towards their tokens and the teacher's distribution."""
         micro_batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
         self.student.train()
-        with window.clock("student"):
+        with window.timer("student"):
             losses = self.student.update(micro_batches, self.losses)
         ratio = self.settings.kd_ratio
         loss = (1 - ratio) * losses["lm_loss"] + ratio * losses.get("ds_loss", 0.0)

@@ -156,12 +156,12 @@ class MiniLLM(Method):
 
     def step(self, window: StepBatch) -> dict[str, float]:
         how, ranks = self.settings, self.context.ranks
-        with window.clock("rollout"):
+        with window.timer("rollout"):
             groups = self.rollouts_of(window)
         rollouts = [stored for group in groups for stored in group]
         whitened = self.whitened(groups)
         batches, tokens = self.micro_batches(window, [stored.response for stored in rollouts])
-        with window.clock("student"):
+        with window.timer("student"):
             texts = self.corpus_batches(window)
             losses = self.update(batches, texts, rollouts, whitened)
         pg, reg = losses["pg_loss"], losses["reg_loss"]

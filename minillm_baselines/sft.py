@@ -15,6 +15,6 @@ class SFT(Method):
         """Update the student on the responses of the data."""
         micro_batches, tokens = self.micro_batches(window, [example.response for example in window.examples])
         self.student.train()
-        with window.clock("student"):
+        with window.timer("student"):
             losses = self.student.update(micro_batches, lambda mb: {"loss": CrossEntropy(mb.targets)})
         return {**losses, "response_tokens": tokens}

@@ -48,7 +48,7 @@ from promptkd.data.templates import Template, template_of
 from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
 from promptkd.data.workers import chunks_of_lines, ordered_map
 from promptkd.errors import UserError
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 from promptkd.utils.jsonl import numbered_lines, parse_line
 from promptkd.utils.machine import usable_cores
 
@@ -147,7 +147,7 @@ def instructions(settings: InstructionSettings) -> dict[str, Lengths]:
     template = template_of(settings.template, tokenizer)
     lengths, reading = {split: Lengths() for split in SPLITS}, Reading()
     seen = 0
-    with written_together(Path(settings.save)) as folder, ExitStack() as stack:
+    with atomic_files(Path(settings.save)) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
         texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
         job = EncodeInstructions(TextEncoder(tokenizer, settings.special_tokens), settings, template)
@@ -185,7 +185,7 @@ def corpus(settings: CorpusSettings) -> dict[str, Lengths]:
     tokenizer, dtype = prepare(settings, [f"{s}_0{end}" for s in SPLITS for end in (".bin", ".idx")])
     lengths = {split: Lengths() for split in SPLITS}
     most = None if settings.train_num < 0 else settings.dev_num + settings.train_num
-    with written_together(Path(settings.save)) as folder, ExitStack() as stack:
+    with atomic_files(Path(settings.save)) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(TokenFileWriter(folder / f"{s}_0", dtype)) for s in SPLITS}
         job = EncodeDocuments(TextEncoder(tokenizer), settings.raw)
         pieces = Pieces(encoded(job, numbered_lines(settings.raw), settings, stack))

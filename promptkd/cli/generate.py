@@ -106,7 +106,7 @@ def identity(settings, prompts: list[str], dtype: str) -> dict:
     """What decides the answers: a run goes on with earlier ones only where all of this agrees."""
     import hashlib
 
-    from promptkd.utils.run_files import fingerprint
+    from promptkd.utils.files import fingerprint
 
     what, data = settings.generation, settings.data
     model = what.model_path
@@ -173,11 +173,11 @@ def run(settings) -> None:
     from promptkd.data.chat_arguments import bind_settings, now
     from promptkd.distributed.ranks import setup
     from promptkd.evaluation.answer_store import AnswerStore, recorded_time
-    from promptkd.evaluation.progress import AnswerBar
     from promptkd.evaluation.session import choose_dtype
     from promptkd.generation.budget import decoding_budget
     from promptkd.models.loading import check_positions, load_causal_lm, load_config, load_own_tokenizer
     from promptkd.models.tensor_parallel import tensor_parallel_group
+    from promptkd.utils.progress import Progress
 
     what, data = settings.generation, settings.data
     config = load_config(what.model_path, "--model-path")
@@ -199,8 +199,7 @@ def run(settings) -> None:
         group = tensor_parallel_group(ranks, settings.parallel.size)
         model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
         data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
-        bar = AnswerBar(len(todo), ranks.is_main)
-        bar.start("generate")
+        bar = Progress("generate", len(todo), ranks.is_main, unit="answer")
         thoughts = answer(settings, model, tokenizer, prompts, todo, store, bar)
         bar.close()
     thoughts = sum(ranks.all_gather_objects([thoughts]))  # and every rank has written its last answer
@@ -240,7 +239,7 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
             sampling=Sampling(**dataclasses.asdict(settings.decoding)),
             noise=lambda place, rows=rows: uniform_draws(settings.generation.seed, rows[place], count=new_tokens),
             token_budget=data.token_budget,
-            progress=bar,
+            progress=bar.update,
             agree=store.ranks.broadcast_tp,
         ).responses
         said = [

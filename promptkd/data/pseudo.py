@@ -16,7 +16,7 @@ from promptkd.data.templates import render_prompt
 from promptkd.data.token_check import rule_of_folder
 from promptkd.data.token_file import TokenFileWriter, join_row, token_dtype
 from promptkd.errors import UserError
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 from promptkd.utils.jsonl import read_jsonl
 
 TRAIN = ("train_0.bin", "train_0.idx", "train.jsonl")
@@ -62,7 +62,7 @@ def pseudo(settings: PseudoSettings) -> dict[str, str]:
     kept = [(pair, ids) for pair, ids in made if counts.take(ids, settings.max_prompt_length, None)]
     if not kept:
         raise UserError(f"all prompts are over --max-prompt-length {settings.max_prompt_length}: raise it")
-    with written_together(save) as folder:
+    with atomic_files(save) as folder:
         with TokenFileWriter(folder / "train_0", dtype) as tokens:
             for _, ids in kept:
                 tokens.add(join_row(ids.prompt, ids.response, dtype))

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import os
 import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from promptkd.errors import UserError
-from promptkd.utils.machine import start_method
+from promptkd.utils.machine import exit_with_parent, start_method
 
 Lines = list[tuple[int, bytes]]
 Result = TypeVar("Result")
@@ -82,13 +79,7 @@ def _start_worker(job: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-    threading.Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A parent that was killed tells nobody: without this its workers would wait for ever."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    exit_with_parent()
 
 
 def _run_job(chunk: Any) -> Any:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from promptkd.checkpointing.integrity import LOSS_SCALE
+# The state of DeepSpeed's loss scaler, as checkpoints keep it.
+LOSS_SCALE = ("cur_scale", "cur_iter", "cur_hysteresis", "last_overflow_iter")
 
 
 class LossScale:

@@ -25,12 +25,11 @@ from promptkd.config.options import TOKEN_BUDGET
 from promptkd.data.batching import group_by_length, make_micro_batches
 from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
+from promptkd.distributed.device import peak_memory_gb
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_files import draw, markdown
-from promptkd.evaluation.progress import AnswerBar
 from promptkd.evaluation.session import RESULTS, check_save, choose_dtype, claim, header, say_notes, warn_of_missing
-from promptkd.evaluation.tables import write_text
 from promptkd.evaluation.test_sets import TestSet, find_sets, notes_on_sets, read_set
 from promptkd.generation.answers import share
 from promptkd.generation.budget import decoding_budget
@@ -50,8 +49,8 @@ from promptkd.models.soft_prompt import SoftPrompt, load_prompt
 from promptkd.models.tensor_parallel import tensor_parallel_group
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
-from promptkd.training.metrics import peak_memory_gb
-from promptkd.utils.run_files import fingerprint, write_json
+from promptkd.utils.files import fingerprint, write_json, write_text
+from promptkd.utils.progress import Progress
 
 RESAMPLED = 1000  # times the rows are drawn anew for the interval
 INTERVAL = (2.5, 97.5)  # its percentiles
@@ -272,11 +271,11 @@ def measure_sets(
 ) -> None:
     """Fill in `results["sets"]`; write each set's curves, to a folder of its own where there are several sets."""
     total = sum(len(share(each.prompts, protocol.samples, ranks)) for each in sets)
-    bar = AnswerBar(2 * total, ranks.is_main)
+    bar = Progress("", 2 * total, ranks.is_main, unit="answer")
     for each in sets:
         began = time.perf_counter()
         bar.start(each.name)
-        found = curves(accumulated_errors(student, teacher, each.prompts, protocol, ranks, bar), protocol.seed)
+        found = curves(accumulated_errors(student, teacher, each.prompts, protocol, ranks, bar.update), protocol.seed)
         about = {
             "file": str(each.path), "sha256": each.sha256(), "rows": len(each), "rows_cut": each.cut,
             "rows_spelling_special_tokens": each.spelled,

@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import string
-import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from promptkd.evaluation.rouge_tokenizers import (
     strip_invisible,
     tokenizer_for,
 )
-from promptkd.utils.machine import usable_cores
+from promptkd.utils.machine import exit_with_parent, usable_cores
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _UNICODE_PUNCTUATION = regex.compile(r"\p{P}+")
@@ -96,13 +95,7 @@ def _start_worker() -> None:
     """Decoding goes first where both want the same cores; Ctrl-C and the end are the parent's to decide."""
     os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A launcher may kill the parent at once; its workers would wait for tasks forever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    exit_with_parent()
 
 
 def default_workers(ranks: int) -> int:

@@ -16,20 +16,20 @@ from promptkd.config.deepspeed import DTYPES, precision, read_deepspeed_config
 from promptkd.data.chat_arguments import bind_settings, now
 from promptkd.data.prompt_format import choose_rule
 from promptkd.data.thoughts import answer_text
+from promptkd.distributed.device import peak_memory_gb
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.distributed.rendezvous import environment_number
 from promptkd.errors import UserError
-from promptkd.evaluation.progress import AnswerBar
 from promptkd.evaluation.rouge import ScoringPool, default_workers
-from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers, write_text
+from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers
 from promptkd.evaluation.test_sets import Missing, TestSet, find_sets, notes_on_sets, read_set
 from promptkd.generation.answers import decode_share, share
 from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
 from promptkd.models.loading import check_positions, end_ids, load_causal_lm, load_config, load_own_tokenizer
 from promptkd.models.tensor_parallel import tensor_parallel_group
-from promptkd.training.metrics import peak_memory_gb
-from promptkd.utils.run_files import fingerprint, write_json
+from promptkd.utils.files import fingerprint, write_json, write_text
+from promptkd.utils.progress import Progress
 
 RESULTS = "results.json"
 
@@ -83,7 +83,7 @@ def say_notes(notes: list[str], ranks: Ranks) -> None:
 def evaluate_sets(settings, sets: list[TestSet], model: PreTrainedModel, tokenizer, ranks: Ranks, results) -> None:
     """Fill in `results["sets"]`, and write the answers of each set when it is done."""
     seeds, folder = settings.evaluation.seeds, Path(settings.evaluation.save)
-    bar = AnswerBar(sum(len(share(s.prompts, len(seeds), ranks)) for s in sets), ranks.is_main)
+    bar = Progress("", sum(len(share(s.prompts, len(seeds), ranks)) for s in sets), ranks.is_main, unit="answer")
     local_ranks = environment_number("LOCAL_WORLD_SIZE", 1)
     with ScoringPool(default_workers(local_ranks)) as pool:
         for test_set in sets:
@@ -109,7 +109,7 @@ def answer_and_score(settings, test_set: TestSet, model, tokenizer, ranks: Ranks
         sampling=Sampling(**dataclasses.asdict(settings.decoding)),
         token_budget=data.token_budget,
         ranks=ranks,
-        progress=bar,
+        progress=bar.update,
     )
     for batch in batches:
         said = [answer_text(tokenizer, ids, test_set.prompts[index]) for _, index, ids in batch]

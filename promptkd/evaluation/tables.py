@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from promptkd.evaluation.rouge import mean
 from promptkd.evaluation.test_sets import TestSet
+from promptkd.utils.files import write_text
 from promptkd.utils.tables import Table
 
 
@@ -117,12 +117,5 @@ def write_answers(folder: Path, rows: list[Row]) -> None:
         json.dumps({"index": r.index, "answer": r.answer, "rougeL": round(r.rouge_l, 4), "length": r.length})
         for r in rows
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "answers.jsonl", "\n".join(lines) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one move: it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

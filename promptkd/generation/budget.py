@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from promptkd.distributed.ranks import Ranks
-from promptkd.utils.memory_bounds import decoding_tokens, layer_work
+from promptkd.utils.memory import decoding_tokens, layer_work
 
 
 def decoding_budget(models: Sequence[PreTrainedModel], length: int, ranks: Ranks, given: int | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from promptkd.losses.fused import fused_loss, kl_divergences, log_probs, positions_at_a_time, reference_loss
 from promptkd.losses.terms import ClippedPolicy, CrossEntropy, ForwardKL, FrozenLogits, ReverseKL, Term, kl_loss
-from promptkd.utils.memory_bounds import BLOCK, CHUNK
+from promptkd.utils.memory import BLOCK, CHUNK
 
 __all__ = [
     "BLOCK",

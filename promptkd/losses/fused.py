@@ -12,7 +12,7 @@ from torch import Tensor
 
 from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term, row_dot
 from promptkd.models.wrapper import LMHead
-from promptkd.utils.memory_bounds import BLOCK, CHUNK, positions_per_chunk
+from promptkd.utils.memory import BLOCK, CHUNK, positions_per_chunk
 
 
 def positions_at_a_time(head: LMHead) -> int:

@@ -97,7 +97,7 @@ class StepBatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def clock(self, name: str) -> Iterator[None]:
+    def timer(self, name: str) -> Iterator[None]:
         """Time a phase of the step: its seconds go to the log as `<name>_seconds`."""
         began = time.perf_counter()
         with phase(name):

@@ -71,21 +71,21 @@ class PromptKD(Method):
         self.rollout_engine = rollout_engine(settings.rollout_engine, context.limits.max_length)
 
     def learners(self):
-        return {"student": self.student, "teacher": self.teacher}
+        return {"student": self.student, "prompt": self.teacher}
 
     def prompt(self) -> torch.Tensor:
         """P as it is now: float32 [prompt_len, width]."""
         return self.teacher.full_param(self.teacher.module.prompt.embeddings)
 
     def step(self, window: StepBatch) -> dict[str, float]:
-        with window.clock("rollout"):
+        with window.timer("rollout"):
             keys = [(window.step, example.index) for example in window.examples]
             rollout = self.rollout(window.examples, keys, keep_states=True)
         micro_batches, tokens = self.micro_batches(window, rollout.responses)
         base_coef = (1 - window.step / window.total) * self.settings.base_coef
-        with window.clock("prompt"):
+        with window.timer("prompt"):
             losses = self.tune_prompt(micro_batches, rollout.states, base_coef)
-        with window.clock("student"):
+        with window.timer("student"):
             student_losses = self.distill_student(micro_batches)
         return {
             **student_losses,

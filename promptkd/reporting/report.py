@@ -11,7 +11,6 @@ from typing import Any
 from promptkd.data.row_files import read_rows
 from promptkd.data.templates import prompt_and_references
 from promptkd.errors import UserError
-from promptkd.evaluation.tables import write_text
 from promptkd.reporting.costs import cost, costs
 from promptkd.reporting.curves import draw_picture, draw_svg, panels_of
 from promptkd.reporting.page import Answer, Section, page
@@ -25,8 +24,7 @@ from promptkd.reporting.table import (
     scores,
     settings,
 )
-from promptkd.utils.files import digest_of
-from promptkd.utils.run_files import write_json
+from promptkd.utils.files import digest_of, write_json, write_text
 from promptkd.utils.strict_json import is_kind
 from promptkd.utils.tables import Cell, Table
 

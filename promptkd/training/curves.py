@@ -1,12 +1,13 @@
-"""The picture of a run's metrics."""
+"""Draw a run's metrics."""
 
 from __future__ import annotations
 
 import functools
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
-from promptkd.training.metrics import read_metrics
+from promptkd.utils.jsonl import read_metrics
 from promptkd.utils.plotting import plain_text, shown
 
 CURVES = {  # panel title -> keys drawn in it, in order
@@ -18,12 +19,12 @@ CURVES = {  # panel title -> keys drawn in it, in order
     "excess accumulated error (%)": ["ex_acc_err"],
     "distance of the prompt from its start": ["prompt_drift"],
 }
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # told apart by colour-blind readers too
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7"]  # distinct for color-blind readers
 
 
 @plain_text()
 def draw_curves(metrics: Path, picture: Path, title: str) -> None:
-    """Draw what metrics.jsonl holds: a panel for each kind of curve that has points."""
+    """Draw metrics.jsonl: one panel for each kind of curve that has points."""
     series: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in read_metrics(metrics):
         for key, value in row.items():
@@ -36,9 +37,9 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
     figure.set_size_inches(4.2 * max(len(panels), 1), 3.4)
     axes = figure.subplots(1, max(len(panels), 1), squeeze=False)
     for axis, (name, keys) in zip(axes[0], panels.items()):
-        for key, colour in zip(keys, COLOURS):
+        for key, color in zip(keys, COLORS):
             steps, values = zip(*series[key])
-            axis.plot(steps, values, color=colour, label=key, marker="o" if len(steps) < 30 else None, ms=3, lw=1.4)
+            axis.plot(steps, values, color=color, label=key, marker="o" if len(steps) < 30 else None, ms=3, lw=1.4)
         axis.set(title=name, xlabel="optimizer step")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.25)
@@ -51,15 +52,15 @@ def draw_curves(metrics: Path, picture: Path, title: str) -> None:
 
 
 @functools.cache
-def _figure():
-    """The process' one figure, drawn on again and again.
+def _figure() -> Any:
+    """Return the one figure of this process, which each picture is drawn on.
 
-    A figure is full of cycles: each new one would keep its picture's megabytes until Python looks for cycles among the
-    old objects, which it does seldom where there are as many as here.
+    Figures consist of reference cycles. New ones would keep megabytes until Python collects its oldest generation,
+    which is rare in a process with so many objects.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(dpi=130)  # of layout and picture alike, or each drawing would need two canvases
+    figure = Figure(dpi=130)  # also the layout's, or each drawing would need two canvases
     FigureCanvasAgg(figure)
     return figure

@@ -49,10 +49,10 @@ from promptkd.models.quantization import check_quantization, loading_options
 from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
-from promptkd.training.run_folder import check_vacant, clear_folder, describe_run, lock_folder
+from promptkd.training.run_folder import check_vacant, clear_folder, describe_run
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
-from promptkd.utils.run_files import write_json
+from promptkd.utils.files import lock_folder, write_json
 
 TEACHER_FILE = "--teacher-deepspeed-config"
 
@@ -85,7 +85,7 @@ def build_trainer(settings: SimpleNamespace) -> Trainer:
         method = build_method(settings, configs, models, tokenizer, data, windows, ranks)
         say_shared(method.context, described)
         if checkpoints.start is not None:
-            checkpoints.read(method)
+            checkpoints.load(method)
         described |= {
             "parameters": parameters_of(settings, method.prompt()),
             "rows": {name: each.record() for name, each in data.sets().items()},

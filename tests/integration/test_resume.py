@@ -96,7 +96,7 @@ def test_two_ranks_killed_and_resumed(stage, bf16, offload, options, tmp_path):
     assert run.wait() == [-9, -9], run.log.read_text()
     runs = [Run([*argv, "--resume"], tmp_path / "cut.log", 2), Run(options(tmp_path / "whole", *extra), run.log, 2)]
     assert [run.wait() for run in runs] == [[0, 0], [0, 0]], run.log.read_text()
-    assert "goes on after step 2/5" in run.log.read_text()
+    assert "resumes after step 2/5" in run.log.read_text()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 

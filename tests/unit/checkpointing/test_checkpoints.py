@@ -55,11 +55,11 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(name, damage, options, in
 
 
 def test_without_a_whole_checkpoint(options, interrupted, tmp_path):
-    with pytest.raises(UserError, match="--resume goes on with it"):
+    with pytest.raises(UserError, match="--resume continues it"):
         train_here(options(interrupted, method="sft"))
     for step in (2, 4):
         (interrupted / f"checkpoints/step-{step}/manifest.json").write_text("[]")
-    with pytest.raises(UserError, match=r"is whole: step-4 .*manifest.json.*: --overwrite starts anew"):
+    with pytest.raises(UserError, match=r"is intact: step-4 .*manifest.json.*: --overwrite starts a new run"):
         train_here(options(interrupted, "--resume", "auto", method="sft"))
     shutil.rmtree(interrupted / "checkpoints")
     with pytest.raises(UserError, match="--resume auto"):

@@ -19,7 +19,7 @@ from helpers.hostile import arguments, refused, room, template  # noqa: F401
 from helpers.runs import Run, rows_of, tiny_argv
 from helpers.training import ROOT
 
-from promptkd.checkpointing.integrity import find_damage
+from promptkd.checkpointing.integrity import verified_state
 from promptkd.errors import RunError
 from promptkd.training.setup import build_trainer
 from train import read_settings
@@ -60,9 +60,9 @@ def test_a_disk_that_is_full(tmp_path):
     argv = tiny_argv("sft", tmp_path / "run", *SHORT)
     with contextlib.ExitStack() as disk:
         said = failing_at(3, argv, lambda: disk.enter_context(largest_file(20_000)))
-    assert "checkpoints/step-4 cannot be written (File too large): the last whole one is kept" in said
+    assert "checkpoints/step-4 cannot be written (File too large): make room" in said
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
-    assert find_damage(tmp_path / "run/checkpoints/step-2") is None
+    assert verified_state(tmp_path / "run/checkpoints/step-2")["step"] == 2
 
     without = [*argv, "--keep-checkpoints", "0", "--overwrite"]
     with contextlib.ExitStack() as disk:
@@ -84,7 +84,7 @@ def test_a_folder_that_vanishes(tmp_path):
     moved = tmp_path / "moved"
     said = failing_at(4, argv, lambda: (tmp_path / "run").rename(moved))
     assert "checkpoints/step-4 cannot be written (No such file or directory)" in said
-    assert not (tmp_path / "run").exists() and find_damage(moved / "checkpoints/step-2") is None
+    assert not (tmp_path / "run").exists() and verified_state(moved / "checkpoints/step-2")["step"] == 2
 
 
 def test_a_folder_that_becomes_read_only(tmp_path, monkeypatch):
@@ -93,7 +93,7 @@ def test_a_folder_that_becomes_read_only(tmp_path, monkeypatch):
 
     argv = tiny_argv("sft", tmp_path / "run", *SHORT)
     said = failing_at(3, argv, lambda: monkeypatch.setattr(Path, "mkdir", read_only))
-    assert "step-4 cannot be written (Read-only file system): the last whole one is kept" in said
+    assert "step-4 cannot be written (Read-only file system): make room" in said
 
 
 def test_a_picture_that_cannot_be_drawn_stops_nothing(tmp_path, capfd):
