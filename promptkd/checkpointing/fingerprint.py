@@ -7,6 +7,7 @@ import sys
 from dataclasses import Field, dataclass
 from typing import Any
 
+from promptkd.config.removed import REMOVED_OPTIONS, describe_removal
 from promptkd.errors import UserError
 
 BATCH = ("batch_size", "gradient_accumulation_steps")
@@ -50,6 +51,10 @@ class RunFingerprint:
             now, then = _examples(self.options, self.ranks), _examples(saved["options"], saved["ranks"])
             if now != then:
                 differences.append(f"{now} examples a step, batch x accumulation x ranks (there: {then})")
+        for name, kept in REMOVED_OPTIONS.items():
+            free.add(name)
+            if saved["options"].get(name, kept) != kept:
+                differences.append(describe_removal(name, saved["options"][name]))
         for name in sorted((self.options.keys() | saved["options"].keys()) - free):
             default = declared[name].default if name in declared else None
             now, then = self.options.get(name), saved["options"].get(name, default)

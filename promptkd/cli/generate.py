@@ -223,25 +223,23 @@ def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, ba
     from promptkd.data.batching import group_by_length
     from promptkd.data.thoughts import answer_text
     from promptkd.generation.answers import without_end
-    from promptkd.generation.decode import decode
-    from promptkd.generation.sampling import Sampling, uniform_draws
+    from promptkd.generation.decode import GenerationRequest, decode
+    from promptkd.generation.sampling import Sampling
     from promptkd.models.loading import end_ids
 
     ends, thoughts = end_ids(tokenizer, model), 0
     data, new_tokens = settings.data, settings.data.max_length - settings.data.max_prompt_length
     for group in group_by_length([len(prompts[i]) + new_tokens for i in todo], data.token_budget):
         rows = [todo[place] for place in group]
-        responses = decode(
-            model,
+        request = GenerationRequest(
             [prompts[row] for row in rows],
-            max_new_tokens=new_tokens,
-            end_ids=ends,
-            sampling=Sampling(**dataclasses.asdict(settings.decoding)),
-            noise=lambda place, rows=rows: uniform_draws(settings.generation.seed, rows[place], count=new_tokens),
-            token_budget=data.token_budget,
-            progress=bar.update,
-            agree=store.ranks.broadcast_tp,
-        ).responses
+            new_tokens,
+            ends,
+            Sampling(**dataclasses.asdict(settings.decoding)),
+            rng_keys=[(settings.generation.seed, row) for row in rows],
+        )
+        broadcast = store.ranks.broadcast_tp
+        responses = decode(model, request, data.token_budget, progress=bar.update, broadcast=broadcast).responses
         said = [
             answer_text(tokenizer, without_end(response.tolist(), ends), prompts[row])
             for row, response in zip(rows, responses)

@@ -10,9 +10,11 @@ import sys
 import types
 import typing
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal, NoReturn
 
 from promptkd.config.option_file import config_arguments, split_config
+from promptkd.config.removed import REMOVED_OPTIONS, check_removed
 from promptkd.config.values import TYPES, check_arguments
 from promptkd.errors import UserError
 
@@ -52,6 +54,8 @@ def parse(
         argv = [*config_arguments(path), *argv]
     check_arguments(argv)
     known = {text for action in parser._actions for text in action.option_strings}
+    for name in REMOVED_OPTIONS:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=partial(check_removed, name), help=argparse.SUPPRESS)
     values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
     if unknown:
         raise UserError(_explain_unknown(unknown[0], known))

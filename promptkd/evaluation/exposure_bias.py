@@ -33,8 +33,8 @@ from promptkd.evaluation.session import RESULTS, check_save, choose_dtype, claim
 from promptkd.evaluation.test_sets import TestSet, find_sets, notes_on_sets, read_set
 from promptkd.generation.answers import share
 from promptkd.generation.budget import decoding_budget
-from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Sampling, uniform_draws
+from promptkd.generation.decode import GenerationRequest, decode
+from promptkd.generation.sampling import Sampling
 from promptkd.losses import FrozenLogits, kl_divergences
 from promptkd.models.loading import (
     check_pair,
@@ -99,18 +99,17 @@ def accumulated_errors(
         batch = [pairs[place] for place in group]
         asked = [prompts[row] for _, row in batch]
         for source, writer in enumerate((student, teacher)):
-            responses = decode(
-                writer.model,
+            request = GenerationRequest(
                 asked,
-                max_new_tokens=how.max_new_tokens,
-                end_ids=enders,
-                sampling=how.sampling,
-                noise=lambda i, b=batch: uniform_draws(how.seed, b[i][1], b[i][0], count=how.max_new_tokens),
-                token_budget=how.token_budget,
+                how.max_new_tokens,
+                enders,
+                how.sampling,
+                rng_keys=[(how.seed, row, sample) for sample, row in batch],
                 prefix=None if writer.prompt is None else writer.prompt.embeddings,
                 shared=writer.shared,
-                progress=progress,
-                agree=ranks.broadcast_tp,
+            )
+            responses = decode(
+                writer.model, request, how.token_budget, progress=progress, broadcast=ranks.broadcast_tp
             ).responses
             states = published_states(asked, responses, how.end_ids[0]) if how.published else (asked, responses)
             for (_, row), errors in zip(batch, state_errors(student, teacher, *states, how.forward_budget)):

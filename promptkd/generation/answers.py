@@ -1,8 +1,9 @@
-"""Sampled answers to many prompts with several seeds, shared out over ranks."""
+"""Decode responses to many prompts with several seeds, distributed over ranks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -10,41 +11,16 @@ from transformers import PreTrainedModel
 from promptkd.data.batching import group_by_length
 from promptkd.data.thoughts import answer_text
 from promptkd.distributed.ranks import Ranks
-from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Sampling, uniform_draws
-
-Decoded = tuple[int, int, list[int]]  # place of the seed, place of the prompt, token ids without what ends them
+from promptkd.generation.decode import GenerationRequest, decode
+from promptkd.generation.sampling import Sampling
 
 
-def answer(
-    model: PreTrainedModel,
-    tokenizer,
-    prompts: Sequence[np.ndarray],
-    seeds: Sequence[int],
-    *,
-    max_new_tokens: int,
-    end_ids: Sequence[int],
-    sampling: Sampling,
-    token_budget: int,
-    ranks: Ranks,
-    progress: Callable[[int], None] | None = None,
-) -> list[list[str]]:
-    """The answers, seed by seed and prompt by prompt: `answers[seed place][prompt place]`, the same on all ranks.
+class Decoded(NamedTuple):
+    """A response to a prompt with one of the seeds. `token_ids` excludes the token that ended it."""
 
-    `model` is in eval mode. An answer depends on model, prompt, seed and the prompt's place alone, not on the
-    ranks or the token budget (but for rounding). `progress` hears how many answers of this rank were finished.
-    """
-    batches = decode_share(
-        model, prompts, seeds, end_ids=end_ids, max_new_tokens=max_new_tokens,
-        sampling=sampling, token_budget=token_budget, ranks=ranks, progress=progress,
-    )  # fmt: skip
-    mine = [
-        (seed, prompt, text_of(tokenizer, ids, prompts[prompt])) for batch in batches for seed, prompt, ids in batch
-    ]
-    answers = [[""] * len(prompts) for _ in seeds]
-    for seed, prompt, text in ranks.all_gather_objects(mine):
-        answers[seed][prompt] = text
-    return answers
+    seed_index: int
+    prompt_index: int
+    token_ids: list[int]
 
 
 def decode_share(
@@ -59,39 +35,62 @@ def decode_share(
     ranks: Ranks,
     progress: Callable[[int], None] | None = None,
 ) -> Iterator[list[Decoded]]:
-    """Decode this rank's share of all (seed, prompt) pairs and hand out each batch when it is finished.
+    """Decode this rank's share of all (seed, prompt) pairs and yield each batch when it is finished.
 
-    Batches mix the seeds: what counts for speed is that their prompts are equally long.
+    A response depends only on model, prompt, seed and the prompt's index, except for rounding. It depends neither on
+    the ranks nor on the token budget. A batch mixes seeds, because prompts of equal length make decoding fast.
+
+    Args:
+        model: The model, in eval mode.
+        prompts: Token ids of each prompt.
+        seeds: Every prompt is answered once with each seed.
+        end_ids: Tokens that end a response.
+        max_new_tokens: Maximum number of tokens in a response.
+        sampling: How the next token is chosen.
+        token_budget: See `decode`.
+        ranks: The ranks that share the work.
+        progress: Called with the number of responses of this rank that have just finished.
     """
     pairs = share(prompts, len(seeds), ranks)
     lengths = [len(prompts[prompt]) + max_new_tokens for _, prompt in pairs]
     for group in group_by_length(lengths, token_budget):
-        batch = [pairs[place] for place in group]
-        rollout = decode(
-            model,
+        batch = [pairs[i] for i in group]
+        request = GenerationRequest(
             [prompts[prompt] for _, prompt in batch],
-            max_new_tokens=max_new_tokens,
-            end_ids=end_ids,
-            sampling=sampling,
-            noise=lambda row, b=batch: uniform_draws(seeds[b[row][0]], b[row][1], count=max_new_tokens),
-            token_budget=token_budget,
-            progress=progress,
-            agree=ranks.broadcast_tp,
+            max_new_tokens,
+            end_ids,
+            sampling,
+            rng_keys=[(seeds[seed], prompt) for seed, prompt in batch],
         )
-        yield [(*pair, without_end(ids.tolist(), end_ids)) for pair, ids in zip(batch, rollout.responses)]
+        output = decode(model, request, token_budget, progress=progress, broadcast=ranks.broadcast_tp)
+        yield [Decoded(*pair, without_end(ids.tolist(), end_ids)) for pair, ids in zip(batch, output.responses)]
+
+
+def gather_texts(
+    batches: Iterable[list[Decoded]], tokenizer: Any, prompts: Sequence[np.ndarray], seeds: int, ranks: Ranks
+) -> list[list[str]]:
+    """Collect the texts of all ranks' responses (see `decode_share`) on every rank.
+
+    Returns:
+        The texts as `texts[seed_index][prompt_index]`, without the model's thoughts (see `promptkd.data.thoughts`).
+    """
+    own = [
+        (each.seed_index, each.prompt_index, answer_text(tokenizer, each.token_ids, prompts[each.prompt_index])[0])
+        for batch in batches
+        for each in batch
+    ]
+    texts = [[""] * len(prompts) for _ in range(seeds)]
+    for seed, prompt, text in ranks.all_gather_objects(own):
+        texts[seed][prompt] = text
+    return texts
 
 
 def share(prompts: Sequence[np.ndarray], seeds: int, ranks: Ranks) -> list[tuple[int, int]]:
-    """The (seed place, prompt place) pairs of this rank: sorted by length, then dealt in turn, so all have alike."""
+    """List the (seed index, prompt index) pairs of this rank, sorted by length and dealt to the ranks in turn."""
     pairs = [(seed, prompt) for prompt in range(len(prompts)) for seed in range(seeds)]
     return sorted(pairs, key=lambda pair: -len(prompts[pair[1]]))[ranks.dp_rank :: ranks.dp_size]
 
 
 def without_end(ids: list[int], end_ids: Sequence[int]) -> list[int]:
-    """A response without the token that ends it, if it was not cut before."""
+    """Strip the token that ends a response, if there is one."""
     return ids[:-1] if ids and ids[-1] in end_ids else ids
-
-
-def text_of(tokenizer, ids: list[int], prompt: Sequence[int] = ()) -> str:
-    """The text of an answer, without what the model thought before it (see promptkd.data.thoughts)."""
-    return answer_text(tokenizer, ids, prompt)[0]

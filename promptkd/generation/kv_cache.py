@@ -1,72 +1,77 @@
-"""A key-value cache that neither copies itself for each token nor holds rows that have ended."""
+"""A key-value cache that does not copy itself for each token and frees the memory of finished sequences."""
 
 from __future__ import annotations
 
+from typing import cast
+
+import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
 from promptkd.utils.memory import CACHE_ROOM
 
 
 class _GrowingLayer(DynamicLayer):
-    """Keys and values [rows, heads, length, width] are views of larger buffers that fill up from the left."""
+    """A layer whose keys and values, `(batch, heads, seq, head_dim)`, are views of a larger buffer."""
 
-    _room: Tensor | None = None  # [2, rows, heads, capacity, width]
+    _buffer: Tensor | None = None  # (2, batch, heads, capacity, head_dim): keys, then values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append keys and values of new positions. Return those of all positions."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        before = self.get_seq_length()
-        after = before + key_states.size(-2)
-        if self._room is None or after > self._room.size(-2):
-            self._move(key_states, before, after + CACHE_ROOM)
-        self._room[0, :, :, before:after] = key_states
-        self._room[1, :, :, before:after] = value_states
-        self.keys, self.values = self._room[0, :, :, :after], self._room[1, :, :, :after]
+        start = self.get_seq_length()
+        end = start + key_states.size(-2)
+        buffer = self._buffer
+        if buffer is None or end > buffer.size(-2):
+            buffer = self._reallocate(key_states, start, end + CACHE_ROOM)
+        buffer[0, :, :, start:end], buffer[1, :, :, start:end] = key_states, value_states
+        self.keys, self.values = buffer[0, :, :, :end], buffer[1, :, :, :end]
         return self.keys, self.values
 
-    def _move(self, like: Tensor, length: int, capacity: int) -> None:
-        rows, heads, _, width = like.shape
-        room = like.new_empty(2, rows, heads, capacity, width)
-        if length:
-            room[0, :, :, :length], room[1, :, :, :length] = self.keys, self.values
-        self._room = room
-
     def batch_select_indices(self, indices: Tensor) -> None:
-        if self._room is None:  # a layer that has seen nothing, as those that use another layer's keys
+        """Keep only these sequences of the batch, in a buffer of their size."""
+        if self._buffer is None:  # nothing was cached, as in layers that use another layer's keys
             return
         length = self.get_seq_length()
-        kept = self.keys.index_select(0, indices), self.values.index_select(0, indices)
-        self._move(kept[0], 0, self._room.size(-2))
-        self._room[0, :, :, :length], self._room[1, :, :, :length] = kept
-        self.keys, self.values = self._room[0, :, :, :length], self._room[1, :, :, :length]
+        keys, values = (cast(Tensor, each).index_select(0, indices) for each in (self.keys, self.values))
+        buffer = self._reallocate(keys, 0, self._buffer.size(-2))
+        buffer[0, :, :, :length], buffer[1, :, :, :length] = keys, values
+        self.keys, self.values = buffer[0, :, :, :length], buffer[1, :, :, :length]
+
+    def _reallocate(self, like: Tensor, length: int, capacity: int) -> Tensor:
+        """Replace the buffer by one for sequences `like` these. Copy the first `length` positions."""
+        batch, heads, _, head_dim = like.shape
+        buffer = like.new_empty(2, batch, heads, capacity, head_dim)
+        if length:
+            buffer[0, :, :, :length], buffer[1, :, :, :length] = cast(Tensor, self.keys), cast(Tensor, self.values)
+        self._buffer = buffer
+        return buffer
 
 
 class GrowingCache(DynamicCache):
-    """DynamicCache whose full-attention layers grow in place; of other layers transformers' own are kept."""
+    """A `DynamicCache` whose full-attention layers grow in place. Other layers are those of transformers."""
 
-    def __init__(self, config=None) -> None:
+    def __init__(self, config: PretrainedConfig | None = None) -> None:
         super().__init__(config=config)
-        for place, layer in enumerate(self.layers):
-            if type(layer) is DynamicLayer:
-                self.layers[place] = _GrowingLayer()
+        self.layers = [_GrowingLayer() if type(layer) is DynamicLayer else layer for layer in self.layers]
         if self.layer_class_to_replicate is DynamicLayer:
             self.layer_class_to_replicate = _GrowingLayer
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the batch rows `indices`, in all that a layer remembers."""
+        """Keep only these sequences of the batch in every layer."""
         for layer in self.layers:
             if isinstance(layer, LinearAttentionCacheLayerMixin):
-                layer.reorder_cache(indices)  # transformers has no selection of these, but this is one
+                layer.reorder_cache(cast(torch.LongTensor, indices))  # these layers have no other selection
             else:
-                layer.batch_select_indices(indices)
+                cast(DynamicLayer, layer).batch_select_indices(indices)
 
 
 def takes_padding(model: PreTrainedModel) -> bool:
-    """Whether rows of a batch may be padded on the left.
+    """Whether the sequences of a batch may be padded on the left.
 
-    Attention masks padding out. A convolution or a recurrent state runs over it, and families differ in what they do
-    about that, so rows of such models are decoded with others of the same length.
+    Attention masks padding out. Convolutions and recurrent states read it, and families differ in how they handle
+    that. Such models decode only sequences of equal length together.
     """
     return not any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in GrowingCache(model.config).layers)

@@ -21,8 +21,8 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.engine.optim import OptimizerConfig
 from promptkd.errors import UserError
-from promptkd.generation.backends import GenerationBackend, GenerationRequest, TransformersBackend
-from promptkd.generation.decode import Rollout
+from promptkd.generation.budget import decoding_budget
+from promptkd.generation.decode import GenerationOutput, GenerationRequest, decode
 from promptkd.generation.sampling import Sampling, TeacherMixture
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
@@ -113,7 +113,6 @@ class Method(ABC):
     has_teacher: ClassVar[bool] = True
     teacher_has_engine: ClassVar[bool] = False  # one that ZeRO-3 can share out
     teacher: TrainEngine | FrozenModel  # of a method that asks one
-    rollout_engine: GenerationBackend = TransformersBackend()
 
     def __init__(self, context: MethodContext, settings: Any) -> None:
         self.context, self.settings = context, settings
@@ -168,25 +167,34 @@ class Method(ABC):
     def rollout(
         self,
         examples: Sequence[Example],
-        keys: Sequence[tuple[int, ...]],
-        mix: TeacherMixture | None = None,
+        rng_keys: Sequence[tuple[int, ...]],
+        teacher_mixture: TeacherMixture | None = None,
         keep_states: bool = False,
-    ) -> Rollout:
-        """The student, in eval mode, answers every prompt. keys: what each row's sampling noise belongs to."""
-        limits = self.context.limits
+    ) -> GenerationOutput:
+        """Let the student, in eval mode, respond to every prompt.
+
+        Args:
+            examples: The examples with the prompts.
+            rng_keys: For each example, what its random numbers belong to besides the run's seed.
+            teacher_mixture: The teacher's part in the sampling distribution.
+            keep_states: Whether to return the hidden states that predict the responses.
+        """
+        context, limits = self.context, self.context.limits
         request = GenerationRequest(
             [example.prompt for example in examples],
-            keys,
-            self.context.seed,
             limits.max_length - limits.max_prompt_length,
             limits.end_ids,
-            self.context.sampling,
-            mix,
-            keep_states,
-            limits.rollout_token_budget,
-            self.context.shared,
+            context.sampling,
+            rng_keys=[(context.seed, *key) for key in rng_keys],
+            teacher_mixture=teacher_mixture,
+            shared=context.shared,
+            keep_states=keep_states,
         )
-        return self.rollout_engine.answer(self.student, request)
+        longest = max(map(len, request.prompts), default=0) + request.max_new_tokens
+        with self.student.gathered_model() as model:
+            models = [model] if teacher_mixture is None else [model, teacher_mixture.model]
+            token_budget = decoding_budget(models, longest, context.ranks, limits.rollout_token_budget)
+            return decode(model, request, token_budget, broadcast=context.ranks.broadcast_tp)
 
     def micro_batches(self, window: StepBatch, responses: Sequence[Sequence[int]]) -> tuple[list[MicroBatch], int]:
         """Pack prompts with `responses`; as many micro-batches on each rank. Also the window's response tokens."""

@@ -11,7 +11,6 @@ from torch import Tensor
 from promptkd.config.values import at_least, is_text, option
 from promptkd.data.batching import MicroBatch
 from promptkd.errors import UserError
-from promptkd.generation.backends import RolloutSettings, rollout_engine
 from promptkd.losses import FrozenLogits, Term, kl_loss
 from promptkd.methods.base import Method, MethodContext, StepBatch
 from promptkd.models.loading import check_positions
@@ -22,7 +21,7 @@ Divergence = Literal["reverse", "forward"]
 
 
 @dataclass
-class PromptKDSettings(RolloutSettings):
+class PromptKDSettings:
     teacher_lr: float | None = option(None, "the prompt's peak learning rate; default: --lr")
     prompt_len: int = option(7, "embeddings of the soft prompt")
     prompt_init_text: str = option(
@@ -41,7 +40,6 @@ class PromptKDSettings(RolloutSettings):
     base_coef: float = option(1.0, "weight of the unprompted teacher's term at the start; it falls to 0")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.prompt_init_text.strip() or not is_text(self.prompt_init_text):
             raise UserError("--prompt-init-text is empty or no UTF-8: give a text, PAD or random")
         at_least(1, prompt_len=self.prompt_len)
@@ -68,7 +66,6 @@ class PromptKD(Method):
         without_dropout(teacher)  # eval mode would not do: layers recompute activations in train mode alone
         self.teacher.train(False)
         self.start = self.prompt()
-        self.rollout_engine = rollout_engine(settings.rollout_engine, context.limits.max_length)
 
     def learners(self):
         return {"student": self.student, "prompt": self.teacher}
@@ -84,7 +81,7 @@ class PromptKD(Method):
         micro_batches, tokens = self.micro_batches(window, rollout.responses)
         base_coef = (1 - window.step / window.total) * self.settings.base_coef
         with window.timer("prompt"):
-            losses = self.tune_prompt(micro_batches, rollout.states, base_coef)
+            losses = self.tune_prompt(micro_batches, rollout.hidden_states, base_coef)
         with window.timer("student"):
             student_losses = self.distill_student(micro_batches)
         return {
@@ -98,22 +95,18 @@ class PromptKD(Method):
         }
 
     def tune_prompt(
-        self, micro_batches: list[MicroBatch], student_states: list[Tensor] | None, base_coef: float
+        self, micro_batches: list[MicroBatch], student_states: list[Tensor], base_coef: float
     ) -> dict[str, float]:
         """Take a step on P (paper, algorithm 1, phase 2).
 
         The loss is KL(prompted teacher || student) + base_coef * KL(prompted teacher || teacher). The student's
-        hidden states are those it decoded with: its weights are the same and it has no dropout there. Without
-        them it runs again.
+        hidden states are those it decoded with: its weights are the same and it has no dropout there.
         """
         options = self.settings
         self.teacher.train(self.teacher.module.model.is_gradient_checkpointing)
 
         def losses(batch: MicroBatch) -> dict[str, Term]:
-            if student_states is None:
-                student = self.student.predict(batch)
-            else:
-                student = FrozenLogits(torch.cat([student_states[i] for i in batch.members]), self.student)
+            student = FrozenLogits(torch.cat([student_states[i] for i in batch.members]), self.student)
             teacher = self.teacher.predict(batch, prompted=False)
             return {
                 "prompt_kd_loss": kl_loss(options.teacher_kld_type, student),

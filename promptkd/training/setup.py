@@ -199,8 +199,6 @@ def tensor_groups(settings: SimpleNamespace, stage: int, ranks: Ranks) -> tuple[
     sizes = settings.parallel.size, settings.parallel.teacher_size
     if max(sizes) > 1 and stage > 2:
         raise UserError("--model-parallel does not go with ZeRO-3: set zero_optimization.stage to 0, 1 or 2")
-    if max(sizes) > 1 and getattr(settings.method_settings, "rollout_engine", "hf") != "hf":
-        raise UserError("--model-parallel does not go with --rollout-engine vllm: use --rollout-engine hf")
     if settings.parallel.teacher_model_parallel_size and not method_class(settings.method).has_teacher:
         raise UserError(f"--method {settings.method} has no teacher: leave --teacher-model-parallel-size out")
     made = {size: tensor_parallel_group(ranks, size) for size in sorted(set(sizes))}

@@ -13,7 +13,7 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
 from promptkd.evaluation.rouge import rouge_l
-from promptkd.generation.answers import answer
+from promptkd.generation.answers import decode_share, gather_texts
 from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
 from promptkd.losses import CrossEntropy, fused_loss
@@ -76,18 +76,18 @@ class DevSet:
         """ROUGE-L x 100 of one sampled answer for each dev prompt, mean over rows."""
         limits = self.limits
         with student.gathered_model() as model:
-            answers = answer(
+            prompts = [self.examples[row].prompt for row in range(len(self))]
+            batches = decode_share(
                 model,
-                self.tokenizer,
-                [self.examples[row].prompt for row in range(len(self))],
-                seeds=[self.seed],
+                prompts,
+                [self.seed],
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
                 end_ids=limits.end_ids,
                 sampling=self.sampling,
                 token_budget=self._budget(model),
                 ranks=self.ranks,
-                progress=None,
-            )[0]
+            )
+            answers = gather_texts(batches, self.tokenizer, prompts, 1, self.ranks)[0]
         pairs = zip(answers, self.examples.references)
         scores = [rouge_l(text, references, self.rouge_tokenizer) for text, references in pairs]
         return sum(scores) / max(len(scores), 1)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM
 
-from promptkd.generation.decode import decode
+from promptkd.generation.decode import GenerationOutput, GenerationRequest, decode
 from promptkd.generation.sampling import Sampling
 
 EOS = 3
@@ -33,8 +33,7 @@ def prompts(count: int = 9):
     return [rng.integers(4, 40, size=rng.integers(1, 12)) for _ in range(count)]
 
 
-def run(model, given, **changes):
-    options = dict(
-        max_new_tokens=20, end_ids=[EOS], sampling=Sampling(do_sample=False), noise=None, token_budget=10_000
-    )
-    return decode(model, given, **{**options, **changes})
+def run(model, given, token_budget: int = 10_000, **changes) -> GenerationOutput:
+    """Decode greedily, up to 20 tokens, unless the request's fields in `changes` say otherwise."""
+    options = dict(max_new_tokens=20, end_ids=[EOS], sampling=Sampling(do_sample=False))
+    return decode(model, GenerationRequest(given, **{**options, **changes}), token_budget)

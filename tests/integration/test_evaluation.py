@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from promptkd.errors import UserError
 from promptkd.evaluation.rouge import rouge_l
 from promptkd.evaluation.test_sets import PUBLISHED_ROWS, canonical, find_sets, read_set
-from promptkd.generation.answers import answer, share
+from promptkd.generation.answers import decode_share, gather_texts, share
 from promptkd.generation.sampling import Sampling
 
 PROMPTS = [np.arange(5, 5 + length, dtype=np.int64) for length in (3, 9, 4, 12, 7, 5)]
@@ -102,10 +102,11 @@ def test_a_ready_prompt_wins_and_dev_num_takes_the_first_rows(tmp_path, tokenize
 
 
 def answers_of(model, tokenizer, ranks, budget=4096, seeds=(10, 20), **sampling) -> list[list[str]]:
-    return answer(
-        model, tokenizer, PROMPTS, list(seeds), max_new_tokens=12, end_ids=[tokenizer.eos_token_id],
+    batches = decode_share(
+        model, PROMPTS, list(seeds), max_new_tokens=12, end_ids=[tokenizer.eos_token_id],
         sampling=Sampling(no_repeat_ngram_size=3, **sampling), token_budget=budget, ranks=ranks,
     )  # fmt: skip
+    return gather_texts(batches, tokenizer, PROMPTS, len(seeds), ranks)
 
 
 def test_answers_do_not_depend_on_the_token_budget_or_the_other_seeds(model, tokenizer):
@@ -138,11 +139,11 @@ def test_greedy_answers_are_those_of_generate(model, tokenizer):
 
 def test_progress_counts_every_answer(model, tokenizer):
     counts: list[int] = []
-    answer(
-        model, tokenizer, PROMPTS, [1, 2], max_new_tokens=4, end_ids=[tokenizer.eos_token_id], sampling=Sampling(),
+    batches = decode_share(
+        model, PROMPTS, [1, 2], max_new_tokens=4, end_ids=[tokenizer.eos_token_id], sampling=Sampling(),
         token_budget=40, ranks=OneOf(0, 1), progress=counts.append,
     )  # fmt: skip
-    assert sum(counts) == 2 * len(PROMPTS)
+    assert sum(map(len, batches)) == sum(counts) == 2 * len(PROMPTS)
 
 
 # evaluate.py

@@ -67,6 +67,14 @@ def test_option_file_refuses_what_it_cannot_read(tmp_path, text, words):
         read_settings(["--config", write(tmp_path, text), "--model-path", "S"])
 
 
+def test_option_file_accepts_a_removed_option_only_with_its_remaining_value(tmp_path):
+    settings = read_settings(["--config", write(tmp_path, "method: sft\nmodel_path: S\nrollout_engine: hf")])
+    assert not hasattr(settings.method_settings, "rollout_engine")
+    assert read_settings(["--method", "sft", "--model-path", "S", "--rollout-engine", "hf"]) == settings
+    with pytest.raises(UserError, match=r"rollout-engine vllm \(removed after version 0\.1\.0\): leave"):
+        read_settings(["--config", write(tmp_path, "method: sft\nmodel_path: S\nrollout_engine: vllm")])
+
+
 def test_option_file_is_named_when_it_is_missing(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_settings(["--config", str(tmp_path / "none.yaml")])

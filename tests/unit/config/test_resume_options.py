@@ -85,6 +85,16 @@ def test_identity_takes_an_option_that_an_older_checkpoint_lacks_as_its_default(
     assert RunFingerprint.of(values, {}, {}, 1).differences(gone, declared) == ["--an-older-option None (there: 3)"]
 
 
+@pytest.mark.parametrize(
+    ("value", "refused"), [("hf", []), ("vllm", ["--rollout-engine vllm (removed after version 0.1.0)"])]
+)
+def test_fingerprint_accepts_a_removed_option_only_with_its_remaining_value(value, refused):
+    declared = options_of("promptkd")
+    now = RunFingerprint.of({name: field.default for name, field in declared.items()}, {}, {}, 1)
+    saved = {**vars(now), "options": {**now.options, "rollout_engine": value}}
+    assert now.differences(saved, declared) == refused
+
+
 @pytest.mark.parametrize("method", ["promptkd", "minillm"])
 def test_resume_is_accepted_with_every_free_option_changed(method, tmp_path):
     argv = tiny_argv(method, tmp_path / "run", "--batch-size", "2", "--max-length", "98", "--total-iters", "3")

@@ -19,8 +19,8 @@ from promptkd.data.dataset import ExampleSet
 from promptkd.data.templates import ChatTemplate, end_of_turn_id, response_stop_ids
 from promptkd.data.token_file import TokenFile, split_row
 from promptkd.evaluation.session import run as evaluate_run
-from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Sampling, uniform_draws
+from promptkd.generation.decode import GenerationRequest, decode
+from promptkd.generation.sampling import Sampling
 from promptkd.models.loading import end_ids, load_causal_lm
 
 WORDS = ["user", "model", "say", "it", "again", "SAID", "ASKED", "one", "two", "three"]
@@ -97,13 +97,11 @@ def test_what_ends_a_response(folder):
     assert end_ids(tokenizer, model) == (END, TURN, OTHER)
     assert end_ids(make_tokenizer(None)) == (END,)
     prompts = [np.array([WORDS.index("say") + len(SPECIAL)])] * 40
+    keys = [(1, row) for row in range(40)]
     free, ended = (
-        decode(
-            model, prompts, max_new_tokens=8, end_ids=ends, sampling=Sampling(), token_budget=10_000,
-            noise=lambda row: uniform_draws(1, row, count=8),
-        ).responses
+        decode(model, GenerationRequest(prompts, 8, ends, Sampling(), keys), 10_000).responses
         for ends in ([END], end_ids(tokenizer, model))
-    )  # fmt: skip
+    )
     for long, short in zip(free, ended):
         ends = [place for place, token in enumerate(long.tolist()) if token in (TURN, OTHER)]
         assert short.tolist() == long.tolist()[: ends[0] + 1 if ends else None]

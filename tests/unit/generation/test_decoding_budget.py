@@ -1,4 +1,4 @@
-"""How much decodes together: from the device's free memory, the same on all ranks, and as tools/plan.py counts it."""
+"""The token budget of decoding follows the device's free memory, is equal on all ranks, and agrees with the plan."""
 
 from __future__ import annotations
 
@@ -12,14 +12,12 @@ from helpers.runs import rows_of, tiny_argv
 from helpers.tiny_models import make_model
 from helpers.training import GOLDEN, train_here
 
-from promptkd.generation import budget as budgets
-from promptkd.generation import decode as rollout
 from promptkd.generation.budget import decoding_budget
-from promptkd.generation.decode import decode
+from promptkd.generation.decode import GenerationRequest, _Batch, decode
 from promptkd.generation.kv_cache import GrowingCache
 from promptkd.generation.sampling import Sampling
 from promptkd.planning.decoding import decoding, decoding_rows
-from promptkd.utils import memory_bounds
+from promptkd.utils import memory
 
 STUDENT = str(GOLDEN / "models/gpt2_student")
 ALONE = SimpleNamespace(all_reduce_max=lambda value: value)
@@ -28,20 +26,20 @@ GB = 10**9
 
 @pytest.fixture
 def batches(monkeypatch) -> list[int]:
-    """The rows of each batch that is decoded."""
-    rows, made = [], rollout._Batch.__post_init__
+    """Record the number of sequences in each batch that is decoded."""
+    sizes, initialize = [], _Batch.__init__
 
-    def noted(batch):
-        rows.append(len(batch.rows))
-        made(batch)
+    def record(batch, models, request, indices, *rest):
+        sizes.append(len(indices))
+        initialize(batch, models, request, indices, *rest)
 
-    monkeypatch.setattr(rollout._Batch, "__post_init__", noted)
-    return rows
+    monkeypatch.setattr(_Batch, "__init__", record)
+    return sizes
 
 
 @pytest.mark.parametrize("method", ["promptkd", pytest.param("minillm", marks=pytest.mark.slow)])
-def test_rollout_token_budget_changes_batches_and_no_answer(method, tmp_path, batches):
-    """Training's rollouts, ROUGE-L of the dev set and exposure bias."""
+def test_rollout_token_budget_changes_batches_but_no_response(method, tmp_path, batches):
+    """It applies to rollouts in training, to ROUGE-L on the dev set and to exposure bias."""
     often = ["--dev-num", "3", "--exposure-bias-every", "1", "--exposure-bias-rows", "3", "--eval-interval", "1"]
     argv = ["--batch-size", "4", "--max-length", "100", "--total-iters", "1", *often]
     for name, budget in (("all", []), ("one", ["--rollout-token-budget", "1"])):
@@ -58,12 +56,12 @@ def test_rollout_token_budget_changes_batches_and_no_answer(method, tmp_path, ba
 def test_decode_gives_the_same_tokens_for_two_budgets(tmp_path):
     model = make_model("gpt2", tmp_path)
     given = [list(range(1, 3 + row)) for row in range(6)]
-    greedy = {"max_new_tokens": 9, "end_ids": [0], "sampling": Sampling(do_sample=False), "noise": None}
-    small, large = (decode(model, given, token_budget=budget, **greedy).responses for budget in (1, 10_000))
+    request = GenerationRequest(given, 9, [0], Sampling(do_sample=False))
+    small, large = (decode(model, request, token_budget).responses for token_budget in (1, 10_000))
     assert all(map(torch.equal, small, large))
 
 
-def test_budget_on_a_cpu_is_that_of_half_a_gigabyte_of_cache(tmp_path):
+def test_decoding_budget_on_a_cpu_is_half_a_gigabyte_of_cache(tmp_path):
     model = make_model("llama", tmp_path)
     config = model.config
     token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * model.dtype.itemsize
@@ -73,59 +71,56 @@ def test_budget_on_a_cpu_is_that_of_half_a_gigabyte_of_cache(tmp_path):
 
 
 def on_gpu(model):
-    """The model as one that says that it is on a GPU."""
+    """Return a stand-in for the model that reports a GPU as its device."""
     return SimpleNamespace(config=model.config, dtype=model.dtype, device=torch.device("cuda", 0))
 
 
-def test_budget_on_a_gpu_follows_free_memory_and_the_poorest_rank(tmp_path, monkeypatch):
+def test_decoding_budget_on_a_gpu_follows_free_memory_and_the_smallest_rank(tmp_path, monkeypatch):
     model = on_gpu(make_model("llama", tmp_path))
     for name in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(torch.cuda, name, lambda device, n=name: 3 * GB if n == "memory_reserved" else GB)
-    found = {}
+    budget = {}
     for free in (0, 2 * GB, 6 * GB):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 80 * GB))
-        found[free] = decoding_budget([model], 512, ALONE)
-    assert found[0] % 512 == 0 and found[2 * GB] == pytest.approx(2 * found[0], rel=0.01)  # 2 GB that torch keeps count
-    assert found[6 * GB] == pytest.approx(4 * found[0], rel=0.01)
-    poor = SimpleNamespace(all_reduce_max=lambda value: max(value, -1024))  # another rank has room for 1,024 tokens
+        budget[free] = decoding_budget([model], 512, ALONE)
+    assert budget[0] % 512 == 0
+    assert budget[2 * GB] == pytest.approx(2 * budget[0], rel=0.01)  # the 2 GB that torch holds for later count too
+    assert budget[6 * GB] == pytest.approx(4 * budget[0], rel=0.01)
+    poor = SimpleNamespace(all_reduce_max=lambda value: max(value, -1024))  # Another rank has memory for 1,024 tokens.
     assert decoding_budget([model], 512, poor) == 1024
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 0))
-    monkeypatch.setattr(budgets, "_free_memory", lambda device: 0)
-    assert decoding_budget([model], 512, ALONE) == 512  # a row at least
+    monkeypatch.setattr("promptkd.generation.budget._free_memory", lambda device: 0)
+    assert decoding_budget([model], 512, ALONE) == 512  # at least one sequence
 
 
 @pytest.mark.parametrize(("prompt", "new"), [(5, 3), (64, 64), (64, 65), (64, 66), (64, 131), (9, 200)])
 def test_plan_counts_the_cache_that_decode_allocates(prompt, new, tmp_path, monkeypatch):
     setting = make("--cpu", "--batch-size", "3", "--max-prompt-length", str(prompt), "--max-length", str(prompt + new))
-    held, peaks, move = {}, [], GrowingCache(None).layer_class_to_replicate._move
+    held, peaks, reallocate = {}, [], GrowingCache(None).layer_class_to_replicate._reallocate
 
-    def noted(layer, like, length, capacity):
+    def record(layer, like, length, capacity):
         old = held.get(id(layer), 0)
-        move(layer, like, length, capacity)
-        held[id(layer)] = layer._room.nbytes
-        copied = like.nbytes * 2 if not length and old else 0  # rows that stay, beside both buffers
+        buffer = reallocate(layer, like, length, capacity)
+        held[id(layer)] = layer._buffer.nbytes
+        copied = like.nbytes * 2 if not length and old else 0  # The kept sequences exist beside both buffers.
         peaks.append((sum(held.values()), old + copied))
+        return buffer
 
-    monkeypatch.setattr(GrowingCache(None).layer_class_to_replicate, "_move", noted)
+    monkeypatch.setattr(GrowingCache(None).layer_class_to_replicate, "_reallocate", record)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(STUDENT).eval()
     model.config.max_position_embeddings = model.config.n_positions
-    never = [model.config.vocab_size]  # no answer ends before the limit
-    prompts = [[1] * prompt] * 3
-    decode(
-        model, prompts, max_new_tokens=new, end_ids=never, sampling=Sampling(do_sample=False), noise=None,
-        token_budget=10**9,
-    )  # fmt: skip
+    no_end = [model.config.vocab_size]
+    decode(model, GenerationRequest([[1] * prompt] * 3, new, no_end, Sampling(do_sample=False)), 10**9)
     rows = decoding_rows(setting, setting.student, setting.rows)
     planned = decoding(setting, setting.student, rows)["key-value cache"]
     shape = setting.student.shape
     final = max(total for total, _ in peaks)
-    assert rows == 3 and final == planned * shape.layers // (shape.layers + memory_bounds.MOVING_LAYERS)
+    assert rows == 3 and final == planned * shape.layers // (shape.layers + memory.MOVING_LAYERS)
     assert max(total + extra for total, extra in peaks) <= planned
 
 
-def test_plan_and_core_agree_on_what_decodes_together(monkeypatch):
+def test_plan_and_decoding_budget_agree_on_the_batch_size(monkeypatch):
     setting = make("--gpus", "2", "--gpu", "3090", "--batch-size", "100000", "--examples", "1000000")
     from transformers import AutoModelForCausalLM
 
@@ -136,11 +131,11 @@ def test_plan_and_core_agree_on_what_decodes_together(monkeypatch):
         "promptkd.planning.decoding.decoding_tokens",
         lambda device, bytes_free, *rest: (
             free.update(now=bytes_free),
-            memory_bounds.decoding_tokens(device, bytes_free, *rest),
+            memory.decoding_tokens(device, bytes_free, *rest),
         )[1],
     )
     rows = decoding_rows(setting, setting.student, setting.rows)
-    monkeypatch.setattr(budgets, "_free_memory", lambda device: free["now"])
+    monkeypatch.setattr("promptkd.generation.budget._free_memory", lambda device: free["now"])
     assert 1 < rows < 100000 and rows == decoding_budget([core], setting.length, ALONE) // setting.length
     given = replace(setting, rollout_token_budget=1000)
     assert decoding_rows(given, setting.student, setting.rows) == 1000 // setting.length

@@ -18,8 +18,8 @@ from promptkd import losses
 from promptkd.data.token_file import TokenFileWriter, token_dtype
 from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
-from promptkd.generation.decode import decode
-from promptkd.generation.sampling import Sampling, TeacherMixture, uniform_draws
+from promptkd.generation.decode import GenerationRequest, decode
+from promptkd.generation.sampling import Sampling, TeacherMixture
 from promptkd.losses import ClippedPolicy, fused_loss, reference_loss
 from promptkd.models.wrapper import LMHead, without_dropout
 from promptkd.training.setup import build_trainer
@@ -226,10 +226,11 @@ def test_mixed_sampling_has_the_mixtures_distribution():
         models.append(GPT2LMHeadModel(config).eval())
     student, teacher = models
     rows, share = 4000, 0.3
-    responses = decode(
-        student, [[1, 2]] * rows, max_new_tokens=2, end_ids=[0], sampling=Sampling(), token_budget=100_000,
-        noise=lambda row: uniform_draws(3, row, count=2), mix=TeacherMixture(teacher, share),
-    ).responses  # fmt: skip
+    request = GenerationRequest(
+        [[1, 2]] * rows, 2, [0], Sampling(), rng_keys=[(3, row) for row in range(rows)],
+        teacher_mixture=TeacherMixture(teacher, share),
+    )  # fmt: skip
+    responses = decode(student, request, 100_000).responses
 
     def probabilities(ids):
         with torch.no_grad():

@@ -49,9 +49,9 @@ def test_an_interrupted_generation_goes_on(answers, tmp_path, monkeypatch):
     part.write_text("".join(lines[:20]) + lines[20][:7])  # killed amid a line
     answered, decode = [], promptkd.generation.decode.decode
 
-    def counted(model, prompts, **how):
-        answered.extend(prompts)
-        return decode(model, prompts, **how)
+    def counted(model, request, *budget, **callbacks):
+        answered.extend(request.prompts)
+        return decode(model, request, *budget, **callbacks)
 
     monkeypatch.setattr(promptkd.generation.decode, "decode", counted)
     generated(save, "--token-budget", "300")  # other batches

@@ -37,7 +37,7 @@ def test_left_padded_equals_unpadded(family):
     for i, prompt in enumerate(given):
         alone = run(model, [prompt], keep_states=True)
         assert alone.responses[0].tolist() == together.responses[i].tolist()
-        torch.testing.assert_close(alone.states[0], together.states[i], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.hidden_states[0], together.hidden_states[i], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

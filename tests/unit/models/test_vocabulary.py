@@ -15,7 +15,7 @@ from helpers.training import GOLDEN, metrics_of, start, train_here
 
 from promptkd import losses
 from promptkd.errors import UserError
-from promptkd.generation.sampling import Sampling, TeacherMixture, uniform_draws
+from promptkd.generation.sampling import Sampling, TeacherMixture
 from promptkd.losses import (
     ClippedPolicy,
     CrossEntropy,
@@ -155,8 +155,8 @@ def test_decoding_draws_from_the_shared_ids_renormalized():
     over = SharedVocabulary(38, (7,), (40, 46), 46)
     count, prompt = 4000, prompts()[0]
     drawn = run(
-        student, [prompt] * count, max_new_tokens=1, sampling=Sampling(), mix=TeacherMixture(teacher, 0.4), shared=over,
-        noise=lambda row: uniform_draws(3, row, count=1),
+        student, [prompt] * count, max_new_tokens=1, sampling=Sampling(), shared=over,
+        teacher_mixture=TeacherMixture(teacher, 0.4), rng_keys=[(3, row) for row in range(count)],
     ).responses  # fmt: skip
     ids = [i for i in range(38) if i != 7]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Rollouts: greedily the tokens of `generate`, the right distribution when sampling, nothing depends on the batch."""
+"""Decoding: greedy tokens equal those of `generate`, samples have the model's distribution, batches do not matter."""
 
 import numpy as np
 import pytest
@@ -6,13 +6,12 @@ import torch
 from helpers.decoding import EOS, prompts, run, tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from promptkd.generation.ngrams import NoRepeatNgram
-from promptkd.generation.sampling import Sampling, TeacherMixture, sample_token, uniform_draws
+from promptkd.generation.sampling import NoRepeatNgram, Sampling, TeacherMixture, sample_token
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
 @pytest.mark.parametrize("ngram", [0, 2])
-def test_greedy_equals_generate(family, ngram):
+def test_decode_greedy_equals_generate(family, ngram):
     model, given = tiny(family), prompts()
     ours = run(model, given, sampling=Sampling(do_sample=False, no_repeat_ngram_size=ngram))
     for prompt, response in zip(given, ours.responses):
@@ -27,33 +26,31 @@ def test_greedy_equals_generate(family, ngram):
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
-def test_states_are_those_of_a_plain_forward(family):
+def test_decode_hidden_states_equal_those_of_a_plain_forward(family):
     model, given = tiny(family), prompts()
-    rollout = run(model, given, keep_states=True, token_budget=80)
-    for prompt, response, states in zip(given, rollout.responses, rollout.states):
+    output = run(model, given, keep_states=True, token_budget=80)
+    for prompt, response, states in zip(given, output.responses, output.hidden_states):
         ids = torch.cat([torch.as_tensor(prompt), response])[None, :-1]
         with torch.no_grad():
             expected = model.base_model(ids).last_hidden_state[0, len(prompt) - 1 :]
         torch.testing.assert_close(states, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_sampling_depends_on_the_example_alone():
+def test_decode_samples_depend_only_on_the_example():
     model, given = tiny("gpt2"), prompts()
 
-    def noise(row):
-        return uniform_draws(7, 1, row, count=20)
+    def sample(prompts, rng_keys, token_budget=10_000):
+        output = run(model, prompts, token_budget, sampling=Sampling(), rng_keys=rng_keys)
+        return [response.tolist() for response in output.responses]
 
-    whole = run(model, given, sampling=Sampling(), noise=noise).responses
-    packed = run(model, given, sampling=Sampling(), noise=noise, token_budget=64).responses
-    alone = run(model, given[4:5], sampling=Sampling(), noise=lambda row: noise(4)).responses
-    again = run(model, given, sampling=Sampling(), noise=noise).responses
-    other = run(model, given, sampling=Sampling(), noise=lambda row: uniform_draws(8, 1, row, count=20)).responses
-    assert [r.tolist() for r in whole] == [r.tolist() for r in packed] == [r.tolist() for r in again]
-    assert alone[0].tolist() == whole[4].tolist()
-    assert [r.tolist() for r in whole] != [r.tolist() for r in other]
+    rng_keys = [(7, 1, row) for row in range(len(given))]
+    together = sample(given, rng_keys)
+    assert together == sample(given, rng_keys, token_budget=64) == sample(given, rng_keys)
+    assert sample(given[4:5], rng_keys[4:5]) == together[4:5]
+    assert sample(given, [(8, 1, row) for row in range(len(given))]) != together
 
 
-def test_sampling_has_the_models_distribution():
+def test_decode_samples_have_the_distribution_of_the_model():
     """Chi-square of two-token responses on a tiny vocabulary against the exact probabilities."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=5, n_layer=1, n_head=1, n_embd=8, n_positions=16, initializer_range=0.8)
@@ -61,7 +58,7 @@ def test_sampling_has_the_models_distribution():
     prompt = np.array([1, 2])
     responses = run(
         model, [prompt] * rows, max_new_tokens=2, end_ids=[0], sampling=Sampling(),
-        noise=lambda row: uniform_draws(3, row, count=2),
+        rng_keys=[(3, row) for row in range(rows)],
     ).responses  # fmt: skip
     with torch.no_grad():
         first = model(torch.tensor([[1, 2]])).logits[0, -1].softmax(-1)
@@ -76,22 +73,22 @@ def test_sampling_has_the_models_distribution():
     assert cells == 21 and statistic < 45.3  # 99.9 % of chi-square with 20 degrees of freedom
 
 
-def test_responses_end_with_the_first_end_of_text_or_at_the_limit():
+def test_decode_ends_responses_at_the_first_end_token_or_the_limit():
     model, given = tiny("gpt2"), prompts(40)
-    responses = run(model, given, sampling=Sampling(), noise=lambda row: uniform_draws(1, row, count=20)).responses
+    responses = run(model, given, sampling=Sampling(), rng_keys=[(1, row) for row in range(40)]).responses
     for response in responses:
         assert EOS not in response[:-1]
         assert response[-1] == EOS or len(response) == 20
     assert any(response[-1] == EOS for response in responses) and any(len(response) == 20 for response in responses)
 
 
-def test_choose_inverts_the_cumulative_distribution():
+def test_sample_token_inverts_the_cumulative_distribution():
     logits = torch.tensor([[0.0, -torch.inf, 0.0, -torch.inf]]).repeat(5, 1)
     picked = sample_token(logits, Sampling(), torch.tensor([0.0, 0.25, 0.49, 0.51, 1.0]))
     assert picked.tolist() == [0, 0, 0, 2, 2]  # a token of probability 0 never comes, even at u = 1
 
 
-def test_top_k_and_top_p_and_temperature():
+def test_sample_token_applies_top_k_and_top_p_and_temperature():
     logits = torch.log(torch.tensor([[0.1, 0.5, 0.15, 0.25]])).repeat(200, 1)
     uniform = torch.linspace(0, 0.999, 200)
     assert set(sample_token(logits, Sampling(top_k=2), uniform).tolist()) == {1, 3}
@@ -101,17 +98,18 @@ def test_top_k_and_top_p_and_temperature():
     assert (cold == 1).float().mean() > 0.98
 
 
-def test_repeat_guard_bans_what_would_complete_an_ngram():
-    guard = NoRepeatNgram(3, [1, 2, 3, 1, 2])
-    assert guard.banned() == [3]
-    guard.add(5)
-    assert guard.banned() == []
+def test_no_repeat_ngram_bans_tokens_that_complete_an_ngram():
+    ngrams = NoRepeatNgram(3, [1, 2, 3, 1, 2])
+    assert ngrams.banned() == [3]
+    ngrams.add(5)
+    assert ngrams.banned() == []
     for token in (1, 2):
-        guard.add(token)
-    assert sorted(guard.banned()) == [3, 5]
+        ngrams.add(token)
+    assert sorted(ngrams.banned()) == [3, 5]
+    assert NoRepeatNgram(3, [1]).banned() == []
 
 
-def test_mixing_and_a_prefix_exclude_each_other():
+def test_request_refuses_a_mixture_together_with_a_prefix():
     model = tiny("gpt2")
-    with pytest.raises(ValueError, match="mix and prefix"):
-        run(model, prompts(1), mix=TeacherMixture(model, 0.5), prefix=torch.zeros(2, 32))
+    with pytest.raises(ValueError, match="teacher_mixture and prefix"):
+        run(model, prompts(1), teacher_mixture=TeacherMixture(model, 0.5), prefix=torch.zeros(2, 32))
