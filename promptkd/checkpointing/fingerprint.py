@@ -48,9 +48,9 @@ class RunFingerprint:
         free = {name for name, field in declared.items() if not field.metadata["numbers"]}
         if self.ranks != saved["ranks"]:
             free.update(BATCH)
-            now, then = _examples(self.options, self.ranks), _examples(saved["options"], saved["ranks"])
-            if now != then:
-                differences.append(f"{now} examples a step, batch x accumulation x ranks (there: {then})")
+            count, saved_count = _examples(self.options, self.ranks), _examples(saved["options"], saved["ranks"])
+            if count != saved_count:
+                differences.append(f"{count} examples a step, batch x accumulation x ranks (there: {saved_count})")
         for name, kept in REMOVED_OPTIONS.items():
             free.add(name)
             if saved["options"].get(name, kept) != kept:

@@ -85,7 +85,7 @@ def verified_state(folder: Path) -> dict[str, Any]:
         ValueError: The checkpoint is damaged.
     """
     try:
-        files = _read_object(folder / "manifest.json").get("files")
+        files: Any = _read_object(folder / "manifest.json").get("files")
         check_kind(files, {...: {"bytes": int, "sha256": str}}, "manifest.json, files")
         if files.keys() | {"manifest.json"} != {path.name for path in folder.iterdir()} or "state.json" not in files:
             raise ValueError("files are missing or too many")

@@ -124,7 +124,7 @@ def _example_states(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[st
     """Return the states that an optimizer creates for one element with the master's precision and device."""
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=master.dtype, device=master.device))
     parameter.grad = torch.zeros_like(parameter)
-    fresh = type(optimizer)([parameter])
+    fresh = type(optimizer)([parameter])  # type: ignore[call-arg]  # only the base class needs defaults
     options = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
     fresh.param_groups[0].update(options)
     fresh.step()

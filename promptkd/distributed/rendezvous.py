@@ -96,7 +96,9 @@ def _rendezvous(device: torch.device, rank: int, size: int) -> None:
             f"rank {rank} of {size} cannot meet the others at {where} ({reason}): a rank has ended, and said why, or "
             "the address is wrong, or the port is taken"
         ) from None
-    dist.group.WORLD.set_timeout(COLLECTIVE_TIMEOUT)
+    world = dist.group.WORLD
+    assert world is not None
+    world.set_timeout(COLLECTIVE_TIMEOUT)
     store.set_timeout(COLLECTIVE_TIMEOUT)  # NCCL's subgroups connect through it when models have been loaded
 
 

@@ -17,7 +17,7 @@ class Row(NamedTuple):
     """One scored answer. length: its tokens, without end-of-text. thought: the model thought before it answered."""
 
     seed: int  # place in the list of seeds
-    index: int  # row of the set
+    index: int  # type: ignore[assignment]  # row of the set; hides a method of tuples
     answer: str
     length: int
     rouge_l: float
@@ -33,13 +33,7 @@ def by_seed(rows: list[Row], seeds: int) -> list[list[Row]]:
 def summary(test_set: TestSet, answers: list[list[Row]], seconds: float) -> dict[str, Any]:
     """The entry of one set in results.json; `rougeL_rows` has one list per seed, for paired comparisons."""
     return {
-        "file": str(test_set.path),
-        "sha256": test_set.sha256(),
-        "rows": len(test_set),
-        "rows_cut": test_set.cut,
-        "rows_spelling_special_tokens": test_set.spelled,
-        "published_rows": test_set.published_rows,
-        "partial": test_set.partial,
+        **test_set.record(),
         "rougeL": over_seeds([mean([row.rouge_l for row in rows]) for rows in answers]),
         "exact_match": over_seeds([mean([row.exact_match for row in rows]) for rows in answers]),
         "mean_length": over_seeds([mean([row.length for row in rows]) for rows in answers]),

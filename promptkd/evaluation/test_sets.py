@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -85,8 +86,17 @@ class TestSet:
             parts.append(f"{self.spelled:,} spell a special token, which stays text (see --special-tokens)")
         return f"of {len(self):,} rows {', '.join(parts)}" if parts else ""
 
-    def sha256(self) -> str:
-        return digest_of_rows(self.path)
+    def record(self) -> dict[str, Any]:
+        """Describe the rows for results.json."""
+        return {
+            "file": str(self.path),
+            "sha256": digest_of_rows(self.path),
+            "rows": len(self),
+            "rows_cut": self.cut,
+            "rows_spelling_special_tokens": self.spelled,
+            "published_rows": self.published_rows,
+            "partial": self.partial,
+        }
 
 
 def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Missing]]:

@@ -46,7 +46,7 @@ class NonFiniteGuard:
         Raises:
             RunError: Gradients overflow at the smallest loss scale.
         """
-        row = {}
+        row: dict[str, float] = {}
         for name, learner in self.learners.items():
             if (scale := learner.loss_scale) is None:
                 continue

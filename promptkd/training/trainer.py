@@ -204,11 +204,10 @@ class Trainer:
         """Write the student, and the soft prompt if the method tunes one, to folders of the run."""
         method = self.method
         save_model(method.student, method.context.tokenizer, self.folder / name, self.examples.format)
-        prompt = method.prompt()
-        if prompt is not None and self.ranks.is_main:
-            config, path = method.context.teacher.config, self.settings.models.teacher_model_path
+        prompt, teacher = method.prompt(), method.context.teacher
+        if prompt is not None and teacher is not None and self.ranks.is_main:
             with output_folder(self.folder / ("prompt" if name == "last" else f"{name}_prompt")) as temporary:
-                save_prompt(prompt, temporary, path, config)
+                save_prompt(prompt, temporary, self.settings.models.teacher_model_path, teacher.config)
         self.draw()
 
     def draw(self) -> None:

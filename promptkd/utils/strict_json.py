@@ -64,8 +64,8 @@ def check_kind(value: Any, kind: Any, where: str) -> None:
         if not any(is_kind(value, one) for one in kind):
             check_kind(value, kind[0], where)
         return
-    outer = kind if kind is None or isinstance(kind, type) else type(kind)
-    wanted = {None: type(None), float: (int, float)}.get(outer, outer)
+    outer: Any = kind if kind is None or isinstance(kind, type) else type(kind)
+    wanted: Any = {None: type(None), float: (int, float)}.get(outer, outer)
     if not isinstance(value, wanted) or (isinstance(value, bool) and outer not in (bool, object)):
         raise ValueError(f"{where}: {getattr(outer, '__name__', 'null')} expected, not {type(value).__name__}")
     if isinstance(kind, list):

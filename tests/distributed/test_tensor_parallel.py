@@ -21,7 +21,7 @@ from transformers import GPT2Config
 
 from promptkd.distributed.ranks import setup
 from promptkd.errors import UserError
-from promptkd.evaluation.session import run as evaluate
+from promptkd.evaluation.evaluate import run as evaluate
 from promptkd.models.loading import load_causal_lm
 from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from promptkd.training.setup import tensor_groups

@@ -28,7 +28,7 @@ def test_evaluate_records_the_tokenizer_in_results_and_table(tmp_path):
 
 
 def test_evaluate_scores_with_the_named_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.evaluation.session.answer_text", lambda *_: ("首都是巴黎", False))
+    monkeypatch.setattr("promptkd.evaluation.evaluate.answer_text", lambda *_: ("首都是巴黎", False))
     write_set(tmp_path / "data/own", rows=2, output="巴黎是首都")
     argv = options(tmp_path / "data", tmp_path / "out", "--data-names", "own", "--seed", "1", "--overwrite")
     # 2 of 5 characters are common and in order: 首都, or 巴黎.

@@ -32,8 +32,8 @@ def test_set_names_that_are_no_plain_folder_are_refused(name):
 
 def test_an_empty_save_folder_is_refused():
     with pytest.raises(UserError, match="--save is empty"):
-        EvaluationSettings(save="")
-    assert EvaluationSettings().save == "results/eval_main"
+        EvaluationSettings("model", save="")
+    assert EvaluationSettings("model").save == "results/eval_main"
 
 
 def calls_without_encoding(source: str) -> list[int]:
