@@ -1,4 +1,4 @@
-"""What a measurement of exposure bias leaves to read: results.md and the picture of the curves."""
+"""Format results of exposure bias: results.md and a figure of the curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from promptkd.utils.tables import Table
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """results.md: a line for each set, at the last position; then how it was measured."""
+    """Format results.md: a line for each set with the values at the last position, then the protocol."""
     teacher, protocol = results["teacher"], results["protocol"]
     prompted = f" with the prompt {teacher['prompt']}" if teacher["prompt"] else ""
     table = Table(["set", "rows", "excess accumulated error, %", "95 % interval", "R", "eps", "seconds"])
@@ -48,22 +48,22 @@ def _cells(name: str, entry: dict[str, Any]) -> list[str]:
 
 
 @plain_text()
-def draw(found: dict[str, list[float | None]], picture: Path, title: str) -> None:
-    """The excess with its interval, and beside it what it is made of."""
+def draw(values: dict[str, list[float | None]], picture: Path, title: str) -> None:
+    """Draw the excess with its interval, and R and eps beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    values = {name: np.array(curve, dtype=float) for name, curve in found.items()}
-    tokens = np.arange(1, len(values["mean_R"]) + 1)
+    curves = {name: np.array(curve, dtype=float) for name, curve in values.items()}
+    tokens = np.arange(1, len(curves["mean_R"]) + 1)
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.9), layout="constrained")
-    left.fill_between(tokens, values["ex_acc_err_low"], values["ex_acc_err_high"], color="#0072B2", alpha=0.2, lw=0)
-    left.plot(tokens, values["ex_acc_err"], color="#0072B2", lw=1.6)
+    left.fill_between(tokens, curves["ex_acc_err_low"], curves["ex_acc_err_high"], color="#0072B2", alpha=0.2, lw=0)
+    left.plot(tokens, curves["ex_acc_err"], color="#0072B2", lw=1.6)
     left.axhline(0, color="#777777", lw=0.8)
     left.set(title="excess accumulated error, 95 % interval over rows", ylabel="%")
-    right.plot(tokens, values["mean_R"], color="#D55E00", lw=1.6, label="R: on the student's answers")
-    right.plot(tokens, values["mean_eps"], color="#009E73", lw=1.6, ls="--", label="eps: on the teacher's answers")
+    right.plot(tokens, curves["mean_R"], color="#D55E00", lw=1.6, label="R: on the student's answers")
+    right.plot(tokens, curves["mean_eps"], color="#009E73", lw=1.6, ls="--", label="eps: on the teacher's answers")
     right.set(title="accumulated KL(teacher || student)", ylabel="nats")
     right.set_ylim(bottom=0)
     right.legend(frameon=False)

@@ -33,7 +33,7 @@ def test_one_of_several(tmp_path):
     for lost, key in zip(missing, ("data/vicuna", "data/sinst")):
         (place,) = fetched(str(lost)).values()
         assert fetched(lost.remedy).keys() == {key} and place.resolve() in Path(lost.file).resolve().parents
-    assert str(missing[2]).endswith("own/valid.jsonl is not there: put it there, or correct --data-names")
+    assert str(missing[2]).endswith("own/valid.jsonl does not exist: create it, or correct --data-names")
 
 
 @pytest.mark.parametrize("there", [True, False])
