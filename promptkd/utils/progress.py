@@ -44,7 +44,7 @@ class Progress:
         if self.show and self.bar.disable and (now - self.last_line >= PAUSE or self.done == self.total):
             self.last_line = now
             seconds = (now - self.began) / max(self.done - self.first, 1)
-            rate = f"{seconds:.3g} s/{self.unit}"
+            rate = f"{1 / seconds:.3g} {self.unit}s/s" if 0 < seconds < 0.1 else f"{seconds:.3g} s/{self.unit}"
             count_text = f"{self.unit} {self.done}/{self.total}"
             left = f"{_hours(seconds * (self.total - self.done))} left"
             self.line("  ".join(filter(None, (self.name, count_text, shown, rate, left))))
