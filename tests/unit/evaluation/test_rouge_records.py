@@ -99,7 +99,7 @@ def test_keep_best_without_generation_has_the_lowest_dev_loss_only():
     assert kept([(None, 2.0), (None, 3.0)]) == ({"best_loss": 2.0}, [["best_loss"], []])
 
 
-def test_keep_best_goes_on_from_an_earlier_versions_checkpoint():
+def test_keep_best_resumes_from_a_checkpoint_without_dev_loss():
     best, saved = kept([(0, 4.0), (0, 5.0)], {"best_rougeL": 0, "best_loss": 3.0})
     assert saved == [["best_rougeL"], []]
     assert best == {"best_rougeL": 0, "best_rougeL_dev_loss": 4.0, "best_loss": 3.0}

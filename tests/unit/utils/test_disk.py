@@ -1,4 +1,4 @@
-"""A disk that fails amid a run, files that may not be read, a rank that dies: one line, and nothing whole is lost."""
+"""Runs on a failing disk, unreadable files and dead ranks end with one line, and complete files stay."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def failing_at(step: int, argv: list[str], fail) -> str:
     return str(error.value)
 
 
-def test_a_disk_that_is_full(tmp_path):
+def test_run_on_a_full_disk_keeps_complete_files(tmp_path):
     """At a checkpoint, at the last model, and at a row of the metrics: what was whole before is whole still."""
     argv = tiny_argv("sft", tmp_path / "run", *SHORT)
     with contextlib.ExitStack() as disk:
@@ -77,7 +77,7 @@ def test_a_disk_that_is_full(tmp_path):
     assert rows_of(tmp_path / "run") != []
 
 
-def test_a_folder_that_vanishes(tmp_path):
+def test_run_whose_folder_vanishes_ends_with_one_line(tmp_path):
     argv = tiny_argv("sft", tmp_path / "run", *SHORT)
     said = failing_at(3, argv, lambda: shutil.rmtree(tmp_path / "run"))
     assert "metrics.jsonl has been removed during the run" in said and not (tmp_path / "run").exists()
@@ -87,7 +87,7 @@ def test_a_folder_that_vanishes(tmp_path):
     assert not (tmp_path / "run").exists() and verified_state(moved / "checkpoints/step-2")["step"] == 2
 
 
-def test_a_folder_that_becomes_read_only(tmp_path, monkeypatch):
+def test_run_whose_folder_becomes_read_only_ends_with_one_line(tmp_path, monkeypatch):
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
@@ -96,7 +96,7 @@ def test_a_folder_that_becomes_read_only(tmp_path, monkeypatch):
     assert "step-4 cannot be written (Read-only file system): make room" in said
 
 
-def test_a_picture_that_cannot_be_drawn_stops_nothing(tmp_path, capfd):
+def test_run_continues_without_a_picture(tmp_path, capfd):
     trainer = build_trainer(read_settings(tiny_argv("sft", tmp_path / "run", *SHORT)))
     (tmp_path / "run/curves.png").mkdir()
     trainer.fit()
@@ -113,7 +113,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("entry", "file"), UNREADABLE)
-def test_a_file_that_may_not_be_read(entry, file, room, monkeypatch, capfd):  # noqa: F811
+def test_unreadable_file_is_named_in_one_line(entry, file, room, monkeypatch, capfd):  # noqa: F811
     """Stands for mode 000, which does not keep root from reading."""
     if entry == "generate":
         (room / file).write_text("{}")
@@ -131,7 +131,7 @@ def test_a_file_that_may_not_be_read(entry, file, room, monkeypatch, capfd):  # 
     assert "Permission denied" in said and Path(file).name in said
 
 
-def test_a_rank_that_dies_takes_the_others_along(tmp_path):
+def test_ranks_end_when_another_rank_dies(tmp_path):
     """Started without a launcher: the rank that is left sees it at once."""
     argv = tiny_argv("promptkd", tmp_path / "run", "--batch-size", "1", "--total-iters", "1000")
     run = Run(argv, tmp_path / "log", ranks=2)
