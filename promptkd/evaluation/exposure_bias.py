@@ -70,6 +70,20 @@ class Protocol:
     forward_budget: int
     published: bool = False
 
+    def request(
+        self, prompts: Sequence[np.ndarray], rng_keys: Sequence[tuple[int, int]], writer: LanguageModel
+    ) -> GenerationRequest:
+        """Return the request for answers of a model. `rng_keys` are the index of the prompt and of the sample."""
+        return GenerationRequest(
+            prompts,
+            self.max_new_tokens,
+            self.end_ids[:1] if self.published else self.end_ids,
+            self.sampling,
+            rng_keys=[(self.seed, *key) for key in rng_keys],
+            prefix=None if writer.prompt is None else writer.prompt.embeddings,
+            shared=writer.shared,
+        )
+
 
 @torch.no_grad()
 def accumulated_errors(
@@ -97,7 +111,6 @@ def accumulated_errors(
     Returns:
         float64 `(2, prompts, max_new_tokens)` on the CPU, the same on all ranks.
     """
-    end_ids = protocol.end_ids[:1] if protocol.published else protocol.end_ids
     sums = torch.zeros(2, len(prompts), protocol.max_new_tokens, dtype=torch.float64, device=ranks.device)
     alive = torch.zeros_like(sums)
     pairs = share(prompts, protocol.samples, ranks)
@@ -106,15 +119,7 @@ def accumulated_errors(
         batch = [pairs[place] for place in group]
         batch_prompts = [prompts[row] for _, row in batch]
         for source, writer in enumerate((student, teacher)):
-            request = GenerationRequest(
-                batch_prompts,
-                protocol.max_new_tokens,
-                end_ids,
-                protocol.sampling,
-                rng_keys=[(protocol.seed, row, sample) for sample, row in batch],
-                prefix=None if writer.prompt is None else writer.prompt.embeddings,
-                shared=writer.shared,
-            )
+            request = protocol.request(batch_prompts, [(row, sample) for sample, row in batch], writer)
             responses = decode(
                 writer.model, request, protocol.token_budget, progress=progress, broadcast=ranks.broadcast_tp
             ).responses

@@ -116,13 +116,13 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
         seen.add(canonical(name))
     if not is_folder(root):
         raise UserError(f"--data-dir {root}: no such folder: correct it, or: {_remedy(root, names)}")
-    found = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
-    files = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in found}
-    if not found:
+    files = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
+    lost = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in files}
+    if not files:
         others = "" if len(names) == 1 else f", nor is any of {', '.join(names[1:])}"
-        problem = f"{names[0]}: {files[names[0]]} does not exist{others}"
+        problem = f"{names[0]}: {lost[names[0]]} does not exist{others}"
         raise UserError(f"--data-dir {root}: {problem}: {_remedy(root, names)}")
-    return found, [Missing(name, file, _remedy(root, [name])) for name, file in files.items()]
+    return files, [Missing(name, file, _remedy(root, [name])) for name, file in lost.items()]
 
 
 def read_set(
@@ -185,8 +185,8 @@ def _file(root: Path, name: str, alone: bool) -> Path | None:
     published = FOLDERS.get(canonical(name), name)
     below = [] if is_hub(root) else [root / published, root / name]
     folders = [*below, *([root] if alone else [])]
-    found = next((rows for folder in folders if (rows := find_rows(folder, "test")) is not None), None)
-    return None if found is None else Path(found)
+    path = next((rows for folder in folders if (rows := find_rows(folder, "test")) is not None), None)
+    return None if path is None else Path(path)
 
 
 def _remedy(root: Path, names: list[str]) -> str:
