@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from promptkd.config.parser import parse
 from promptkd.config.values import option
 from promptkd.errors import UserError, exit_with
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -82,7 +82,7 @@ def main() -> None:
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
     settings = parse({"options": GgufSettings}, sys.argv[1:], "convert_gguf.py", dry_run=False).options
     model, tokenizer = read(Path(settings.gguf))
-    with written_together(Path(settings.save)) as folder:
+    with atomic_files(Path(settings.save)) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     print(f"{settings.save}: {model.config.model_type}, {model.num_parameters():,} parameters, {len(tokenizer)} tokens")

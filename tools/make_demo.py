@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and wrong options are found before
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
@@ -258,7 +258,7 @@ def main() -> None:
     save, data = Path(settings.save), make_data(settings)
     for name, rows in data.items():
         path = save / f"{name}.jsonl"
-        with written_together(path.parent) as folder:
+        with atomic_files(path.parent) as folder:
             (folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{path}: {len(rows)} rows")
     if not settings.models:
@@ -266,7 +266,7 @@ def main() -> None:
     tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
     for number, name in enumerate(SIZES):
         model = make_model(name, tokenizer, settings.seed + number)
-        with written_together(save / "models" / name) as folder:
+        with atomic_files(save / "models" / name) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         print(f"{save / 'models' / name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")

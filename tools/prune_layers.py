@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -109,7 +109,7 @@ def main() -> None:
     model = load_causal_lm(settings.model_path, torch.float32, "--model-path")
     before = model.num_parameters()
     prune(model, settings.drop or dropped_layers(model.config.num_hidden_layers, settings.keep))
-    with written_together(Path(settings.save)) as folder:
+    with atomic_files(Path(settings.save)) as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     print(

@@ -23,7 +23,7 @@ from promptkd.data.templates import Template
 from promptkd.data.token_file import Ids, join_row, token_dtype, write_token_file
 from promptkd.data.workers import map_lines
 from promptkd.errors import UserError
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 from promptkd.utils.jsonl import decode, numbered_lines, parse_line, read_jsonl
 
 SPLITS = ("valid", "train")
@@ -125,7 +125,7 @@ def write_instructions(
     dtype = token_dtype(vocabulary_size(job.encoder.tokenizer))
     summaries, fields, seen = {split: SplitSummary() for split in SPLITS}, FieldCounts(), 0
     too_long = f"are over --max-prompt-length {max_prompt_length}: raise it"
-    with written_together(save) as folder, ExitStack() as stack:
+    with atomic_files(save) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(write_token_file(folder / f"{s}_0", dtype)) for s in SPLITS}
         texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
         rows = chain.from_iterable(map_lines(job, iterate_raw(raw), raw, workers, stack))
@@ -169,7 +169,7 @@ def write_corpus(
             read, spelled = read + len(ids), spelled + spelling
             yield ids
 
-    with written_together(save) as folder, ExitStack() as stack:
+    with atomic_files(save) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(write_token_file(folder / f"{s}_0", dtype)) for s in SPLITS}
         job = EncodeDocuments(SpecialTokens(tokenizer), raw)
         pieces = counted(map_lines(job, numbered_lines(raw), raw, workers, stack))
@@ -226,7 +226,7 @@ def write_pseudo(
     kept = [(pair, ids) for pair, ids in encoded if counts.take(ids, max_prompt_length, None)]
     if not kept:
         raise UserError(f"all prompts are over --max-prompt-length {max_prompt_length}: raise it")
-    with written_together(save) as folder:
+    with atomic_files(save) as folder:
         with write_token_file(folder / "train_0", dtype) as tokens:
             for _, ids in kept:
                 tokens.add(join_row(ids.prompt, ids.response, dtype))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,3 +179,16 @@ def _configure(device: torch.device, settings: DeviceSettings) -> None:
     if settings.deterministic and os.environ.setdefault(WORKSPACE, WORKSPACES[0]) not in WORKSPACES:
         raise UserError(f"--deterministic needs {WORKSPACE}={' or '.join(WORKSPACES)} in the environment: unset it")
     torch.use_deterministic_algorithms(settings.deterministic)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return this process's peak memory so far in 1e9 bytes: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")  # on Linux ru_maxrss includes the memory of the process that started this one
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text("utf-8", "replace"))):
+        return int(peak[1]) * 1024 / 1e9
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9

@@ -139,7 +139,7 @@ def test_run_evaluation_and_report_with_unusual_folder_names(name, tmp_path, cap
 def test_progress_tells_the_time_that_is_left_of_a_run_of_any_length(total, left, monkeypatch, capsys):
     progress = Progress("sft", total, show=True)
     monkeypatch.setattr("time.monotonic", lambda: progress.began + 1800)
-    progress.step(1, {"loss": 1.0})
+    progress.update(values={"loss": 1.0})
     assert left in capsys.readouterr().err
 
 

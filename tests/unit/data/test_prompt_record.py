@@ -15,8 +15,8 @@ from promptkd.cli import data as process_data
 from promptkd.cli import generate
 from promptkd.cli.data import PseudoSettings, pseudo
 from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, read_format
+from promptkd.evaluation.evaluate import run as evaluate_run
 from promptkd.evaluation.exposure_bias import run as exposure_bias
-from promptkd.evaluation.session import run as evaluate_run
 from promptkd.models.loading import load_tokenizer
 
 SIZES = ["--max-length", "120", "--max-prompt-length", "100"]

@@ -123,7 +123,7 @@ def test_evaluation_reads_a_saved_data_set(tokenizer, tmp_path):
     found, _ = find_sets(str(folder), ["own"])
     tests = read_set("own", found["own"], tokenizer, 96, -1, False)
     assert len(tests) == 3 and tests.references[2] == [ROWS[2]["output"]]
-    assert tests.sha256() == digest_of_rows(found["own"]) != digest_of_rows(f"{folder}#train")
+    assert tests.record()["sha256"] == digest_of_rows(found["own"]) != digest_of_rows(f"{folder}#train")
 
 
 def test_saved_data_set_without_the_library_is_one_line(tmp_path, monkeypatch):

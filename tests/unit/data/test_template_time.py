@@ -15,7 +15,7 @@ from promptkd.config.template_options import TemplateSettings
 from promptkd.data.rows import read_row
 from promptkd.data.templates import ChatTemplate, bind_settings
 from promptkd.errors import UserError
-from promptkd.evaluation.session import run as evaluate_run
+from promptkd.evaluation.evaluate import run as evaluate_run
 
 DATED = (
     "{{ 'Today ' + strftime_now('%Y %m %d') + '\n' }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"

@@ -20,7 +20,7 @@ from promptkd.data.encoding import TextEncoder
 from promptkd.data.rows import read_row
 from promptkd.data.templates import ChatTemplate, end_of_turn_id
 from promptkd.data.token_file import TokenFile, split_row
-from promptkd.evaluation.session import run as evaluate_run
+from promptkd.evaluation.evaluate import run as evaluate_run
 from promptkd.generation.decode import GenerationRequest, decode
 from promptkd.generation.sampling import Sampling
 from promptkd.models.loading import end_ids, load_causal_lm

@@ -86,7 +86,7 @@ def test_dropout_acts_in_distillation_alone(tmp_path):
         rollout(*given, **how),
         modes.update(rollout=trainer.method.student.module.training),
     )[0]
-    trainer.method.step(trainer.window(1))
+    trainer.method.step(trainer.local_batch(1))
     assert modes == {
         "rollout": False,
         "teacher": {"student": False, "teacher": False},
