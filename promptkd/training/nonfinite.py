@@ -8,7 +8,7 @@ from pathlib import Path
 from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import TrainEngine
 from promptkd.errors import RunError
-from promptkd.methods.base import StepBatch
+from promptkd.methods.context import StepBatch
 from promptkd.utils.files import write_json
 
 
