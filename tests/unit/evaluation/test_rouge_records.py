@@ -62,7 +62,7 @@ def test_report_refuses_scores_of_different_tokenizers(tmp_path):
 
 
 def test_training_scores_the_dev_set_with_the_named_tokenizer_and_records_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.training.validation.answer", lambda *args, **named: [["巴黎"] * 2])
+    monkeypatch.setattr("promptkd.training.validation.gather_texts", lambda *args, **named: [["巴黎"] * 2])
     source = GOLDEN / "processed/dolly/full/gpt2"
     (tmp_path / "data").mkdir()
     for path in (source / name for name in ("train_0.bin", "train_0.idx", "train.jsonl")):
