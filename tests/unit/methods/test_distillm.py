@@ -44,7 +44,7 @@ def test_distillm_raises_its_threshold_when_the_dev_loss_grows(tmp_path):
 @pytest.mark.parametrize(("ratio", "fresh"), [("decreasing", 0.4), ("constant", 0.5), ("increasing", 0.6)])
 def test_distillm_draws_fresh_and_replayed_responses(ratio, fresh, tmp_path):
     trainer = train_here(options(tmp_path / "run", *ALWAYS, "--capacity", "4", "--replay-ratio", ratio))
-    method, batch = trainer.method, trainer.window(1)
+    method, batch = trainer.method, trainer.local_batch(1)
     batch.step, batch.total = 6, 10
     batch.examples = [trainer.examples[i] for i in range(len(trainer.examples))]
     assert method.buffer.is_full
@@ -113,7 +113,7 @@ def test_distillm2_is_a_mean_over_responses_of_means_over_tokens(tmp_path):
     trainer = train_here(
         options(tmp_path / "run", *pairs(tmp_path), "--total-iters", "1", "--lr", "0", method="distillm2")
     )
-    method, rows, batch = trainer.method, metrics_of(tmp_path / "run"), trainer.window(1)
+    method, rows, batch = trainer.method, metrics_of(tmp_path / "run"), trainer.local_batch(1)
     expected = {}
     for key, name, examples in (
         ("teacher_response_loss", "skew_forward_kl", batch.examples),
