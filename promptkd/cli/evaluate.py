@@ -12,9 +12,8 @@ import sys
 from types import SimpleNamespace
 
 from promptkd.cli import program_name
-from promptkd.config.options import ParallelSettings
+from promptkd.config.options import DeviceSettings, ParallelSettings
 from promptkd.config.parser import parse
-from promptkd.distributed.device import DeviceSettings
 from promptkd.errors import UserError
 from promptkd.evaluation.options import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
 

@@ -18,11 +18,10 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from promptkd.cli import program_name
-from promptkd.config.options import DecodingSettings, ParallelSettings
+from promptkd.config.options import DecodingSettings, DeviceSettings, ParallelSettings
 from promptkd.config.parser import parse
 from promptkd.config.template_options import TemplateSettings
 from promptkd.config.values import SPECIAL_TOKENS_HELP, SpecialTokensRule, at_least, option
-from promptkd.distributed.device import DeviceSettings
 from promptkd.errors import UserError
 from promptkd.evaluation.options import AnsweringSettings, BudgetSettings
 

@@ -9,11 +9,10 @@ import shutil
 import subprocess
 import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptkd.config.values import option
+from promptkd.config.options import DeviceSettings
 from promptkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,16 +25,6 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")  # cuBLAS is deterministic with these two values
-
-
-@dataclass
-class DeviceSettings:
-    """Options that decide how a device computes."""
-
-    tf32: bool = option(False, "compute float32 matrix products on a GPU in TF32: faster, with 10 bits of mantissa")
-    deterministic: bool = option(
-        False, "use deterministic algorithms only. On a GPU the same run then gives the same bits, but is slower"
-    )
 
 
 def choose_device(local_rank: int, settings: DeviceSettings) -> torch.device:

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from promptkd.distributed.device import DeviceSettings, choose_device
+from promptkd.config.options import DeviceSettings
+from promptkd.distributed.device import choose_device
 from promptkd.distributed.rendezvous import environment_number, rendezvous, shutdown, tensor_parallel_groups
 from promptkd.errors import UserError
 from promptkd.utils.memory import keep_freed_memory
