@@ -80,7 +80,7 @@ class PromptKD(Method):
         # Evaluation mode is not enough: layers recompute activations in training mode only.
         without_dropout(teacher)
         self.prompted_teacher.train(False)
-        self.initial_prompt = start
+        self.initial_prompt = cast(Tensor, self.prompt())
 
     @classmethod
     def trains_teacher(cls, settings: PromptKDSettings) -> bool:

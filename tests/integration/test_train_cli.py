@@ -105,7 +105,7 @@ def broken_models(folder):
         (["--model-type", "llama"], "--model-type"),
         (["--teacher-model-path", ""], "--teacher-model-path"),
         (["--data-dir", "nowhere"], "nowhere"),
-        (["--prompt-len", "0"], "--prompt-len"),
+        (["--prompt-len", "-1"], "--prompt-len"),
         (["--deepspeed_config", "nowhere.json"], "nowhere.json"),
         (["--model-path", "{broken}/cut_weights"], "cut_weights"),
         (["--model-path", "{broken}/no_tokenizer"], "tokenizer"),

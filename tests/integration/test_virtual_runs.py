@@ -56,7 +56,7 @@ def test_virtual_gpu_promptkd_stop_and_resume_with_each_file(name, machine, opti
     check_stop_and_resume(machine, options, tmp_path, *config(name))
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "minillm"])
+@pytest.mark.parametrize("method", ["sft", "kd", "gkd", "distillm", "minillm"])
 def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, options, tmp_path):
     extra = ["--dev-num", "2", *config("ds_config_bf16")]
     if method != "sft":

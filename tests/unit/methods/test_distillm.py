@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 import torch
-from helpers.runs import assert_same_run, crash_at
 from helpers.training import GOLDEN, golden_argv, metrics_of, train_here
 
 from minillm_baselines.replay_buffer import ReplayBuffer
@@ -63,25 +62,6 @@ def test_replay_buffer_keeps_the_latest_and_its_state(tmp_path):
     restored.load_state(buffer.state())
     assert [r.tolist() for _, r in restored.items] == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
     assert [int(buffer.draw(u)[0][0]) for u in (0.0, 0.34, 0.999)] == [2, 3, 4]
-
-
-def test_distillm_resumes_bit_for_bit(tmp_path):
-    often = ["--checkpoint-every", "1", "--eval-interval", "2", "--dev-num", "4", "--no-eval-gen", "--loss-eps", "0"]
-    extra = [*often, "--init-threshold", "0.6", "--capacity", "3", "--lr", "0.01", "--do-sample"]
-    train_here(options(tmp_path / "through", *extra))
-    crash_at(5, options(tmp_path / "killed", *extra))
-    train_here(options(tmp_path / "killed", *extra, "--resume"))
-    assert_same_run(tmp_path / "through", tmp_path / "killed")
-
-
-def test_distillm_does_not_depend_on_accumulation(tmp_path):
-    train_here(options(tmp_path / "a", *ALWAYS, "--capacity", "6"))
-    train_here(options(tmp_path / "b", *ALWAYS, "--capacity", "6", "--batch-size", "2", *ACCUMULATE))
-    a, b = ([row["loss"] for row in metrics_of(tmp_path / name)] for name in "ab")
-    assert a == pytest.approx(b, rel=1e-6)
-
-
-ACCUMULATE = ("--gradient-accumulation-steps", "2")
 
 
 def test_distillm_adds_the_corpus_term(tmp_path):
