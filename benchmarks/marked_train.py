@@ -21,7 +21,8 @@ from promptkd.checkpointing.manager import Checkpoints
 from promptkd.cli import train
 from promptkd.training import setup as build
 from promptkd.training import trainer
-from promptkd.utils import profiling, run_files
+from promptkd.utils import profiling
+from promptkd.utils.files import write_json
 
 WIDTH = 64  # bytes of a rank's place
 # What of the profiler's marks counts as a part here; the other marks are inside or around these.
@@ -85,9 +86,9 @@ def main() -> None:
     marks.around(trainer.Trainer, "evaluate", "evaluation")
     marks.around(trainer, "save_model", "saving a model")
     marks.around(Checkpoints, "write", "saving a checkpoint")
-    marks.around(Checkpoints, "read", "reading a checkpoint")
+    marks.around(Checkpoints, "load", "reading a checkpoint")
     marks.around(build, "begin_files", "cutting the metrics")
     train.main()
     if rank == 0:
         medians = {name: statistics.median(seconds) for name, seconds in marks.seconds.items()}
-        run_files.write_json(Path(f"{save}.seconds"), medians)
+        write_json(Path(f"{save}.seconds"), medians)

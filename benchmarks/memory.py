@@ -45,24 +45,24 @@ def open_files() -> int:
 
 def measure(how: MemorySettings, folder: Path) -> dict[int, float]:
     """Resident megabytes by step; prints a line for each."""
-    from promptkd.cli.train import resolve
-    from promptkd.training.metrics import peak_memory_gb
+    from promptkd.cli.train import read_settings
+    from promptkd.distributed.device import peak_memory_gb
     from promptkd.training.setup import build_trainer
 
     student = student_with_dropout(folder / "student")
     often = ["--eval-interval", str(how.every), "--checkpoint-every", str(how.every), "--dev-num", "3"]
     argv = ["--model-path", str(student), "--batch-size", "2", "--total-iters", str(how.steps), *often]
-    trainer = build_trainer(resolve(tiny_argv(how.method, folder / "run", *argv)))
-    found, keep = {}, trainer.keep
+    trainer = build_trainer(read_settings(tiny_argv(how.method, folder / "run", *argv)))
+    found, checkpoint = {}, trainer.maybe_checkpoint
 
     def watched(step: int) -> None:
-        keep(step)
+        checkpoint(step)
         if step % how.every == 0:
             found[step] = resident_mb()
             peak = peak_memory_gb(trainer.ranks.device) * 1e3
             print(f"{step:6d}  {found[step]:8.1f} MB  peak {peak:8.1f} MB  {open_files()} files", flush=True)
 
-    trainer.keep = watched
+    trainer.maybe_checkpoint = watched
     trainer.fit()
     return found
 

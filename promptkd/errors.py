@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import io
 import os
+import select
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 BAD_INPUT = 2
 FAILED = 1
+PIPE_CLOSED = 128 + signal.SIGPIPE  # the status that a shell reports for a program ended by SIGPIPE
 
 # What a collective says on the ranks that are left when another rank has ended. Matched without regard to case.
 PEER_LOST = (
@@ -68,12 +71,24 @@ def exit_with(main: Callable[[], None]) -> None:
     """Run an entry point. Turn errors into one line on stderr and an exit status, Ctrl-C into 130.
 
     Status 2: bad input, or a file or folder that cannot be read or written. Status 1: a run that cannot continue
-    (`RunError`, no memory on the host or the GPU, another rank that has ended).
+    (`RunError`, no memory on the host or the GPU, another rank that has ended). Status 141: nobody reads the output
+    any more, as in `promptkd download --list | head`. Then no message is printed, as with other Unix tools.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # a screen without some character shows its escape, as on stderr
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
+        _report_errors(main)
+    finally:
+        _flush_stdout()
+
+
+def _report_errors(main: Callable[[], None]) -> None:
+    try:
         main()
+    except BrokenPipeError:
+        if not _stdout_is_closed():  # a connection has broken, not the output
+            raise
+        sys.exit(PIPE_CLOSED)
     except (UserError, RunError) as error:
         _leave(str(error), BAD_INPUT if isinstance(error, UserError) else FAILED)
     except MemoryError:
@@ -93,6 +108,22 @@ def exit_with(main: Callable[[], None]) -> None:
         raise
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _stdout_is_closed() -> bool:
+    """Whether the program that reads the output through a pipe has ended."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # no event to wait for: errors are always reported
+    return bool(poll.poll(0))
+
+
+def _flush_stdout() -> None:
+    """Write out what `print` has buffered, and discard it if nobody reads it any more."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush at the end
+        sys.exit(PIPE_CLOSED)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

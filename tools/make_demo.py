@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Make what the demo trains on: instruction data, a tokenizer, a teacher and a student with random weights.
+"""Make the demo's instruction data, its tokenizer, and a teacher and a student with random weights.
 
     python tools/make_demo.py --save results/demo
 
 writes below --save: {teacher_data,data}/{train,valid}.jsonl and test/valid.jsonl, the layout that train.py and
 evaluate.py read, and models/{teacher,student}. Rows are {"task", "instruction", "output", "prompt"}. The same
-options give the same bytes; train, dev and test have no instruction in common. The students see a part of what the
-teacher sees: as after pre-training on more, it has more to teach than their data.
+options give the same bytes. Train, dev and test have no instruction in common. The students see a part of the
+teacher's rows, so that the teacher knows more than their data, as after pre-training.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import UserError, exit_with
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and wrong options are found before
+    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 # Without the long preamble of the published template: a tiny model on a CPU would spend most of its time on it.
 PROMPT = "{preamble}### Instruction:\n{instruction}\n\n### Response:\n"
-# A teacher that never saw a text before the instruction cannot read behind a soft prompt: in half of its rows
-# there is one. A pre-trained teacher has read far more than that.
+# A teacher that never saw a text before the instruction cannot read behind a soft prompt. Therefore half of its rows
+# begin with one of these. A pre-trained teacher has read far more than that.
 PREAMBLES = [
     "Suppose you are a student.",
     "Suppose you are a teacher.",
@@ -161,6 +165,8 @@ MOST_ROWS = 1_000_000  # more different instructions than the tasks have
 
 @dataclass
 class DemoSettings:
+    """The options of this script."""
+
     save: str = option("results/demo", "folder to write to")
     seed: int = option(1, "seeds data and weights")
     teacher_num: int = option(20000, "the teacher's training examples")
@@ -168,7 +174,7 @@ class DemoSettings:
     dev_num: int = option(240, "examples for the dev loss and ROUGE-L during training")
     test_num: int = option(480, "examples for the evaluation at the end")
     vocab_size: int = option(1024, "tokens of the byte-level BPE tokenizer")
-    models: bool = option(True, "make tokenizer and models, too; --no-models: data alone, for models that are there")
+    models: bool = option(True, "make tokenizer and models, too; --no-models: only data, for existing models")
 
     def __post_init__(self) -> None:
         if max(self.teacher_num, self.test_num, self.dev_num) > MOST_ROWS or not self.save:
@@ -179,7 +185,7 @@ class DemoSettings:
 
 
 def make_rows(number: int, seed: int) -> list[dict[str, str]]:
-    """`number` rows {"task", "instruction", "output"} of all tasks in turn, no instruction twice."""
+    """Return `number` rows {"task", "instruction", "output"} of all tasks in turn, no instruction twice."""
     rng = random.Random(seed)
     rows: dict[str, dict[str, str]] = {}
     for _ in range(20 * number):
@@ -194,12 +200,12 @@ def make_rows(number: int, seed: int) -> list[dict[str, str]]:
 
 
 def with_prompt(row: dict[str, str], preamble: str = "") -> dict[str, str]:
-    """What train.py and evaluate.py read: a ready prompt goes before the template around the instruction."""
+    """Add the ready prompt to a row. train.py and evaluate.py prefer it to the published template."""
     return {**row, "prompt": PROMPT.format(preamble=preamble, instruction=row["instruction"])}
 
 
 def make_data(settings: DemoSettings) -> dict[str, list[dict[str, str]]]:
-    """File below --save -> its rows. Test and dev rows are the same whatever the number of training rows."""
+    """Return the rows of each file below --save. Test and dev rows do not depend on the number of training rows."""
     test, dev = settings.test_num, settings.test_num + settings.dev_num
     rows = make_rows(dev + settings.teacher_num, settings.seed)
     rng = random.Random(settings.seed + 1)
@@ -214,8 +220,8 @@ def make_data(settings: DemoSettings) -> dict[str, list[dict[str, str]]]:
     }
 
 
-def train_tokenizer(rows: list[dict[str, str]], vocab_size: int):
-    """A byte-level BPE tokenizer with single digits, as a transformers tokenizer."""
+def train_tokenizer(rows: list[dict[str, str]], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer with single digits."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -231,8 +237,8 @@ def train_tokenizer(rows: list[dict[str, str]], vocab_size: int):
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, unk_token=END)
 
 
-def make_model(name: str, tokenizer, seed: int):
-    """A GPT-2 with random weights."""
+def make_model(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
+    """Make a GPT-2 with random weights."""
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel, logging
 
@@ -246,12 +252,13 @@ def make_model(name: str, tokenizer, seed: int):
 
 
 def main() -> None:
+    """Make data and models."""
     settings = parse({"options": DemoSettings}, sys.argv[1:], "make_demo.py", dry_run=False).options
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
     save, data = Path(settings.save), make_data(settings)
     for name, rows in data.items():
         path = save / f"{name}.jsonl"
-        with written_together(path.parent) as folder:
+        with atomic_files(path.parent) as folder:
             (folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         print(f"{path}: {len(rows)} rows")
     if not settings.models:
@@ -259,7 +266,7 @@ def main() -> None:
     tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
     for number, name in enumerate(SIZES):
         model = make_model(name, tokenizer, settings.seed + number)
-        with written_together(save / "models" / name) as folder:
+        with atomic_files(save / "models" / name) as folder:
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         print(f"{save / 'models' / name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")

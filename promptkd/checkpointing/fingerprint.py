@@ -1,4 +1,4 @@
-"""What decides a run's numbers, and how a checkpoint's differs from the present run's."""
+"""The fingerprint of a run: everything that its numbers depend on, compared when a run resumes."""
 
 from __future__ import annotations
 
@@ -11,73 +11,86 @@ from promptkd.config.removed import REMOVED_OPTIONS, describe_removal
 from promptkd.errors import UserError
 
 BATCH = ("batch_size", "gradient_accumulation_steps")
-PARALLEL = ("model_parallel_size", "teacher_model_parallel_size")  # what no checkpoint can change
+PARALLEL = ("model_parallel_size", "teacher_model_parallel_size")  # a checkpoint fits one of each
 INPUTS = {"student": "model_path", "teacher": "teacher_model_path", "data": "data_dir", "corpus": "lm_data_dir"}
 
 
 @dataclass(frozen=True)
 class RunFingerprint:
-    """What decides a run's numbers: all options, the DeepSpeed file's content, fingerprints of what is read."""
+    """Everything that a run's numbers depend on.
+
+    Attributes:
+        options: All options by name.
+        deepspeed: Content of the DeepSpeed file.
+        inputs: Name (see INPUTS) -> path and fingerprint of what is read.
+        ranks: Number of data-parallel ranks.
+    """
 
     options: dict[str, Any]
     deepspeed: dict[str, Any]
-    inputs: dict[str, Any]  # see INPUTS; each {"path", "files", "bytes", "sha256_of_ends"}
+    inputs: dict[str, Any]
     ranks: int
 
     @classmethod
     def of(cls, *values: Any) -> RunFingerprint:
-        """From any values, as they read after a way through JSON."""
+        """Create a fingerprint of values as JSON returns them."""
         return cls(*json.loads(json.dumps(values)))
 
     def differences(self, saved: dict[str, Any], declared: dict[str, Field]) -> list[str]:
-        """Return what a checkpoint's identity has otherwise: "--lr 0.1 (there: 0.2)".
+        """Return the differences to a checkpoint's fingerprint, such as "--lr 0.1 (there: 0.2)".
 
         Args:
-            saved: The checkpoint's identity. An option that it lacks is newer than the checkpoint and counts as its
-                default, under which a run computes what it computed before there was the option.
+            saved: The checkpoint's fingerprint. An option that it lacks is newer than the checkpoint. It counts as
+                its default, which computes what was computed before the option existed.
             declared: The run's options (`settings.declared_options`). Those that change no number may differ.
         """
-        found, free = [], {name for name, field in declared.items() if not field.metadata["numbers"]}
+        differences: list[str] = []
+        free = {name for name, field in declared.items() if not field.metadata["numbers"]}
         if self.ranks != saved["ranks"]:
             free.update(BATCH)
-            now, then = _examples(self.options, self.ranks), _examples(saved["options"], saved["ranks"])
-            if now != then:
-                found.append(f"{now} examples a step, batch x accumulation x ranks (there: {then})")
+            count, saved_count = _examples(self.options, self.ranks), _examples(saved["options"], saved["ranks"])
+            if count != saved_count:
+                differences.append(f"{count} examples a step, batch x accumulation x ranks (there: {saved_count})")
         for name, kept in REMOVED_OPTIONS.items():
             free.add(name)
             if saved["options"].get(name, kept) != kept:
-                found.append(describe_removal(name, saved["options"][name]))
+                differences.append(describe_removal(name, saved["options"][name]))
         for name in sorted((self.options.keys() | saved["options"].keys()) - free):
             default = declared[name].default if name in declared else None
             now, then = self.options.get(name), saved["options"].get(name, default)
             if now != then:
-                found.append(f"{_option(name)} {now} (there: {then})")
+                differences.append(f"{option_name(name)} {now} (there: {then})")
         if self.deepspeed != saved["deepspeed"]:
-            found.append("--deepspeed_config (other content)")
+            differences.append("--deepspeed_config (other content)")
         for name in sorted(self.inputs.keys() | saved["inputs"].keys()):
             now, then = (_content(inputs.get(name)) for inputs in (self.inputs, saved["inputs"]))
             if now != then:
-                found.append(f"{_option(INPUTS.get(name, name))} (other content)")
-        return found
+                differences.append(f"{option_name(INPUTS.get(name, name))} (other content)")
+        return differences
 
 
 def _examples(options: dict[str, Any], ranks: int) -> int:
     return options[BATCH[0]] * options[BATCH[1]] * ranks
 
 
-def _option(name: str) -> str:
+def option_name(name: str) -> str:
+    """Return the command-line option of a setting."""
     return "--" + name.replace("_", "-")
 
 
 def _content(entry: dict[str, Any] | None) -> Any:
-    """A folder's content; for a hub's name, the name."""
+    """Return what identifies an input: a folder's fingerprint, or the name on the hub."""
     if not entry or not entry["files"]:
         return entry and entry["path"]
     return entry["files"], entry["bytes"], entry["sha256_of_ends"]
 
 
-def _check_identity(found: list[str], name: str, anyway: bool) -> None:
-    if found and not anyway:
-        raise UserError(f"--resume: other settings than {name} was made with: {', '.join(found)} (--resume-anyway)")
-    if found:
-        print(f"resuming {name} with other settings: {', '.join(found)}", file=sys.stderr, flush=True)
+def check_differences(differences: list[str], name: str, anyway: bool) -> None:
+    """Raise UserError for settings that differ from a checkpoint's, or report them with --resume-anyway."""
+    if differences and not anyway:
+        raise UserError(
+            f"--resume: the settings differ from those of {name}: {', '.join(differences)}: give the same settings, "
+            "or pass --resume-anyway"
+        )
+    if differences:
+        print(f"resuming {name} with other settings: {', '.join(differences)}", file=sys.stderr, flush=True)

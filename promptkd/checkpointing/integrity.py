@@ -1,7 +1,7 @@
-"""Whether a checkpoint on disk is whole: every file as its manifest says, and a state.json that a run can use.
+"""Check a checkpoint on disk: every file matches its manifest, and a run can use its state.json.
 
-Checksums show damage, not forgery; so all that is read from state.json is checked for its kind, too. Tensors are
-checked against the run's own when they are put back.
+Checksums show damage but not forgery, so the kind of each value in state.json is checked, too. Tensors are checked
+against the run's own when they are restored.
 """
 
 from __future__ import annotations
@@ -9,10 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from promptkd import __version__
 from promptkd.engine.loss_scale import LOSS_SCALE
 from promptkd.errors import UserError
 from promptkd.utils.files import digest_of
-from promptkd.utils.strict_json import check_kind, read_object
+from promptkd.utils.strict_json import check_kind, is_kind, read_object
+
+# Layout 1 has neither "layout" nor "version" in state.json, and calls the prompt's engine "teacher".
+LAYOUT = 2
+OLD_NAMES = {1: {"prompt": "teacher"}}  # layout -> engine -> its name on disk
 
 INPUT = {"path": str, "files": int, "bytes": int, "sha256_of_ends": str}
 OPTIONS = {"batch_size": int, "gradient_accumulation_steps": int}
@@ -35,39 +40,69 @@ STATE = {
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """state.json of a checkpoint, checked. Raises ValueError that says what is wrong."""
+    """Read and check a checkpoint's state.json. The engines get the names of this version's layout.
+
+    Raises:
+        UserError: A newer version wrote the checkpoint.
+        ValueError: A value is missing or wrong.
+    """
     state = _read_object(folder / "state.json")
-    check_kind(state, STATE, "state.json")
+    layout = state.setdefault("layout", 1)
+    if is_kind(layout, int) and layout > LAYOUT:
+        raise UserError(
+            f"{folder} was written by {writer_of(state)}, and promptkd {__version__} cannot read its layout: "
+            "resume it with that version, or pass --overwrite to start a new run"
+        )
+    check_kind(state, STATE | {"layout": int}, f"state.json of {writer_of(state)}")
     if folder.name != f"step-{state['step']}":
         raise ValueError(f"state.json is of step {state['step']}")
-    if state["metrics_bytes"] < 0 or state["skipped"] < 0 or state["identity"]["ranks"] < 1:
-        raise ValueError("state.json counts below nothing")
+    if state["metrics_bytes"] < 0 or state["skipped"] < 0 or state["identity"]["ranks"] < 1 or layout < 1:
+        raise ValueError("state.json has a negative count")
     for learner in state["learners"].values():
         if unknown := learner["loss_scale"].keys() - set(LOSS_SCALE):
             raise ValueError(f"state.json has a loss scale with {min(unknown)!r}")
+    for name, old_name in OLD_NAMES.get(layout, {}).items():
+        if old_name in state["learners"]:
+            state["learners"][name] = state["learners"].pop(old_name)
     return state
 
 
-def find_damage(folder: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None: sizes and sha256 by the manifest, then state.json."""
+def writer_of(state: dict[str, Any]) -> str:
+    """Return the version that wrote a checkpoint, for messages."""
+    return f"promptkd {str(state['version'])[:32]}" if "version" in state else "promptkd 0.1.0 or older"
+
+
+def learner_file(layout: int, name: str, rank: int) -> str:
+    """Return the file name of an engine's tensors in a checkpoint of a layout."""
+    return f"{OLD_NAMES.get(layout, {}).get(name, name)}-rank{rank}.safetensors"
+
+
+def verified_state(folder: Path) -> dict[str, Any]:
+    """Check a checkpoint's sizes and checksums against its manifest, then return its state, see `read_state`.
+
+    Raises:
+        UserError: A newer version wrote the checkpoint.
+        ValueError: The checkpoint is damaged.
+    """
     try:
-        files = _read_object(folder / "manifest.json").get("files")
+        files: Any = _read_object(folder / "manifest.json").get("files")
         check_kind(files, {...: {"bytes": int, "sha256": str}}, "manifest.json, files")
         if files.keys() | {"manifest.json"} != {path.name for path in folder.iterdir()} or "state.json" not in files:
-            return "files are missing or too many"
+            raise ValueError("files are missing or too many")
         for name, entry in files.items():
             if (folder / name).is_symlink() or not (folder / name).is_file():
-                return f"{name} is no file of its own"
+                raise ValueError(f"{name} is not a regular file")
             if (folder / name).stat().st_size != entry["bytes"]:
-                return f"{name} has another size than the manifest says"
+                raise ValueError(f"{name} has another size than the manifest says")
             if digest_of(folder / name) != entry:
-                return f"{name} has another checksum than the manifest says"
-        _check_files(read_state(folder), files)
+                raise ValueError(f"{name} has another checksum than the manifest says")
     except OSError as error:
-        return f"{Path(error.filename or folder).name}: {error.strerror}"
-    except ValueError as error:
-        return str(error)
-    return None
+        raise ValueError(f"{Path(error.filename or folder).name}: {error.strerror}") from None
+    state = read_state(folder)
+    for learner in state["learners"]:  # who reads the files of other ranks knows how many there are
+        if (file := learner_file(state["layout"], learner, 0)) not in files:
+            raise ValueError(f"{file} is missing")
+    return state
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -75,10 +110,3 @@ def _read_object(path: Path) -> dict[str, Any]:
         return read_object(path, "")
     except UserError as error:
         raise ValueError(str(error).removeprefix(f"{path.parent}/").rstrip(": ")) from None
-
-
-def _check_files(state: dict[str, Any], files: dict[str, Any]) -> None:
-    """Raise ValueError unless each learner's first file is there; who reads the others knows how many there are."""
-    for name in state["learners"]:
-        if f"{name}-rank0.safetensors" not in files:
-            raise ValueError(f"{name}-rank0.safetensors is missing")

@@ -1,7 +1,7 @@
-"""What a Learner carries from step to step, as plain tensors and numbers: to be saved, and put back bit for bit.
+"""Extract the state of an engine as plain tensors and numbers, and restore it bit for bit.
 
-DeepSpeed keeps it in a different place for each ZeRO stage (runtime/zero/stage_1_and_2.py, stage3.py). The
-weights a model computes with are always the float32 masters cast down, so masters and optimizer states suffice.
+DeepSpeed keeps the state in a different place for each ZeRO stage (runtime/zero/stage_1_and_2.py, stage3.py). A
+model's weights are always the float32 master weights in lower precision, so these and the optimizer states suffice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from promptkd.checkpointing.repartition import Resharded, pieces_of
+from promptkd.checkpointing.repartition import RepartitionedState, pieces_of
 from promptkd.engine.engine import TrainEngine
 from promptkd.engine.loss_scale import LOSS_SCALE
 from promptkd.errors import UserError
@@ -24,16 +24,17 @@ COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
 def is_sharded(learner: TrainEngine) -> bool:
-    """Whether each of a learner's shares has a state of its own; without ZeRO all have the same."""
+    """Return whether each data-parallel rank has a state of its own. Without ZeRO all have the same."""
     return learner.stage > 0
 
 
 def state_tensors(learner: TrainEngine) -> dict[str, Tensor]:
-    """This rank's masters ("<i>") and their optimizer states ("<i>.<name>"): the live tensors, not copies.
+    """Return this rank's master weights ("<i>") and optimizer states ("<i>.<name>"), not copied.
 
-    With ZeRO, "<i>.pieces" tells which elements of which parameters they are.
+    With ZeRO, "<i>.pieces" maps their elements to parameters, see `pieces_of`.
 
-    Raises UserError when the optimizer keeps them on disk (ZeRO-Infinity).
+    Raises:
+        UserError: The optimizer keeps its state on disk (ZeRO-Infinity).
     """
     if getattr(learner.engine.optimizer, "swap_optimizer", False):
         raise UserError("checkpoints of an optimizer on NVMe are not supported: --keep-checkpoints 0 turns them off")
@@ -49,7 +50,7 @@ def state_tensors(learner: TrainEngine) -> dict[str, Tensor]:
 
 
 def state_numbers(learner: TrainEngine) -> dict[str, Any]:
-    """Rates, the schedule's place, counters, and the loss scale where there is one. The same on all ranks."""
+    """Return learning rates, the schedule's position, counters and the loss scale. They are the same on all ranks."""
     groups = _torch_optimizer(learner).param_groups
     numbers = {
         "stage": learner.stage,
@@ -62,20 +63,26 @@ def state_numbers(learner: TrainEngine) -> dict[str, Any]:
     return numbers
 
 
-def saved_state(learner: TrainEngine, files: list[TensorFile]) -> Mapping[str, Tensor] | Resharded:
-    """This rank's tensors in the files of all shares of its part of the model, however many shares there were."""
+def saved_state(learner: TrainEngine, files: list[TensorFile]) -> Mapping[str, Tensor]:
+    """Return this rank's tensors from the files of all data-parallel ranks of the run that saved them."""
     if not is_sharded(learner):
         return files[0]
     if len(files) == learner.dp_size:
         return files[learner.dp_rank]
-    return Resharded(learner, files, [master.numel() for master in _masters(learner)])
+    return RepartitionedState(learner, files, [master.numel() for master in _masters(learner)])
 
 
 @torch.no_grad()
-def restore(learner: TrainEngine, tensors: Mapping[str, Tensor] | Resharded, numbers: dict[str, Any]) -> None:
-    """Put back what `state_tensors` and `state_numbers` gave. All ranks call it.
+def restore(learner: TrainEngine, tensors: Mapping[str, Tensor], numbers: dict[str, Any]) -> None:
+    """Restore what `state_tensors` and `state_numbers` returned. All ranks call it.
 
-    `tensors` may read from disk: each is fetched once. Raises UserError when sizes do not fit.
+    Args:
+        learner: The engine to restore.
+        tensors: The tensors by name. Each is read once, so they may be on disk.
+        numbers: The numbers.
+
+    Raises:
+        UserError: The state does not fit the engine.
     """
     optimizer = _torch_optimizer(learner)
     masters = _masters(learner)
@@ -83,28 +90,28 @@ def restore(learner: TrainEngine, tensors: Mapping[str, Tensor] | Resharded, num
     for name in tensors:
         place, _, kind = name.partition(".")
         if place not in names:
-            raise UserError("the checkpoint holds another model's state: --save names another folder")
+            raise UserError("the checkpoint holds another model's state: name another folder as --save")
         names[place] += [kind] if kind not in ("", "pieces") else []
     for i, master in enumerate(masters):
         _fill(master, tensors[str(i)])
         if not is_finite(master):
-            raise UserError("the checkpoint holds weights that are not finite: --overwrite starts anew")
+            raise UserError("the checkpoint holds weights that are not finite: --overwrite starts a new run")
         _restore_states(optimizer, master, {kind: tensors[f"{i}.{kind}"] for kind in names[str(i)]})
     _restore_numbers(learner, numbers)
     _cast_down(learner)
 
 
 def _restore_states(optimizer: torch.optim.Optimizer, master: Tensor, saved: dict[str, Tensor]) -> None:
-    """Put one master's states where the optimizer reads them: each in the shape, precision and device that it needs.
+    """Give the optimizer the states of one master, each in the shape, precision and device that it needs.
 
     torch's optimizers create states in their first step only. A fused one keeps the step counter on the master's
-    device, another one on the CPU. So a parameter of one element shows what this optimizer creates.
+    device, others on the CPU. A parameter of one element shows what this optimizer creates.
     """
     examples = _example_states(optimizer, master)
     if saved and saved.keys() != examples.keys():
         raise UserError(
             f"the checkpoint holds the optimizer states {', '.join(sorted(saved))} where the run has "
-            f"{', '.join(sorted(examples))}: resume it with the version that it was made with"
+            f"{', '.join(sorted(examples))}: resume with the versions of torch and DeepSpeed that wrote it"
         )
     for name, value in saved.items():
         example = examples[name]
@@ -114,10 +121,10 @@ def _restore_states(optimizer: torch.optim.Optimizer, master: Tensor, saved: dic
 
 
 def _example_states(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Tensor]:
-    """The states that `optimizer` creates for a parameter of one element with the master's precision and device."""
+    """Return the states that an optimizer creates for one element with the master's precision and device."""
     parameter = torch.nn.Parameter(torch.zeros(1, dtype=master.dtype, device=master.device))
     parameter.grad = torch.zeros_like(parameter)
-    fresh = type(optimizer)([parameter])
+    fresh = type(optimizer)([parameter])  # type: ignore[call-arg]  # only the base class needs defaults
     options = {name: value for name, value in optimizer.param_groups[0].items() if name != "params"}
     fresh.param_groups[0].update(options)
     fresh.step()
@@ -136,7 +143,7 @@ def _torch_optimizer(learner: TrainEngine) -> torch.optim.Optimizer:
 
 
 def _loss_scaler(learner: TrainEngine) -> Any:
-    """The object that holds the loss scale. ZeRO's optimizers have one in every precision, others have none."""
+    """Return the object that holds the loss scale. ZeRO's optimizers always have one, others only in fp16."""
     return getattr(learner.engine.optimizer, "loss_scaler", None)
 
 
@@ -144,7 +151,7 @@ def _fill(target: Tensor, saved: Tensor) -> None:
     if target.shape != saved.shape or target.dtype != saved.dtype:
         raise UserError(
             f"the checkpoint holds a state of shape {list(saved.shape)} and {saved.dtype} where the run has "
-            f"{list(target.shape)} and {target.dtype}: model, ranks and DeepSpeed file must be those it was made with"
+            f"{list(target.shape)} and {target.dtype}: give the same model, ranks and DeepSpeed file"
         )
     target.data.copy_(saved)
 
@@ -152,7 +159,7 @@ def _fill(target: Tensor, saved: Tensor) -> None:
 def _restore_numbers(learner: TrainEngine, numbers: dict[str, Any]) -> None:
     groups, schedule = _torch_optimizer(learner).param_groups, numbers["schedule"]
     if {len(groups)} != {len(numbers["groups"]), len(schedule["_last_lr"])}:
-        raise UserError("the checkpoint holds another number of parameter groups than the run has: another model's?")
+        raise UserError("the number of parameter groups differs from the run's: resume with the same model")
     for group, saved in zip(groups, numbers["groups"]):
         group.update({key: value for key, value in saved.items() if key in group})
     for key in SCHEDULE:
@@ -164,12 +171,12 @@ def _restore_numbers(learner: TrainEngine, numbers: dict[str, Any]) -> None:
 
 
 def _cast_down(learner: TrainEngine) -> None:
-    """Make the weights that the model computes with from the masters, as an optimizer step ends."""
+    """Copy the master weights to the model's weights, as an optimizer step does."""
     optimizer = learner.engine.optimizer
     if learner.stage in (1, 2):
         optimizer.update_lp_params()
     elif learner.stage == 3:
-        optimizer.checkpoint_event_prologue()  # drops whole copies of parameters
+        optimizer.checkpoint_event_prologue()  # drops gathered parameters
         for low, master in zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat):
             low.data.copy_(master.data)
         optimizer.checkpoint_event_epilogue()

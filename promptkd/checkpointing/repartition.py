@@ -1,12 +1,12 @@
-"""Optimizer state that was saved by another number of ranks: each rank fetches the spans that it holds now.
+"""Load optimizer state that another number of ranks saved: each rank reads the spans that it holds now.
 
-Every rank's file says which elements of which parameter its flat tensors hold, so no knowledge of how DeepSpeed
-shared them out then is needed. Only the spans are read.
+Each file records which elements of which parameter its flat tensors hold. So loading does not depend on how
+DeepSpeed partitioned them, and only the needed spans are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,15 +17,19 @@ from promptkd.weights.safetensors_io import TensorFile
 
 
 def pieces_of(learner: TrainEngine, i: int) -> Tensor:
-    """What this rank's master `i` holds: int64 [pieces, 4]: parameter, first element, elements, place in the master."""
+    """Return what this rank's master `i` holds.
+
+    Returns:
+        int64 `(pieces, 4)`: number of the parameter, first element in it, count, and first element in the master.
+    """
     optimizer, rank = learner.engine.optimizer, learner.dp_rank
-    found = []
+    pieces = []
     if learner.stage == 3:
         place = 0
         for number, parameter in enumerate(optimizer.fp16_groups[i]):
             share = parameter.partition_numel()
             held = min(share, parameter.ds_numel - rank * share)
-            found.append((number, rank * share, held, place))
+            pieces.append((number, rank * share, held, place))
             place += share
     else:
         share = optimizer.partition_size[i]
@@ -33,34 +37,43 @@ def pieces_of(learner: TrainEngine, i: int) -> Tensor:
         offsets = optimizer.round_robin_bit16_offsets[i]
         for parameter, offset in zip(optimizer.round_robin_bit16_groups[i], offsets, strict=True):
             start, end = max(offset, rank * share), min(offset + parameter.numel(), (rank + 1) * share)
-            found.append((numbers[id(parameter)], start - offset, end - start, start - rank * share))
-    return torch.tensor([piece for piece in found if piece[2] > 0], dtype=torch.int64).reshape(-1, 4)
+            pieces.append((numbers[id(parameter)], start - offset, end - start, start - rank * share))
+    return torch.tensor([piece for piece in pieces if piece[2] > 0], dtype=torch.int64).reshape(-1, 4)
 
 
-class Resharded:
-    """The files of all ranks then, as the mapping of this rank's tensors now (see engine_state.state_tensors)."""
+class RepartitionedState(Mapping[str, Tensor]):
+    """This rank's tensors, as `optimizer_state.state_tensors` names them, read from the files of other partitions.
+
+    Args:
+        learner: The engine that will hold the tensors.
+        files: The files of all ranks of the run that saved them.
+        sizes: Elements of each of this rank's masters.
+    """
 
     def __init__(self, learner: TrainEngine, files: Sequence[TensorFile], sizes: Sequence[int]) -> None:
         self.learner, self.files, self.sizes = learner, files, sizes
-        self.then = [[file[f"{i}.pieces"].tolist() for i in range(len(sizes))] for file in files]
+        self.saved_pieces = [[file[f"{i}.pieces"].tolist() for i in range(len(sizes))] for file in files]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[str]:
         return iter(self.files[0])
+
+    def __len__(self) -> int:
+        return len(self.files[0])
 
     def __getitem__(self, name: str) -> Tensor:
         first = self.files[0]
         i = int(name.partition(".")[0])
-        if name.endswith(".pieces") or first[name].ndim == 0:  # a counter: the same on all ranks
+        if name.endswith(".pieces") or first[name].ndim == 0:  # counters are the same on all ranks
             return first[name]
-        made = torch.zeros(self.sizes[i], dtype=first[name].dtype)
+        tensor = torch.zeros(self.sizes[i], dtype=first[name].dtype)
         for number, start, count, place in pieces_of(self.learner, i).tolist():
             missing = count
-            for file, pieces in zip(self.files, self.then):
+            for file, pieces in zip(self.files, self.saved_pieces):
                 for other, from_, held, where in pieces[i]:
                     a, b = max(start, from_), min(start + count, from_ + held)
                     if other == number and a < b:
-                        made[place + a - start : place + b - start] = file.span(name, where + a - from_, b - a)
+                        tensor[place + a - start : place + b - start] = file.span(name, where + a - from_, b - a)
                         missing -= b - a
             if missing:
-                raise UserError(f"the checkpoint lacks {missing} elements of tensor {name}: another model's?")
-        return made
+                raise UserError(f"the checkpoint lacks {missing} elements of tensor {name}: resume with the same model")
+        return tensor

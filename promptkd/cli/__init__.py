@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
 from difflib import get_close_matches
+from typing import NoReturn
 
 from promptkd import __version__
+from promptkd.config.values import check_arguments
 from promptkd.errors import UserError, exit_with
 
 COMMANDS = {
@@ -34,6 +37,39 @@ def program_name(script: str) -> str:
     """
     name = os.path.basename(sys.argv[0])
     return name if name.startswith("promptkd ") else script
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser for commands that have no option classes: it reports errors in one line with the nearest option.
+
+    Args:
+        script: Name of the command's script, such as `download.py`.
+        description: Text above the options in `--help`, printed as it is.
+    """
+
+    def __init__(self, script: str, description: str | None) -> None:
+        super().__init__(
+            prog=program_name(script),
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists the options)")
+
+    def parse(self, argv: list[str]) -> argparse.Namespace:
+        """Parse the arguments after the program's name.
+
+        Raises:
+            UserError: If an option or a value is wrong.
+        """
+        check_arguments(argv)
+        args, unknown = self.parse_known_args(argv)
+        if unknown:
+            near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0)[0]
+            raise UserError(f"{unknown[0]} is not an option; the nearest is {near}, --help shows all")
+        return args
 
 
 def usage() -> str:

@@ -13,37 +13,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
 
-from promptkd.cli import program_name
-from promptkd.config.values import check_arguments
-from promptkd.errors import UserError
+from promptkd.cli import CommandParser
 from promptkd.weights.families import FAMILIES
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that accepts options with underscores, as published, or hyphens, and reports errors in one line."""
-
-    def option(self, *names: str, **settings: Any) -> None:
-        """Add an option in both spellings."""
-        spellings = dict.fromkeys(spelling for name in names for spelling in (name, name.replace("_", "-")))
-        self.add_argument(*(f"--{spelling}" for spelling in spellings), **settings)
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-    def parse(self, argv: list[str]) -> argparse.Namespace:
-        check_arguments(argv)
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            near = get_close_matches(unknown[0].partition("=")[0], self._option_string_actions, 1, 0)[0]
-            raise UserError(f"{unknown[0]} is not an option; the nearest is {near}, --help shows all")
-        return args
-
-
-def size(text: str) -> int:
+def parallel_size(text: str) -> int:
+    """Read a tensor-parallel size."""
     if not text.isdecimal() or not 1 <= int(text) <= 1024:
         raise argparse.ArgumentTypeError(f"{text} is not an integer from 1 to 1024")
     return int(text)
@@ -54,37 +31,59 @@ def model_type(text: str) -> str:
     return {"llama2": "llama"}.get(text, text)
 
 
-def build_parser() -> Parser:
-    parser = Parser(
-        prog=program_name("convert_mp.py"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+def build_parser() -> CommandParser:
+    """Return the command's parser. Options are accepted with underscores, as published, and with hyphens."""
+    parser = CommandParser("convert_mp.py", __doc__)
+    parser.add_argument(
+        "--input_path",
+        "--input-path",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder with the weights or with mp<N>/",
     )
-    parser.option("input_path", type=Path, required=True, metavar="DIR", help="folder with the weights or with mp<N>/")
-    parser.option("source_mp_size", type=size, default=1, metavar="N", help="size of the input (default: 1)")
-    parser.option("target_mp_size", type=size, required=True, metavar="N", help="size of the output")
-    parser.option("model_type", type=model_type, choices=tuple(FAMILIES), help="family (default: config.json's)")
-    parser.option("output_path", type=Path, metavar="DIR", help="folder of the output (default: --input_path)")
-    parser.option(
-        "format",
-        choices=("safetensors", "bin"),
-        default="safetensors",
-        help="default: safetensors",
+    parser.add_argument(
+        "--source_mp_size",
+        "--source-mp-size",
+        type=parallel_size,
+        default=1,
+        metavar="N",
+        help="size of the input (default: 1)",
     )
-    parser.option(
-        "dtype", choices=("keep", "fp16", "bf16", "fp32"), default="keep", help="dtype of the output (default: keep)"
+    parser.add_argument(
+        "--target_mp_size",
+        "--target-mp-size",
+        type=parallel_size,
+        required=True,
+        metavar="N",
+        help="size of the output",
     )
-    parser.option("half", dest="dtype", action="store_const", const="fp16", help="same as --dtype fp16")
-    parser.option("overwrite", "exist_ok", action="store_true", help="replace an existing output")
+    parser.add_argument(
+        "--model_type",
+        "--model-type",
+        type=model_type,
+        choices=tuple(FAMILIES),
+        help="model family (default: the one in config.json)",
+    )
+    parser.add_argument(
+        "--output_path", "--output-path", type=Path, metavar="DIR", help="folder of the output (default: --input_path)"
+    )
+    parser.add_argument(
+        "--format", choices=("safetensors", "bin"), default="safetensors", help="file format (default: safetensors)"
+    )
+    parser.add_argument(
+        "--dtype", choices=("keep", "fp16", "bf16", "fp32"), default="keep", help="dtype of the output (default: keep)"
+    )
+    parser.add_argument("--half", dest="dtype", action="store_const", const="fp16", help="same as --dtype fp16")
+    parser.add_argument(
+        "--overwrite", "--exist_ok", "--exist-ok", action="store_true", help="replace an existing output"
+    )
     return parser
 
 
 def main() -> None:
+    """Run the command."""
     args = build_parser().parse(sys.argv[1:])
-    from promptkd.weights.convert import (
-        GenerationRequest,
-        convert,
-    )  # not at the top, so that --help does not wait for torch
+    from promptkd.weights.convert import ConversionRequest, convert  # imported late: --help does not wait for torch
 
-    print(convert(GenerationRequest(**vars(args))))
+    print(convert(ConversionRequest(**vars(args))))

@@ -31,10 +31,17 @@ from promptkd.config.parser import parse
 from promptkd.config.template_options import TemplateSettings
 from promptkd.config.values import SPECIAL_TOKENS_HELP, SpecialTokensRule, at_least, option
 from promptkd.data.encoding import TextEncoder
-from promptkd.data.preprocess import SPLITS, output_names, write_corpus, write_instructions, write_pseudo
+from promptkd.data.preprocess import (
+    SPLITS,
+    EncodeInstructions,
+    output_names,
+    write_corpus,
+    write_instructions,
+    write_pseudo,
+)
 from promptkd.data.prompt_format import rule_of_folder
 from promptkd.data.row_files import is_data_set
-from promptkd.data.templates import bind_settings, now
+from promptkd.data.templates import bind_settings, now, template_of
 from promptkd.errors import UserError
 from promptkd.utils.machine import usable_cores
 
@@ -119,12 +126,11 @@ def instructions(settings: InstructionSettings) -> Mapping[str, object]:
     check_raw(settings, output_names(*SPLITS))
     tokenizer = load_tokenizer(settings.tokenizer)
     bind_settings(tokenizer, settings, now())
+    encoder = TextEncoder(tokenizer, settings.special_tokens)
     return write_instructions(
         settings.raw,
         Path(settings.save),
-        tokenizer,
-        template=settings.template,
-        special_tokens=settings.special_tokens,
+        EncodeInstructions(encoder, template_of(settings.template, tokenizer)),
         dev_num=settings.dev_num,
         max_prompt_length=settings.max_prompt_length,
         max_length=settings.max_length,

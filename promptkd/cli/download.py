@@ -15,39 +15,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from difflib import get_close_matches
 from pathlib import Path
-from typing import NoReturn
 
-from promptkd.cli import program_name
-from promptkd.config.values import check_arguments
+from promptkd.cli import CommandParser
 from promptkd.downloads import catalog
 from promptkd.errors import UserError
 from promptkd.utils.project import CONFIGS, project_root
 
 
-class Parser(argparse.ArgumentParser):
-    """A parser that reports errors in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(message)
-
-    def parse(self, argv: list[str]) -> argparse.Namespace:
-        check_arguments(argv)
-        args, unknown = self.parse_known_args(argv)
-        if unknown:
-            near = get_close_matches(unknown[0], self._option_string_actions, 1, 0)[0]
-            raise UserError(f"{unknown[0]} is not an option; the nearest is {near}, --help shows all")
-        return args
-
-
 def parse(argv: list[str], items: list[catalog.Item]) -> argparse.Namespace:
-    parser = Parser(
-        prog=program_name("download.py"),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Parse the command's arguments. The catalog's items give the choices of `--models`."""
+    parser = CommandParser("download.py", __doc__)
     parser.add_argument("--list", action="store_true", help="list the items and their state, without network")
     parser.add_argument("--only", action="append", default=[], metavar="KEY", help="item, or pattern of items")
     parser.add_argument(
@@ -65,6 +43,7 @@ def parse(argv: list[str], items: list[catalog.Item]) -> argparse.Namespace:
 
 
 def main() -> None:
+    """Run the command."""
     items = catalog.load_catalog(CONFIGS / "downloads.json")
     args = parse(sys.argv[1:], items)
     if not args.base_path.is_dir():
@@ -73,7 +52,7 @@ def main() -> None:
     if args.list:
         print(catalog.show(items, args.base_path))
         return
-    from promptkd.downloads.run import download  # not at the top, so that --list starts fast
+    from promptkd.downloads.run import download  # imported late, so that --list does not wait for torch
 
     try:
         failed = download(items, args.base_path)

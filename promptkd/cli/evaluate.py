@@ -9,17 +9,17 @@ torchrun --nproc_per_node 8 evaluate.py ...                                     
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 from promptkd.cli import program_name
-from promptkd.config.options import ParallelSettings
+from promptkd.config.options import DeviceSettings, ParallelSettings
 from promptkd.config.parser import parse
-from promptkd.distributed.device import DeviceSettings
 from promptkd.errors import UserError
 from promptkd.evaluation.options import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
 
 
-def read_settings(argv: list[str]):
-    """Settings in groups: evaluation, device, parallel, data, decoding, exposure_bias."""
+def read_settings(argv: list[str]) -> SimpleNamespace:
+    """Return the settings in groups: evaluation, device, parallel, data, decoding, exposure_bias."""
     groups = {
         "evaluation": EvaluationSettings,
         "device": DeviceSettings,
@@ -31,15 +31,16 @@ def read_settings(argv: list[str]):
     settings = parse(groups, argv, prog=program_name("evaluate.py"))
     foreign = settings.exposure_bias.given()
     if foreign and settings.evaluation.type != "exposure_bias":
-        raise UserError(f"{foreign} is for --type exposure_bias: leave it out, or name that type")
+        raise UserError(f"{foreign} is for --type exposure_bias: leave it out, or pass that type")
     return settings
 
 
 def main() -> None:
+    """Run the command."""
     settings = read_settings(sys.argv[1:])
-    # Loads what a dry run does not need.
+    # Imported here because --help and a dry run need no model libraries.
     if settings.evaluation.type == "exposure_bias":
         from promptkd.evaluation.exposure_bias import run
     else:
-        from promptkd.evaluation.session import run
+        from promptkd.evaluation.evaluate import run
     run(settings)

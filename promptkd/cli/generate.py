@@ -3,9 +3,9 @@
 python tools/generate.py --model-path TEACHER --data-dir processed_data/dolly/full/gpt2 --save results/gen
 torchrun --nproc_per_node 8 tools/generate.py ...                                                  (8 GPUs)
 
-<save>/generated.jsonl gets a row {"prompt", "gen_answer", "output"} for each prompt of train.jsonl: what the
-teacher said, and the gold text apart from it. tools/process_data.py pseudo makes training data of it. An
-interrupted run goes on when it is started again, on any number of ranks.
+<save>/generated.jsonl gets a row {"prompt", "gen_answer", "output"} for each prompt of train.jsonl: the teacher's
+answer and the gold text. tools/process_data.py pseudo turns it into training data. An interrupted run resumes when it
+is started again, on any number of ranks.
 """
 
 from __future__ import annotations
@@ -14,35 +14,36 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from promptkd.cli import program_name
-from promptkd.config.options import DecodingSettings, ParallelSettings
+from promptkd.config.options import DecodingSettings, DeviceSettings, ParallelSettings
 from promptkd.config.parser import parse
 from promptkd.config.template_options import TemplateSettings
 from promptkd.config.values import SPECIAL_TOKENS_HELP, SpecialTokensRule, at_least, option
-from promptkd.distributed.device import DeviceSettings
 from promptkd.errors import UserError
-from promptkd.evaluation.options import given_budget
+from promptkd.evaluation.options import AnsweringSettings, BudgetSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from promptkd.evaluation.answer_store import AnswerStore
+    from promptkd.evaluation.session import Session
 
 
 @dataclass
-class GenerationSettings:
-    model_path: str = option("", "the teacher: a Hugging Face folder or hub name")
-    model_type: str | None = option(None, "the teacher's family, checked against its config.json")
+class GenerationSettings(AnsweringSettings):
+    """The folder for the answers, and the prompts to answer."""
+
     save: str = option("results/gen", "folder for generated.jsonl")
-    overwrite: bool = option(False, "start anew where --save holds answers of other settings")
-    seed: int = option(10, "seeds sampling")
-    gen_num: int = option(-1, "answer N of the prompts, picked by --seed-ppo; -1: all")
-    seed_ppo: int = option(42, "picks the prompts when --gen-num is not -1")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
-    )
-    deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
+    overwrite: bool = option(False, "replace answers of other settings that --save holds")
+    seed: int = option(10, "seed of sampling")
+    gen_num: int = option(-1, "answer N of the prompts, chosen by --seed-ppo; -1: all")
+    seed_ppo: int = option(42, "chooses the prompts when --gen-num is not -1")
 
     def __post_init__(self) -> None:
-        if not self.model_path:
-            raise UserError("--model-path is missing: name the teacher's folder")
+        super().__post_init__()
         if not self.save:
             raise UserError("--save is empty: name a folder")
         at_least(0, seed=self.seed, seed_ppo=self.seed_ppo)
@@ -51,18 +52,14 @@ class GenerationSettings:
 
 
 @dataclass
-class PromptSettings(TemplateSettings):
+class PromptSettings(BudgetSettings, TemplateSettings):
+    """The data folder and its prompts."""
+
     data_dir: str = option("", "processed folder with train.jsonl, or the root of such folders")
-    data_names: str = option("", "name of the folder below --data-dir, where --data-dir has no train.jsonl itself")
+    data_names: str = option("", "name of the folder below --data-dir, where --data-dir has no train.jsonl")
     max_length: int = option(512, "most tokens of prompt and answer together")
     max_prompt_length: int = option(256, "most tokens of a prompt; longer ones are left out")
-    eval_batch_size: int | None = option(
-        None, "answers of --max-length tokens that are decoded together; default: as many as memory allows"
-    )
     special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
-    token_budget: int | None = option(
-        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length, if that is given"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,11 +70,11 @@ class PromptSettings(TemplateSettings):
                 f"--max-prompt-length {self.max_prompt_length} leaves no room for an answer within "
                 f"--max-length {self.max_length}: lower the first or raise the second"
             )
-        self.token_budget = given_budget(self.token_budget, self.eval_batch_size, self.max_length)
+        self.resolve_budget(self.max_length)
 
     @property
     def file(self) -> str:
-        """The training rows in --data-dir or, if they are not there, in the folder of its name."""
+        """Return the training rows in --data-dir, or in its folder of the name that --data-names gives."""
         from promptkd.data.row_files import find_rows, is_hub, named_files
 
         below = [] if is_hub(self.data_dir) else [str(Path(self.data_dir) / self.data_names)]
@@ -90,8 +87,8 @@ class PromptSettings(TemplateSettings):
         return found
 
 
-def read_settings(argv: list[str]):
-    """Settings in groups: generation, device, parallel, data, decoding."""
+def read_settings(argv: list[str]) -> SimpleNamespace:
+    """Return the settings in groups: generation, device, parallel, data, decoding."""
     groups = {
         "generation": GenerationSettings,
         "device": DeviceSettings,
@@ -102,20 +99,20 @@ def read_settings(argv: list[str]):
     return parse(groups, argv, prog=program_name("generate.py"))
 
 
-def identity(settings, prompts: list[str], dtype: str) -> dict:
-    """What decides the answers: a run goes on with earlier ones only where all of this agrees."""
+def identity(settings: SimpleNamespace, prompts: list[str], dtype: str) -> dict[str, Any]:
+    """Return everything that the answers depend on. A run resumes only where all of it agrees."""
     import hashlib
 
-    from promptkd.utils.run_files import fingerprint
+    from promptkd.utils.files import fingerprint
 
-    what, data = settings.generation, settings.data
-    model = what.model_path
+    options, data = settings.generation, settings.data
+    model = options.model_path
     return {
         "model": fingerprint(model)["sha256_of_ends"] if Path(model).is_dir() else model,
         "prompts": hashlib.sha256("\0".join(prompts).encode()).hexdigest(),
         "dtype": dtype,
-        **({"tf32": True} if settings.device.tf32 else {}),  # stores of earlier versions have no such key
-        "seed": what.seed,
+        **({"tf32": True} if settings.device.tf32 else {}),  # records of earlier versions have no such key
+        "seed": options.seed,
         "max_length": data.max_length,
         "max_prompt_length": data.max_prompt_length,
         "special_tokens": data.special_tokens,
@@ -126,24 +123,31 @@ def identity(settings, prompts: list[str], dtype: str) -> dict:
 
 @dataclass
 class Prompts:
-    """The prompts to answer: texts, token ids and gold texts row by row, and what has to be said of them."""
+    """The prompts to answer, and notes on them for the user.
+
+    Attributes:
+        texts: The text of each prompt.
+        ids: The token ids of each prompt.
+        gold: The gold texts of each prompt.
+        notes: What the user should know about them.
+    """
 
     texts: list[str]
-    ids: list
+    ids: list[np.ndarray]
     gold: list[list[str]]
     notes: list[str]
 
 
-def read_prompts(settings, tokenizer) -> Prompts:
-    """Read the prompts of train.jsonl, as training makes them (promptkd.data.encoding)."""
+def read_prompts(settings: SimpleNamespace, tokenizer: Any) -> Prompts:
+    """Read the prompts of train.jsonl in the form that training gives them (promptkd.data.encoding)."""
     import numpy as np
 
     from promptkd.data.encoding import RowCounts, TextEncoder
     from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, rule_of_folder, template_of_prompts
 
-    what, data, file = settings.generation, settings.data, settings.data.file
+    options, data, file = settings.generation, settings.data, settings.data.file
     rule = rule_of_folder(Path(file).parent, tokenizer, data.special_tokens)
-    data.special_tokens = rule or choose_rule("auto", what.model_path)
+    data.special_tokens = rule or choose_rule("auto", options.model_path)
     encoder, counts = TextEncoder(tokenizer, data.special_tokens), RowCounts()
     rows = encoder.read_source(file, data.template)
     made = encoder.pairs([(row.prompt, "") for row in rows])
@@ -151,97 +155,84 @@ def read_prompts(settings, tokenizer) -> Prompts:
     if not kept:
         raise UserError(f"{file}: all prompts are over --max-prompt-length {data.max_prompt_length}: raise it")
     template = template_of_prompts(data.template, encoder, [row.prompt for row in rows])
-    unlike = mismatch(PromptFormat(template, data.special_tokens), what.model_path, "--model-path")
-    if what.gen_num != -1:
-        picked = np.random.default_rng(what.seed_ppo).permutation(len(kept))[: what.gen_num]
-        kept = [kept[i] for i in sorted(picked)]
-    notes = [str(counts)] * bool(str(counts)) + [f"warning: {unlike}"] * bool(unlike)
-    texts, gold = [encoder.text(rows[i].prompt) for i in kept], [rows[i].references for i in kept]
+    warning = mismatch(PromptFormat(template, data.special_tokens), options.model_path, "--model-path")
+    if options.gen_num != -1:
+        order = np.random.default_rng(options.seed_ppo).permutation(len(kept))[: options.gen_num]
+        kept = [kept[i] for i in sorted(order)]
+    notes = [str(counts)] * bool(str(counts)) + [f"warning: {warning}"] * bool(warning)
+    texts, gold = [encoder.specials.unmark(rows[i].prompt) for i in kept], [rows[i].references for i in kept]
     return Prompts(texts, [made[i].prompt for i in kept], gold, notes)
 
 
-def run(settings) -> None:
-    """Answer what is not answered yet; write generated.jsonl when all is."""
-    from promptkd.config.deepspeed import DTYPES
-    from promptkd.data.templates import bind_settings, now
-    from promptkd.distributed.ranks import setup
+def run(settings: SimpleNamespace) -> None:
+    """Answer the prompts that have no answer yet. Write generated.jsonl when all have one."""
     from promptkd.evaluation.answer_store import AnswerStore, recorded_time
-    from promptkd.evaluation.progress import AnswerBar
-    from promptkd.evaluation.session import choose_dtype
-    from promptkd.generation.budget import decoding_budget
-    from promptkd.models.loading import check_positions, load_causal_lm, load_config, load_own_tokenizer
-    from promptkd.models.tensor_parallel import tensor_parallel_group
+    from promptkd.evaluation.session import open_session
 
-    what, data = settings.generation, settings.data
-    config = load_config(what.model_path, "--model-path")
-    tokenizer = load_own_tokenizer(what.model_path, config, "--model-path")
-    check_positions(config, data.max_length, "--model-path")
-    ranks = setup(settings.parallel.size, settings.device)
-    start = None if what.overwrite else recorded_time(Path(what.save))
-    bind_settings(tokenizer, data, ranks.world.all_gather_objects([start or now()])[0])
-    asked = read_prompts(settings, tokenizer)
-    texts, prompts = asked.texts, asked.ids
-    dtype = choose_dtype(what.dtype, what.deepspeed_config, ranks.device)
-    store = AnswerStore(Path(what.save), identity(settings, texts, dtype), what.overwrite, ranks)
-    for note in asked.notes if ranks.is_main else []:
-        print(f"generate.py: {note}", file=sys.stderr, flush=True)
-    todo = [i for i in range(len(prompts)) if i not in store.answers]
-    todo = sorted(todo, key=lambda i: -len(prompts[i]))[ranks.dp_rank :: ranks.dp_size]
-    thoughts = 0
-    if ranks.all_reduce_max(len(todo)):
-        group = tensor_parallel_group(ranks, settings.parallel.size)
-        model = load_causal_lm(what.model_path, DTYPES[dtype], "--model-path", what.model_type, group).to(ranks.device)
-        data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
-        bar = AnswerBar(len(todo), ranks.is_main)
-        bar.start("generate")
-        thoughts = answer(settings, model, tokenizer, prompts, todo, store, bar)
-        bar.close()
-    thoughts = sum(ranks.all_gather_objects([thoughts]))  # and every rank has written its last answer
+    options = settings.generation
+    folder = Path(options.save)
+    time = None if options.overwrite else recorded_time(folder)
+    session = open_session("generate.py", settings, options, {"--model-path": options.model_path}, time)
+    ranks = session.ranks
+    prompts = read_prompts(settings, session.tokenizer)
+    store = AnswerStore(folder, identity(settings, prompts.texts, session.dtype), options.overwrite, ranks)
+    session.print_notes(prompts.notes)
+    thoughts = answer(session, prompts.ids, store)
+    thoughts = sum(ranks.all_gather_objects([thoughts]))  # every rank has written its last answer by now
     if ranks.is_main:
+        answers = store.in_order(len(prompts.texts))
         store.finish(
-            {"prompt": text, "gen_answer": said, "output": references if len(references) > 1 else references[0]}
-            for text, references, said in zip(texts, asked.gold, store.in_order(len(texts)))
+            {"prompt": text, "gen_answer": answer_text, "output": gold if len(gold) > 1 else gold[0]}
+            for text, gold, answer_text in zip(prompts.texts, prompts.gold, answers)
         )
-        print(f"{len(texts)} answers in {store.file}")
+        print(f"{len(answers)} answers in {store.file}")
         if thoughts:
             print(f"{thoughts} of the new answers began with thoughts, which are left out")
     ranks.barrier()
 
 
-def answer(settings, model, tokenizer, prompts: list, todo: list[int], store, bar) -> int:
-    """Decode this rank's share batch by batch; an answer depends on its row and the seed, not on batch or rank.
+def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> int:
+    """Answer this rank's share of the prompts that have no answer yet, and store each batch.
 
     Returns:
         How many answers began with thoughts, which are left out.
     """
-    from promptkd.data.batching import group_by_length
     from promptkd.data.thoughts import answer_text
-    from promptkd.generation.answers import without_end
-    from promptkd.generation.decode import GenerationRequest, decode
+    from promptkd.generation.answers import decode_share
+    from promptkd.generation.budget import decoding_budget
     from promptkd.generation.sampling import Sampling
     from promptkd.models.loading import end_ids
+    from promptkd.utils.progress import Progress
 
-    ends, thoughts = end_ids(tokenizer, model), 0
-    data, new_tokens = settings.data, settings.data.max_length - settings.data.max_prompt_length
-    for group in group_by_length([len(prompts[i]) + new_tokens for i in todo], data.token_budget):
-        rows = [todo[place] for place in group]
-        request = GenerationRequest(
-            [prompts[row] for row in rows],
-            new_tokens,
-            ends,
-            Sampling(**dataclasses.asdict(settings.decoding)),
-            rng_keys=[(settings.generation.seed, row) for row in rows],
-        )
-        broadcast = store.ranks.broadcast_tp
-        responses = decode(model, request, data.token_budget, progress=bar, broadcast=broadcast).responses
-        said = [
-            answer_text(tokenizer, without_end(response.tolist(), ends), prompts[row])
-            for row, response in zip(rows, responses)
-        ]
-        store.add({row: text for row, (text, _) in zip(rows, said)})
-        thoughts += sum(thought for _, thought in said)
+    settings, ranks, tokenizer = session.settings, session.ranks, session.tokenizer
+    pending = [i for i in range(len(prompts)) if i not in store.answers]
+    pending = sorted(pending, key=lambda i: -len(prompts[i]))[ranks.dp_rank :: ranks.dp_size]
+    if not ranks.all_reduce_max(len(pending)):
+        return 0
+    options, data = settings.generation, settings.data
+    model = session.load("--model-path", options.model_type)
+    data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
+    bar, thoughts = Progress("generate", len(pending), ranks.is_main, unit="answer"), 0
+    batches = decode_share(
+        model,
+        prompts,
+        [options.seed],
+        end_ids=end_ids(tokenizer, model),
+        max_new_tokens=data.max_length - data.max_prompt_length,
+        sampling=Sampling(**dataclasses.asdict(settings.decoding)),
+        token_budget=data.token_budget,
+        ranks=ranks,
+        progress=bar.update,
+        pairs=[(0, i) for i in pending],
+    )
+    for batch in batches:
+        texts = {index: answer_text(tokenizer, ids, prompts[index]) for _, index, ids in batch}
+        store.add({index: text for index, (text, _) in texts.items()})
+        thoughts += sum(thought for _, thought in texts.values())
+    bar.close()
     return thoughts
 
 
 def main() -> None:
+    """Run the command."""
     run(read_settings(sys.argv[1:]))

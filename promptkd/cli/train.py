@@ -12,12 +12,18 @@ import sys
 from promptkd.cli import program_name
 from promptkd.config import resolve as settings
 from promptkd.config.resolve import RunConfig, RunOptions
+from promptkd.distributed.device import device_type
 from promptkd.methods.registry import METHODS, method_class
 
 
 def resolve(argv: list[str], device: str | None = None) -> RunConfig:
-    """Resolve a command line with the methods of the registry (see `promptkd.config.resolve.resolve`)."""
-    return settings.resolve(argv, method_class, program_name("train.py"), device)
+    """Resolve a command line with the methods of the registry (see `promptkd.config.resolve.resolve`).
+
+    Args:
+        argv: The arguments.
+        device: "cpu" or "cuda". The default is the device that the run would use here.
+    """
+    return settings.resolve(argv, method_class, lambda: device or device_type(), program_name("train.py"))
 
 
 def read_settings(argv: list[str]) -> RunOptions:

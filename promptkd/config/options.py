@@ -90,6 +90,16 @@ class RunSettings:
 
 
 @dataclass
+class DeviceSettings:
+    """Options that decide how a device computes."""
+
+    tf32: bool = option(False, "compute float32 matrix products on a GPU in TF32: faster, with 10 bits of mantissa")
+    deterministic: bool = option(
+        False, "use deterministic algorithms only. On a GPU the same run then gives the same bits, but is slower"
+    )
+
+
+@dataclass
 class ModelSettings:
     model_path: str = option("", "student: a Hugging Face folder or hub name", numbers=False)
     model_type: str | None = option(

@@ -114,7 +114,7 @@ def _add_group(target: Any, group: type, published: bool) -> None:
             kind = typing.get_args(hint)[0]
             extras.update(type=TYPES.get(kind, kind), nargs="+")
         else:
-            extras.setdefault("type", TYPES.get(hint, hint))
+            extras.setdefault("type", TYPES.get(typing.get_origin(hint) or hint, hint))
         target.add_argument(flag, **extras)
 
 

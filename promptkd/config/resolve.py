@@ -15,13 +15,13 @@ from promptkd.config.options import (
     TOKEN_BUDGET,
     DataSettings,
     DecodingSettings,
+    DeviceSettings,
     ModelSettings,
     OptimizerSettings,
     RunSettings,
     TrainingParallelSettings,
 )
 from promptkd.config.parser import flat, parse
-from promptkd.distributed.device import DeviceSettings, device_type
 from promptkd.errors import UserError
 
 TEACHER_FILE = "--teacher-deepspeed-config"
@@ -149,7 +149,9 @@ def read_options(argv: list[str], find_method: FindMethod, prog: str = "train.py
     return options
 
 
-def resolve(argv: list[str], find_method: FindMethod, prog: str = "train.py", device: str | None = None) -> RunConfig:
+def resolve(
+    argv: list[str], find_method: FindMethod, device_type: Callable[[], str], prog: str = "train.py"
+) -> RunConfig:
     """Read the command line of a training run, and the DeepSpeed files that it names, and check all rules.
 
     Nothing else is read, and nothing is written. No rank waits for another one before this has passed on all of them.
@@ -157,14 +159,14 @@ def resolve(argv: list[str], find_method: FindMethod, prog: str = "train.py", de
     Args:
         argv: The arguments, `--config FILE` included.
         find_method: Returns a method's class by name.
+        device_type: Returns "cpu" or "cuda". It is not called for --help and --dry-run.
         prog: The program's name, for help texts.
-        device: "cpu" or "cuda". The default is the device that the run would use here.
 
     Raises:
         UserError: As `read_options`, or a DeepSpeed file cannot be used.
     """
     options = read_options(argv, find_method, prog)
-    device = device or device_type()
+    device = device_type()
     student = read_deepspeed_config(options.optimizer.deepspeed_config, torch.device(device))
     teacher, path = student, options.models.teacher_deepspeed_config
     if path is not None:

@@ -6,6 +6,7 @@ The way of a text file: `row_files` reads rows, `rows` gives each a prompt (`tem
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -83,7 +84,7 @@ class ExampleSet:
 
     def record(self) -> dict[str, Any]:
         """Return the counts of rows and fields for the run's record."""
-        return self.counts.as_dict() | ({"fields_not_read": self.unread} if self.unread else {})
+        return dataclasses.asdict(self.counts) | ({"fields_not_read": self.unread} if self.unread else {})
 
     @classmethod
     def open(
@@ -118,7 +119,7 @@ class ExampleSet:
             special_tokens: The rule for prompts (see `encoding`). "auto" is a token file's own, else "own".
 
         Raises:
-            UserError: Something is missing or broken. The error names the file, and its row or line.
+            UserError: A file is missing or broken. The error names it, and its row or line.
         """
         source, folder = folder, Path(folder)
         if not is_folder(source):
@@ -127,19 +128,14 @@ class ExampleSet:
         prefix, text = folder / f"{split}_0", folder / f"{split}.jsonl"
         parts = [os.path.isfile(f"{prefix}{end}") for end in (".bin", ".idx")]
         if any(parts) and not as_text:
-            _check_token_files(prefix, parts, template)
-            unused = [f"{split}{kind}" for kind in KINDS[1:] if os.path.isfile(folder / f"{split}{kind}")]
-            if unused:
-                say(f"{prefix}.bin is read; {', '.join(unused)} beside it is not")
+            _check_token_files(prefix, text, parts, template)
             return _from_tokens(prefix, text, tokenizer, limits, special_tokens)
         if (rows := find_rows(source, split)) is not None:
             encoder = TextEncoder(tokenizer, "own" if special_tokens == "auto" else special_tokens)
             return _from_rows(rows, encoder, limits, template)
-        others = f", only {names}" if (names := named_files(folder)) else ""
-        raise UserError(
-            f"{option} {source}: neither {prefix.name}.bin/.idx nor {text.name} ({', '.join(KINDS[1:])}) is there"
-            f"{others}: put {text.name} there, or {make} --save {folder}"
-        )
+        names = f"neither {prefix.name}.bin/.idx nor {text.name} ({', '.join(KINDS[1:])}) is there"
+        others = f", only {held}" if (held := named_files(folder)) else ""
+        raise UserError(f"{option} {source}: {names}{others}: put {text.name} there, or {make} --save {folder}")
 
 
 @dataclass(frozen=True)
@@ -175,8 +171,11 @@ def _from_rows(source: str, encoder: TextEncoder, limits: _Limits, template: str
     return ExampleSet(rows, references, [Path(source)], counts, prompt_format, unread=dict(unread))
 
 
-def _check_token_files(prefix: Path, parts: list[bool], template: str) -> None:
-    """Raise UserError where one of the two files is missing, or a template is asked for that they cannot follow."""
+def _check_token_files(prefix: Path, text: Path, parts: list[bool], template: str) -> None:
+    """Raise UserError where one of the two files is missing, or a template is asked for that they cannot follow.
+
+    A line on stderr names files of rows beside them that are not read.
+    """
     if not all(parts):
         missing = ".idx" if parts[0] else ".bin"
         raise UserError(f"{prefix}{missing} is missing beside the other: process the data again")
@@ -187,6 +186,8 @@ def _check_token_files(prefix: Path, parts: list[bool], template: str) -> None:
         )
     if (next_part := prefix.with_name(f"{prefix.name[:-1]}1.idx")).exists():
         raise UserError(f"{next_part}: only {prefix.name} is read: put all rows into one token file")
+    if unused := [name for kind in KINDS[1:] if os.path.isfile(text.with_name(name := f"{text.stem}{kind}"))]:
+        say(f"{prefix}.bin is read; {', '.join(unused)} beside it is not")
 
 
 def _from_tokens(prefix: Path, text: Path, tokenizer: Tokenizer, limits: _Limits, special_tokens: str) -> ExampleSet:

@@ -12,7 +12,6 @@ Special tokens of chat templates and of ready prompts are special.
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -83,10 +82,6 @@ class RowCounts:
         self.spelled += encoded.spelled
         self.altered += encoded.altered
         return True
-
-    def as_dict(self) -> dict[str, int]:
-        """Return the counts for the run's record."""
-        return dataclasses.asdict(self)
 
     def others(self) -> list[str]:
         """Return a note for each count besides the dropped rows."""
@@ -178,13 +173,9 @@ class TextEncoder:
             prompt = self._mark(raw, prompt, where, render)
         return PromptText(where, prompt, reference_texts(raw, where), row)
 
-    def text(self, marked: str) -> str:
-        """Return a marked prompt as a text."""
-        return self.specials.unmark(marked)
-
     def is_chat(self, text: str) -> bool:
         """Return whether the tokenizer's chat template made a prompt."""
-        return self.chat is not None and self.chat.made(text)
+        return self.chat is not None and self.chat.rendered(text)
 
     def stop_id(self, text: str) -> int:
         """Return the token that ends the response to a prompt: of a chat template's prompt, the end of the turn."""
@@ -198,7 +189,7 @@ class TextEncoder:
         """
         bare = [ids for ids, _ in self._ids_of_pairs([(prompt, "") for prompt in marked])]
         if self.rule != "published":
-            return [[*self._in_front(self.text(prompt), ids), *ids] for prompt, ids in zip(marked, bare)]
+            return [[*self._in_front(self.specials.unmark(prompt), ids), *ids] for prompt, ids in zip(marked, bare)]
         full = self.tokenizer(list(marked), add_special_tokens=True, verbose=False)["input_ids"]
         return [few if self.is_chat(text) or not few else every for text, few, every in zip(marked, bare, full)]
 
@@ -213,7 +204,7 @@ class TextEncoder:
         """
         encoded = []
         for (prompt, response), (ids, joined) in zip(pairs, self._ids_of_pairs(pairs)):
-            text = self.text(prompt)
+            text = self.specials.unmark(prompt)
             if not ids:
                 raise UserError(f"the prompt {text[:40]!r} has no token in this tokenizer: give it a text")
             rest, altered = self._continuation(ids, joined, text, response)

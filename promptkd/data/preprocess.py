@@ -16,14 +16,14 @@ import numpy as np
 
 from promptkd.data.dataset import vocabulary_size
 from promptkd.data.encoding import Encoded, FieldCounts, RowCounts, TextEncoder
-from promptkd.data.row_files import find_rows, is_lines, iterate_rows, lines_of, say
+from promptkd.data.row_files import find_rows, iterate_raw, say
 from promptkd.data.rows import Row
 from promptkd.data.special_tokens import SpecialTokens, Tokenizer
-from promptkd.data.templates import Template, template_of
+from promptkd.data.templates import Template
 from promptkd.data.token_file import Ids, join_row, token_dtype, write_token_file
 from promptkd.data.workers import map_lines
 from promptkd.errors import UserError
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 from promptkd.utils.jsonl import decode, numbered_lines, parse_line, read_jsonl
 
 SPLITS = ("valid", "train")
@@ -66,7 +66,7 @@ class EncodeInstructions:
     def __call__(self, items: list[tuple[str, Any]]) -> list[tuple[Row, str, Encoded]]:
         raw = [(where, parse_line(item, where) if isinstance(item, bytes) else item) for where, item in items]
         texts = [self.encoder.read(row, where, self.template) for where, row in raw]
-        lines = [json.dumps(text.row.fields(self.encoder.text(text.prompt))) for text in texts]
+        lines = [json.dumps(text.row.fields(self.encoder.specials.unmark(text.prompt))) for text in texts]
         encoded = self.encoder.pairs([(text.prompt, text.references[0]) for text in texts])
         return list(zip((text.row for text in texts), lines, encoded))
 
@@ -99,44 +99,36 @@ class EncodeDocuments:
 def write_instructions(
     raw: str,
     save: Path,
-    tokenizer: Tokenizer,
+    job: EncodeInstructions,
     *,
-    template: str,
-    special_tokens: str,
     dev_num: int,
     max_prompt_length: int,
     max_length: int | None,
     only_prompt: bool,
     workers: int,
 ) -> dict[str, SplitSummary]:
-    """Write token files and jsonl of both splits.
+    """Write token files and jsonl of both splits, and return the summary of each.
 
     Args:
         raw: A source of rows, see `row_files`.
         save: The folder to write to.
-        tokenizer: The student's tokenizer.
-        template: "published" or "chat".
-        special_tokens: The rule for prompts, see `encoding`.
+        job: Encodes rows with the student's tokenizer.
         dev_num: The number of rows of the valid split, taken from the start.
         max_prompt_length: Rows with a longer prompt are dropped.
         max_length: Rows are cut to so many tokens. None: they are not cut.
         only_prompt: Write prompts without marker and response to the token files.
         workers: The number of worker processes. The output does not depend on it.
 
-    Returns:
-        The summary of each split.
-
     Raises:
         UserError: A row is broken, or a split is empty.
     """
-    dtype = token_dtype(vocabulary_size(tokenizer))
-    job = EncodeInstructions(TextEncoder(tokenizer, special_tokens), template_of(template, tokenizer))
+    dtype = token_dtype(vocabulary_size(job.encoder.tokenizer))
     summaries, fields, seen = {split: SplitSummary() for split in SPLITS}, FieldCounts(), 0
-    with written_together(save) as folder, ExitStack() as stack:
+    too_long = f"are over --max-prompt-length {max_prompt_length}: raise it"
+    with atomic_files(save) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(write_token_file(folder / f"{s}_0", dtype)) for s in SPLITS}
         texts = {s: stack.enter_context(open(folder / f"{s}.jsonl", "w", encoding="utf-8")) for s in SPLITS}
-        lines = lines_of(raw) if is_lines(raw) else iterate_rows(raw)
-        rows = chain.from_iterable(map_lines(job, lines, raw, workers, stack))
+        rows = chain.from_iterable(map_lines(job, iterate_raw(raw), raw, workers, stack))
         for seen, (row, text, encoded) in enumerate(rows, 1):
             split = "valid" if seen <= dev_num else "train"
             fields.add(row)
@@ -147,12 +139,9 @@ def write_instructions(
                 summaries[split].add(prompt=prompt, response=response)
         if seen <= dev_num:
             raise UserError(f"{raw} has {seen} rows, --dev-num {dev_num} leaves none to train on: lower it")
-        for split, summary in summaries.items():
-            if not summary.rows:
-                raise UserError(
-                    f"{raw}: all {summary.counts.dropped} prompts of the {split} split are over "
-                    f"--max-prompt-length {max_prompt_length}: raise it"
-                )
+        for split in SPLITS:
+            if not summaries[split].rows:
+                raise UserError(f"{raw}: all {summaries[split].counts.dropped} prompts of the {split} split {too_long}")
     fields.say(raw)
     return summaries
 
@@ -160,19 +149,12 @@ def write_instructions(
 def write_corpus(
     raw: str, save: Path, tokenizer: Tokenizer, *, dev_num: int, train_num: int, max_length: int, workers: int
 ) -> dict[str, SplitSummary]:
-    """Write token files of plain text, packed into rows of `max_length` tokens, for both splits.
+    """Write token files of plain text, packed into rows, for both splits, and return the summary of each.
 
     Args:
         raw: A text file with one document a line.
-        save: The folder to write to.
-        tokenizer: The student's tokenizer.
-        dev_num: The number of rows of the valid split, taken from the start.
         train_num: The number of rows of the train split; -1 for all.
-        max_length: The number of tokens of each row.
-        workers: The number of worker processes. The output does not depend on it.
-
-    Returns:
-        The summary of each split.
+        max_length: The number of tokens of each row. The other arguments are those of `write_instructions`.
 
     Raises:
         UserError: A line is not UTF-8, or no row is left for the train split.
@@ -187,7 +169,7 @@ def write_corpus(
             read, spelled = read + len(ids), spelled + spelling
             yield ids
 
-    with written_together(save) as folder, ExitStack() as stack:
+    with atomic_files(save) as folder, ExitStack() as stack:
         tokens = {s: stack.enter_context(write_token_file(folder / f"{s}_0", dtype)) for s in SPLITS}
         job = EncodeDocuments(SpecialTokens(tokenizer), raw)
         pieces = counted(map_lines(job, numbered_lines(raw), raw, workers, stack))
@@ -244,12 +226,12 @@ def write_pseudo(
     kept = [(pair, ids) for pair, ids in encoded if counts.take(ids, max_prompt_length, None)]
     if not kept:
         raise UserError(f"all prompts are over --max-prompt-length {max_prompt_length}: raise it")
-    with written_together(save) as folder:
+    with atomic_files(save) as folder:
         with write_token_file(folder / "train_0", dtype) as tokens:
             for _, ids in kept:
                 tokens.add(join_row(ids.prompt, ids.response, dtype))
         with open(folder / "train.jsonl", "w", encoding="utf-8") as texts:
-            rows = ({"prompt": encoder.text(prompt), "output": answer} for (prompt, answer), _ in kept)
+            rows = ({"prompt": encoder.specials.unmark(prompt), "output": answer} for (prompt, answer), _ in kept)
             texts.writelines(json.dumps(row) + "\n" for row in rows)
         for name in output_names("valid"):
             if (data_dir / name).is_file():
@@ -268,7 +250,7 @@ def _read_answers(path: Path, folder: Path, encoder: TextEncoder) -> list[tuple[
     if (train := find_rows(folder, "train")) is None:
         raise UserError(f"{folder}/train.jsonl is missing: --data-dir is the processed folder the prompts came from")
     marked = [text.prompt for text in encoder.read_source(train, "published")]
-    known = {encoder.text(prompt): prompt for prompt in marked}
+    known = {encoder.specials.unmark(prompt): prompt for prompt in marked}
     answers = []
     for number, row in enumerate(read_jsonl(path), 1):
         where = f"{path}, line {number}"

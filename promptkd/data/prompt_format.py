@@ -78,7 +78,7 @@ def mismatch(current: PromptFormat, model_path: str | None, option: str) -> str:
 
 def template_of_prompts(template: str, encoder: TextEncoder, marked: Sequence[str]) -> str:
     """Return the template that made prompts: the option's, or the one that ready prompts look like."""
-    ready = bool(marked) and all(encoder.is_chat(encoder.text(prompt)) for prompt in marked[:64])
+    ready = bool(marked) and all(encoder.is_chat(encoder.specials.unmark(prompt)) for prompt in marked[:64])
     return "chat" if ready else template
 
 

@@ -57,6 +57,12 @@ def iterate_rows(source: str | Path) -> Rows:
     Raises:
         UserError: The source cannot be read. The error names the file, the place and a remedy.
     """
+    for where, row in iterate_raw(source):
+        yield where, parse_line(row, where) if isinstance(row, bytes) else row
+
+
+def iterate_raw(source: str | Path) -> Iterator[tuple[str, Any]]:
+    """Yield rows as `iterate_rows` does, but lines of JSON as bytes, which worker processes can parse."""
     if is_data_set(source):
         yield from _data_set_rows(source)
     elif Path(source).suffix == ".csv":
@@ -66,17 +72,7 @@ def iterate_rows(source: str | Path) -> Rows:
     elif _begins_array(source):
         yield from _array_rows(source)
     else:
-        yield from ((where, parse_line(line, where)) for where, line in lines_of(source))
-
-
-def is_lines(source: str | Path) -> bool:
-    """Return whether a source is a file of JSON Lines."""
-    return not (is_data_set(source) or Path(source).suffix in (".csv", ".parquet") or _begins_array(source))
-
-
-def lines_of(path: str | Path) -> Iterator[tuple[str, bytes]]:
-    """Return the lines of a file of JSON Lines, each with the file and place that errors name."""
-    return ((f"{path}, line {number}", line) for number, line in json_lines(path))
+        yield from ((f"{source}, line {number}", line) for number, line in json_lines(source))
 
 
 def find_rows(folder: str | Path, split: str) -> str | None:

@@ -117,17 +117,17 @@ def read_row(raw: dict[str, Any], where: str = "row") -> Row:
         UserError: The row has no prompt, or a field of it cannot be read.
     """
     fields = {key: value for key, value in raw.items() if value is not None}
-    talk, keys = _conversation(fields, where)
-    references, answered = _references(fields, talk, where)
+    conversation, keys = _conversation(fields, where)
+    references, answered = _references(fields, conversation, where)
     turns: list[Message] = []
     rest: list[str] = []
-    if talk is not None:
-        turns, rest = _before_response(talk, answered, references, keys, where)
+    if conversation is not None:
+        turns, rest = _before_response(conversation, answered, references, keys, where)
     elif "instruction" in fields:
         keys = ["instruction"]
         turns = [{"role": "user", "content": check_text(fields["instruction"], "instruction", where)}]
     prompt = _ready_prompt(fields, where, needed=not turns)
-    if talk is not None and answered not in RESPONSES:
+    if conversation is not None and answered not in RESPONSES:
         prompt = None
     keys += ["prompt"] if prompt is not None else []
     system, turns = _system(fields, turns, where)
@@ -135,7 +135,7 @@ def read_row(raw: dict[str, Any], where: str = "row") -> Row:
         if not turns:  # the prompt is the last question of the conversation
             turns, prompt = [{"role": "user", "content": prompt}], None
         turns = [*history, *turns]
-    if talk is not None and all(turn["role"] == "system" for turn in turns):
+    if conversation is not None and all(turn["role"] == "system" for turn in turns):
         raise UserError(f"{where}: nothing is asked before its response: give it a user's turn")
     input_key, text = _input(fields, turns, where)
     tools = fields.get("tools") or None
@@ -196,12 +196,12 @@ def _conversation(fields: dict[str, Any], where: str) -> tuple[list[Message] | N
     return [message for key in keys for message in read_messages(fields[key], key, where)], keys
 
 
-def _references(fields: dict[str, Any], talk: list[Message] | None, where: str) -> tuple[list[str], str | None]:
+def _references(fields: dict[str, Any], conversation: list[Message] | None, where: str) -> tuple[list[str], str | None]:
     """Return the gold texts and their source: a field, `ASSISTANT` for a conversation's turn, None for no source."""
     key = next((key for key in RESPONSES if key in fields), None)
-    if key is None or (talk is not None and key == "completion" and is_messages(fields[key])):
-        answers = [turn for turn in talk or [] if turn["role"] == ASSISTANT]
-        if talk is not None and key == "completion" and talk[-1]["role"] != ASSISTANT:
+    if key is None or (conversation is not None and key == "completion" and is_messages(fields[key])):
+        answers = [turn for turn in conversation or [] if turn["role"] == ASSISTANT]
+        if conversation is not None and key == "completion" and conversation[-1]["role"] != ASSISTANT:
             raise UserError(f'{where}: the last message of its "completion" has to be the assistant\'s')
         if answers and not answers[-1]["content"]:
             raise UserError(f"{where}: the last turn of its assistant has no text (a tool call?): leave the row out")
@@ -218,21 +218,23 @@ def _references(fields: dict[str, Any], talk: list[Message] | None, where: str) 
 
 
 def _before_response(
-    talk: list[Message], answered: str | None, references: list[str], keys: list[str], where: str
+    conversation: list[Message], answered: str | None, references: list[str], keys: list[str], where: str
 ) -> tuple[list[Message], list[str]]:
     """Return the turns before the response, and the parts of the conversation that are not read."""
-    last = max((place for place, turn in enumerate(talk) if turn["role"] == ASSISTANT), default=None)
-    if answered != ASSISTANT and (last is None or last < len(talk) - 1):
-        return talk, []
+    last = max((place for place, turn in enumerate(conversation) if turn["role"] == ASSISTANT), default=None)
+    if answered != ASSISTANT and (last is None or last < len(conversation) - 1):
+        return conversation, []
     assert last is not None  # an assistant's turn is the response
     named = " and ".join(f'"{key}"' for key in keys)
-    if answered != ASSISTANT and (answered is None or talk[last]["content"] != references[0]):
+    if answered != ASSISTANT and (answered is None or conversation[last]["content"] != references[0]):
         raise UserError(f'{where}: it has an answer in {named} and another in "{answered}": leave one out')
     if last == 0:
         raise UserError(f"{where}: nothing stands before the assistant's turn in its {named}: give it a user's turn")
-    rest = [f"{keys[-1]} behind the last assistant turn"] if last < len(talk) - 1 else []
-    rest += [f"{keys[-1]}, {name} of the response" for name in talk[last] if name not in ("role", "content", "name")]
-    return talk[:last], rest
+    rest = [f"{keys[-1]} behind the last assistant turn"] if last < len(conversation) - 1 else []
+    rest += [
+        f"{keys[-1]}, {name} of the response" for name in conversation[last] if name not in ("role", "content", "name")
+    ]
+    return conversation[:last], rest
 
 
 def _ready_prompt(fields: dict[str, Any], where: str, needed: bool) -> str | None:

@@ -127,7 +127,7 @@ class ChatTemplate:
 
     def __call__(self, row: Row, where: str = "row") -> str:
         """Return the prompt of a row. Raise UserError where the template cannot say what the row holds."""
-        if row.prompt is not None and self.made(row.prompt):
+        if row.prompt is not None and self.rendered(row.prompt):
             return row.prompt
         prompt = self._render(row.messages, row.tools, where)
         for message in row.messages:
@@ -138,7 +138,7 @@ class ChatTemplate:
                 )
         return prompt
 
-    def made(self, prompt: str) -> bool:
+    def rendered(self, prompt: str) -> bool:
         """Return whether this template made a prompt, judged by its first line and its end.
 
         The system prompt and the date (Llama 3.2 writes it) may differ. A template that puts nothing around a

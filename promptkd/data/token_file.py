@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from promptkd.errors import UserError
-from promptkd.utils.folders import written_together
+from promptkd.utils.files import atomic_files
 
 Ids = NDArray[np.int64]
 
@@ -224,7 +224,7 @@ def write_token_file(path_prefix: str | Path, dtype: np.dtype[Any]) -> Iterator[
     if np.dtype(dtype) not in CODES:
         raise ValueError(f"token files hold uint16 or int32, not {dtype}")
     prefix = Path(path_prefix)
-    with written_together(prefix.parent) as folder:
+    with atomic_files(prefix.parent) as folder:
         with open(folder / f"{prefix.name}.bin", "wb") as file:
             writer = TokenFileWriter(file, dtype)
             yield writer

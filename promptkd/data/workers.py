@@ -7,19 +7,17 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from promptkd.errors import UserError
-from promptkd.utils.machine import start_method
+from promptkd.utils.machine import exit_with_parent, start_method
 
 Result = TypeVar("Result")
 _AHEAD = 4  # chunks per worker in flight: bounds memory, keeps workers busy
@@ -111,14 +109,7 @@ def _start_worker(job: Callable[[Any], Any]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which stops its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _exit_with_parent() -> None:
-    """End the process with its parent. A parent that was killed tells its workers nothing."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    exit_with_parent()
 
 
 def _run_job(chunk: Any) -> Any:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 import shutil
 import subprocess
+import sys
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from promptkd.config.values import option
+from promptkd.config.options import DeviceSettings
 from promptkd.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,16 +25,6 @@ OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 WORKSPACES = (":4096:8", ":16:8")  # cuBLAS is deterministic with these two values
-
-
-@dataclass
-class DeviceSettings:
-    """Options that decide how a device computes."""
-
-    tf32: bool = option(False, "compute float32 matrix products on a GPU in TF32: faster, with 10 bits of mantissa")
-    deterministic: bool = option(
-        False, "use deterministic algorithms only. On a GPU the same run then gives the same bits, but is slower"
-    )
 
 
 def choose_device(local_rank: int, settings: DeviceSettings) -> torch.device:
@@ -177,3 +168,16 @@ def _configure(device: torch.device, settings: DeviceSettings) -> None:
     if settings.deterministic and os.environ.setdefault(WORKSPACE, WORKSPACES[0]) not in WORKSPACES:
         raise UserError(f"--deterministic needs {WORKSPACE}={' or '.join(WORKSPACES)} in the environment: unset it")
     torch.use_deterministic_algorithms(settings.deterministic)
+
+
+def peak_memory_gb(device: torch.device) -> float:
+    """Return this process's peak memory so far in 1e9 bytes: allocated on a GPU, resident on a CPU."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    status = Path("/proc/self/status")  # on Linux ru_maxrss includes the memory of the process that started this one
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text("utf-8", "replace"))):
+        return int(peak[1]) * 1024 / 1e9
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9

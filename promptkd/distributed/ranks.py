@@ -1,4 +1,4 @@
-"""Ranks, device and backend, decided in one place for CPU and GPU alike."""
+"""Ranks and their collectives, on CPUs and GPUs alike."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from promptkd.distributed.device import DeviceSettings, choose_device
-from promptkd.distributed.rendezvous import _rendezvous, _shutdown, environment_number, tensor_parallel_groups
+from promptkd.config.options import DeviceSettings
+from promptkd.distributed.device import choose_device
+from promptkd.distributed.rendezvous import environment_number, rendezvous, shutdown, tensor_parallel_groups
 from promptkd.errors import UserError
 from promptkd.utils.memory import keep_freed_memory
 
@@ -42,42 +43,43 @@ class Ranks:
 
     @property
     def world(self) -> Ranks:
-        """All processes, one by one."""
+        """All processes as a grid of data-parallel ranks only."""
         return Ranks(self.dp_rank * self.tp_size + self.tp_rank, self.dp_size * self.tp_size, self.device)
 
     @property
     def is_main(self) -> bool:
+        """Whether this is the process that writes files and messages."""
         return self.dp_rank == self.tp_rank == 0
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Sum over shares, in place."""
+        """Sum over data-parallel ranks, in place."""
         if self.dp_size > 1:
             dist.all_reduce(values, group=self.dp_group)
         return values
 
     def broadcast_tp(self, values: Tensor) -> Tensor:
-        """What the first of the processes of a share has, on all of them, in place."""
+        """Copy the values of the first tensor-parallel rank to the others, in place."""
         if self.tp_size > 1:
             dist.broadcast(values, self.dp_rank * self.tp_size, group=self.tp_group)
         return values
 
     def all_reduce_max(self, value: int) -> int:
-        """The largest of all processes' values."""
+        """Return the largest of all processes' values."""
         if self.world.dp_size == 1:
             return value
-        held = torch.tensor(value, device=self.device)
-        dist.all_reduce(held, op=dist.ReduceOp.MAX)
-        return int(held)
+        largest = torch.tensor(value, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
 
     def all_gather_objects(self, objects: list[Any]) -> list[Any]:
-        """The lists of all shares, one after another in their order, on every rank. JSON, never pickle."""
+        """Concatenate the lists of all data-parallel ranks on every rank. They are sent as JSON, never as pickle."""
         if self.dp_size == 1:
             return objects
-        mine = torch.frombuffer(bytearray(json.dumps(objects).encode()), dtype=torch.uint8)
-        longest = self.all_reduce_max(len(mine))
+        data = torch.frombuffer(bytearray(json.dumps(objects).encode()), dtype=torch.uint8)
+        longest = self.all_reduce_max(len(data))
         padded = torch.zeros(longest + 8, dtype=torch.uint8)
-        padded[:8] = torch.tensor([len(mine)], dtype=torch.int64).view(torch.uint8)
-        padded[8 : 8 + len(mine)] = mine
+        padded[:8] = torch.tensor([len(data)], dtype=torch.int64).view(torch.uint8)
+        padded[8 : 8 + len(data)] = data
         parts = [torch.empty_like(padded, device=self.device) for _ in range(self.dp_size)]
         dist.all_gather(parts, padded.to(self.device), group=self.dp_group)
         texts = [part.cpu() for part in parts]
@@ -85,22 +87,23 @@ class Ranks:
         return [x for text, n in zip(texts, lengths) for x in json.loads(bytes(text[8 : 8 + n].tolist()))]
 
     def barrier(self) -> None:
+        """Wait for all processes."""
         if self.world.dp_size > 1:
             dist.barrier()
 
 
-def setup(copies: int = 1, settings: DeviceSettings | None = None) -> Ranks:
+def setup(tp_size: int = 1, settings: DeviceSettings | None = None) -> Ranks:
     """Choose the device and join the other ranks that `torchrun` or `deepspeed` started. Plain `python` is one rank.
 
     Args:
-        copies: How many neighbours have the same examples.
+        tp_size: Number of neighboring processes that work on the same examples.
         settings: How the device computes.
 
     Raises:
-        UserError: `copies` does not divide the ranks, or the device cannot be used.
-        RunError: The other ranks do not come.
+        UserError: `tp_size` does not divide the number of ranks, or the device cannot be used.
+        RunError: The other ranks cannot be reached.
     """
-    alone = {
+    single = {
         "RANK": "0",
         "LOCAL_RANK": "0",
         "WORLD_SIZE": "1",
@@ -108,34 +111,34 @@ def setup(copies: int = 1, settings: DeviceSettings | None = None) -> Ranks:
         "MASTER_PORT": "29500",
     }
     size = environment_number("WORLD_SIZE", 1)
-    missing = [name for name in alone if name not in os.environ]
+    missing = [name for name in single if name not in os.environ]
     if size > 1 and missing:
         raise UserError(
             f"WORLD_SIZE={size} is in the environment, {missing[0]} is not: start with torchrun, or unset WORLD_SIZE"
         )
-    for name, value in alone.items():
+    for name, value in single.items():
         os.environ.setdefault(name, value)
     rank, local = environment_number("RANK"), environment_number("LOCAL_RANK")
     if size > 1 and not 0 < environment_number("MASTER_PORT") < 65536:
         raise UserError(
-            f"MASTER_PORT={os.environ['MASTER_PORT']} in the environment is no port: give one of 1 to 65535"
+            f"MASTER_PORT={os.environ['MASTER_PORT']} in the environment is not a port: give one of 1 to 65535"
         )
     if not rank < size:
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} in the environment do not fit: start with torchrun")
-    if size % copies:
+    if size % tp_size:
         fits = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0)
         raise UserError(
-            f"model parallel size {copies} does not divide the {size} ranks: start a multiple of {copies} "
-            f"(torchrun --nproc_per_node {copies}), or give a --model-parallel-size of {fits}"
+            f"model parallel size {tp_size} does not divide the {size} ranks: start a multiple of {tp_size} "
+            f"(torchrun --nproc_per_node {tp_size}), or give a --model-parallel-size of {fits}"
         )
     device = choose_device(local, settings or DeviceSettings())
     if device.type == "cuda":
-        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes it for the number of the GPU
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed uses it as the index of the GPU
     else:
         keep_freed_memory()
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     if not dist.is_initialized():
-        _rendezvous(device, rank, size)
-        atexit.register(_shutdown)
-    groups = tensor_parallel_groups(size, copies) if copies > 1 else (None, None)
-    return Ranks(rank // copies, size // copies, device, copies, rank % copies, *groups)
+        rendezvous(device, rank, size)
+        atexit.register(shutdown)
+    groups = tensor_parallel_groups(size, tp_size) if tp_size > 1 else (None, None)
+    return Ranks(rank // tp_size, size // tp_size, device, tp_size, rank % tp_size, *groups)

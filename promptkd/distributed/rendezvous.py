@@ -1,4 +1,4 @@
-"""How ranks find each other and leave together."""
+"""Connect the ranks of a run, and disconnect them at its end."""
 
 from __future__ import annotations
 
@@ -12,31 +12,36 @@ import torch.distributed as dist
 
 from promptkd.errors import RunError, UserError
 
-# Within which ranks that start together have to find each other: imports lie before, and test sets, but no model.
+# How long ranks wait for each other at the start. Some may still import libraries, but none loads a model before.
 RENDEZVOUS_TIMEOUT = datetime.timedelta(minutes=5)
-# The longest that a rank waits for others in a collective: one of them may be writing a checkpoint.
+# How long a rank waits for the others in a collective. One of them may be writing a checkpoint.
 COLLECTIVE_TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def environment_number(name: str, default: int = 0) -> int:
-    """A whole number that a launcher has set in the environment. Raises UserError when it is none."""
+    """Return an integer that a launcher has set in the environment, or raise UserError if it is not one."""
     text = os.environ.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise UserError(f"{name}={text[:32]!r} in the environment is no number: unset it, or start with torchrun")
+        raise UserError(f"{name}={text[:32]!r} in the environment is not a number: unset it, or start with torchrun")
     return int(text)
 
 
 def tensor_parallel_groups(processes: int, size: int) -> tuple[dist.ProcessGroup, dist.ProcessGroup]:
-    """This process' `size` neighbours, and the processes that have its place among theirs. All processes call it."""
-    blocks = [list(range(start, start + size)) for start in range(0, processes, size)]
-    places = [list(column) for column in zip(*blocks)]
-    return tuple(dist.new_subgroups_by_enumeration(ranks, timeout=COLLECTIVE_TIMEOUT)[0] for ranks in (blocks, places))
+    """Create this process's tensor-parallel group of `size` neighbors, and its data-parallel group.
+
+    All processes call it.
+    """
+    tp_ranks = [list(range(start, start + size)) for start in range(0, processes, size)]
+    dp_ranks = [list(column) for column in zip(*tp_ranks)]
+    tp_group, _ = dist.new_subgroups_by_enumeration(tp_ranks, timeout=COLLECTIVE_TIMEOUT)
+    dp_group, _ = dist.new_subgroups_by_enumeration(dp_ranks, timeout=COLLECTIVE_TIMEOUT)
+    return tp_group, dp_group
 
 
 def _open_store(rank: int, size: int) -> dist.Store:
-    """Where ranks leave each other their addresses: torchrun's store, or one that the first rank opens itself."""
+    """Open the store where ranks exchange addresses: torchrun's, or one that the first rank creates."""
     if size == 1:
-        return dist.HashStore()  # no port: it talks to nobody
+        return dist.HashStore()  # needs no port
     inherited = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     address = os.environ["MASTER_ADDR"], environment_number("MASTER_PORT")
     store = dist.TCPStore(*address, size, is_master=rank == 0 and not inherited, timeout=RENDEZVOUS_TIMEOUT)
@@ -44,33 +49,35 @@ def _open_store(rank: int, size: int) -> dist.Store:
 
 
 def fresh_prefix_store(store: dist.Store, rank: int, size: int) -> dist.Store:
-    """A part of `store` that these ranks alone write to, none of an earlier start.
+    """Return a part of `store` that only the ranks of this start write to.
 
     torchrun keeps one store over its restarts, and torch (2.13) leaves the addresses of dead ranks in it under the
-    names that the new ones use, so that some connect to nobody (pytorch issue 135712). Starts cannot be told apart by
-    number: of several machines each counts those of its own failures (TORCHELASTIC_RESTART_COUNT). So each rank asks
-    under a name that nobody had before, the first one answers all, and goes on when those who have its answer are all.
-    Raises torch's DistStoreError when a rank has not come within MEET.
+    names that new ranks use. Some would connect to nobody (pytorch issue 135712). Starts have no common number: each
+    machine counts its own failures (TORCHELASTIC_RESTART_COUNT). So each rank asks under a new random name. The first
+    rank answers all names, and continues when all ranks of this start have its answer.
+
+    Raises:
+        DistStoreError: A rank has not come within RENDEZVOUS_TIMEOUT.
     """
-    mine = uuid.uuid4().hex
+    name = uuid.uuid4().hex
     if rank > 0:
-        store.set(f"promptkd/asks/{rank}", mine)
-        part = store.get(f"promptkd/answer/{mine}").decode()
+        store.set(f"promptkd/asks/{rank}", name)
+        part = store.get(f"promptkd/answer/{name}").decode()
         store.set(f"{part}/has/{rank}", "")
         return dist.PrefixStore(part, store)
     others, end = range(1, size), time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
-    while not store.check([f"{mine}/has/{other}" for other in others]):
+    while not store.check([f"{name}/has/{other}" for other in others]):
         for other in others:
-            if store.check([f"promptkd/asks/{other}"]):  # by this rank, or by one of an earlier start: no matter
-                store.set(f"promptkd/answer/{store.get(f'promptkd/asks/{other}').decode()}", mine)
+            if store.check([f"promptkd/asks/{other}"]):  # a rank of an earlier start may have asked: harmless
+                store.set(f"promptkd/answer/{store.get(f'promptkd/asks/{other}').decode()}", name)
         if time.monotonic() > end:
-            raise dist.DistStoreError(f"some did not come within {RENDEZVOUS_TIMEOUT.total_seconds():.0f} s")
+            raise dist.DistStoreError(f"some ranks did not come within {RENDEZVOUS_TIMEOUT.total_seconds():.0f} s")
         time.sleep(0.02)
-    return dist.PrefixStore(mine, store)
+    return dist.PrefixStore(name, store)
 
 
 def check_own_gpus(store: dist.Store, rank: int, size: int, device: torch.device) -> None:
-    """Raise UserError where two ranks would use the same GPU. NCCL refuses that later, in many lines."""
+    """Raise UserError if two ranks would use the same GPU. NCCL would refuse that later, in many lines."""
     store.set(f"promptkd/gpu/{rank}", str(torch.cuda.get_device_properties(device).uuid))
     ranks: dict[bytes, int] = {}
     for other in range(size):
@@ -82,28 +89,31 @@ def check_own_gpus(store: dist.Store, rank: int, size: int, device: torch.device
             )
 
 
-def _rendezvous(device: torch.device, rank: int, size: int) -> None:
+def rendezvous(device: torch.device, rank: int, size: int) -> None:
+    """Join the default process group. Raises RunError if the other ranks cannot be reached."""
     try:
         store = _open_store(rank, size)
         if device.type == "cuda" and size > 1:
             check_own_gpus(store, rank, size, device)
-        # With device_id NCCL connects the ranks now, to their own GPUs, and not in the first collective.
+        # With device_id NCCL connects the GPUs now, not in the first collective.
         nccl = {"backend": "nccl", "device_id": device} if device.type == "cuda" else {"backend": "gloo"}
         dist.init_process_group(**nccl, store=store, rank=rank, world_size=size, timeout=RENDEZVOUS_TIMEOUT)
     except dist.DistError as error:
         where, reason = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}", str(error).partition("\n")[0][:200]
         raise RunError(
-            f"rank {rank} of {size} cannot meet the others at {where} ({reason}): a rank has ended, and said why, or "
-            "the address is wrong, or the port is taken"
+            f"rank {rank} of {size} cannot reach the others at {where} ({reason}): look for the message of a rank that "
+            "has ended, or correct the address, or choose a free port"
         ) from None
-    dist.group.WORLD.set_timeout(COLLECTIVE_TIMEOUT)
-    store.set_timeout(COLLECTIVE_TIMEOUT)  # NCCL's subgroups connect through it when models have been loaded
+    world = dist.group.WORLD
+    assert world is not None
+    world.set_timeout(COLLECTIVE_TIMEOUT)
+    store.set_timeout(COLLECTIVE_TIMEOUT)  # NCCL's subgroups use it after models have been loaded
 
 
-def _shutdown() -> None:
-    """End the groups' threads while Python still runs: one that wants the interpreter afterwards aborts the process.
+def shutdown() -> None:
+    """End gloo's threads while Python still runs. A thread that needs the interpreter later aborts the process.
 
-    NCCL's end by themselves, and would wait here for ranks that have failed.
+    NCCL's threads end without this, and would wait here for ranks that have failed.
     """
     if dist.is_initialized() and dist.get_backend() == "gloo":
         dist.destroy_process_group()

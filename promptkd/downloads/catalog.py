@@ -14,7 +14,7 @@ from promptkd.utils.strict_json import check_kind, is_kind, read_object
 ROW = {"key": str, "repo": (str, None), "type": str, "target": str, "bytes": (int, None), "licence": (str, None)}
 OPTIONAL = {"unverified": bool, "note": str, "subfolder": str, "needs": [str]}
 OPTIONAL_DEFAULTS = {"unverified": False, "note": "", "subfolder": "", "needs": []}
-MANIFEST = ".download.json"  # written last into a complete folder: its files and their sizes
+MANIFEST = ".download.json"  # lists the files of a downloaded item and their sizes
 
 
 @dataclass(frozen=True)
@@ -136,23 +136,13 @@ def state(item: Item, base: Path) -> str:
 
 def show(items: list[Item], base: Path) -> str:
     """Format the items and their state as a text table. Use the disk only, not the network."""
-    rows: list[tuple[str, ...]] = [("KEY", "STATE", "SIZE", "REPOSITORY", "FOLDER", "LICENCE", "NOTE")]
+    rows: list[tuple[str, ...]] = [("KEY", "STATE", "SIZE", "REPOSITORY", "FOLDER", "LICENSE", "NOTE")]
     for item in items:
+        size = format_bytes(item.size) if item.size else "?"
+        repo = "/".join(filter(None, [item.repo or "-", item.subfolder]))
         note = "; ".join(filter(None, ["unverified" if item.unverified else "", item.note]))
-        repo = item.repo and (f"{item.repo}/{item.subfolder}" if item.subfolder else item.repo)
         licence = item.licence or "not stated"
-        target = str(item.target)
-        rows.append(
-            (
-                item.key,
-                state(item, base),
-                format_bytes(item.size) if item.size else "?",
-                repo or "-",
-                target,
-                licence,
-                note,
-            )
-        )
+        rows.append((item.key, state(item, base), size, repo, str(item.target), licence, note))
     widths = [max(map(len, column)) for column in zip(*rows)]
     sides = [str.rjust if head == "SIZE" else str.ljust for head in rows[0]]
     lines = ["  ".join(side(*cell) for side, cell in zip(sides, zip(row, widths))).rstrip() for row in rows]

@@ -7,28 +7,20 @@ from pathlib import Path
 from torch import Tensor
 
 from promptkd.errors import UserError
-from promptkd.utils.files import remove, write_json
 from promptkd.utils.strict_json import read_object
 from promptkd.weights.families import FAMILIES
-from promptkd.weights.safetensors_io import DTYPES, SafetensorsWriter, TensorFile, have_same_bytes
+from promptkd.weights.output import write_index
+from promptkd.weights.safetensors_io import widest_first, write_verified
 from promptkd.weights.torch_files import read_tensors
 
-INDEX = "model.safetensors.index.json"
+
+def safetensors_name(name: str) -> str:
+    """Return the name of the safetensors file, or index, that replaces a pickle file, or its index."""
+    return name.replace("pytorch_model", "model", 1).replace(".bin", ".safetensors", 1)
 
 
-class ConversionError(Exception):
-    """Why weights cannot be converted, in one line."""
-
-
-def output_names(count: int) -> list[str]:
-    """Return the names of the safetensors files that replace `count` pickle files, as transformers names them."""
-    if count == 1:
-        return ["model.safetensors"]
-    return [*(f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)), INDEX]
-
-
-def convert(sources: list[Path], config: Path, folder: Path) -> list[str]:
-    """Write the tensors of pickle files as safetensors files and compare every byte with the source.
+def convert(sources: list[Path], config: Path, folder: Path) -> None:
+    """Write the tensors of pickle files as safetensors files, with an index unless it is one complete file.
 
     Values and dtypes are unchanged. Files are memory-mapped, so memory stays small for files of any size.
 
@@ -37,34 +29,25 @@ def convert(sources: list[Path], config: Path, folder: Path) -> list[str]:
         config: The model's config.json.
         folder: The folder to write into.
 
-    Returns:
-        The names of the files written.
-
     Raises:
-        ConversionError: If the files do not fit together, or a copy differs from its source.
         RefusedError: If a file holds anything but tensors.
+        UserError: If the files do not fit together, or a copy reads back with another content.
     """
-    names = output_names(len(sources))
     tied = _is_tied(config)
-    weight_map: dict[str, str] = {}
-    total = 0
-    for source, name in zip(sources, names):
+    files: dict[str, dict[str, Tensor]] = {}
+    for source in sources:
         tensors = _without_tied_head(read_tensors(source, legacy=True), tied)
-        if repeated := weight_map.keys() & tensors.keys():
-            raise ConversionError(f"{source.name} repeats {min(repeated)}, which another file holds")
-        weight_map |= dict.fromkeys(tensors, name)
-        total += sum(tensor.nbytes for tensor in tensors.values())
-        _write(tensors, folder / name)
-    if len(sources) > 1:
-        write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-    return names
+        if repeated := tensors.keys() & {name for others in files.values() for name in others}:
+            raise UserError(f"{source.name} repeats {min(repeated)}, which another file holds: get the files again")
+        name = safetensors_name(source.name)
+        write_verified(folder / name, tensors, None, {"format": "pt"})
+        files[name] = {key: tensor.to("meta") for key, tensor in tensors.items()}
+    if "model.safetensors" not in files:
+        write_index(folder, files)
 
 
 def _is_tied(config: Path) -> bool:
-    try:
-        settings = read_object(config, "it cannot be used")
-    except UserError as error:
-        raise ConversionError(str(error)) from None
+    settings = read_object(config, "it cannot be used")
     family = FAMILIES.get(str(settings.get("model_type")))
     return family.is_tied(settings) if family else bool(settings.get("tie_word_embeddings"))
 
@@ -81,28 +64,8 @@ def _without_tied_head(tensors: dict[str, Tensor], tied: bool) -> dict[str, Tens
         owner = owners.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         if owner is tensor or not (tied and _is_head(name) and tensor.is_set_to(owner)):
             result[name] = tensor
-    return dict(sorted(result.items(), key=lambda item: -item[1].element_size()))  # the widest first: all aligned
+    return widest_first(result)
 
 
 def _is_head(name: str) -> bool:
     return name.endswith("lm_head.weight")
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    for name, tensor in tensors.items():
-        if tensor.dtype not in DTYPES.values():
-            raise ConversionError(f"{path.name} cannot be written: {name} has the unsupported dtype {tensor.dtype}")
-    writer = SafetensorsWriter(path, tensors, {"format": "pt"})
-    try:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
-        writer.finish()
-    except OSError:
-        remove(path)
-        raise
-    finally:
-        writer.close()
-    written = TensorFile(path)
-    for name, tensor in tensors.items():
-        if not have_same_bytes(written[name], tensor):
-            raise ConversionError(f"{path.name} differs from its source in {name}: is the disk sound?")

@@ -1,14 +1,13 @@
 """List and fetch the files of a repository, from the Hugging Face hub or from its cache on this machine.
 
-`huggingface_hub` does the transfers, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the proxy variables apply. It retries
-a broken connection where it broke. A file that an ended run left incomplete starts again, complete files are kept.
+`huggingface_hub` does the transfers, so HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the proxy variables apply. It resumes
+after a broken connection. A file that a stopped run left incomplete starts again. Complete files are kept.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -20,14 +19,15 @@ import httpx2
 from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
 from huggingface_hub.hf_api import DatasetInfo, ModelInfo
 
+from promptkd.errors import UserError
 from promptkd.utils.files import hash_file
 
 LISTING_TIMEOUT = 30.0  # seconds
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 
 
-class HubError(Exception):
-    """Why one item cannot be downloaded, in one line. Other items are not affected."""
+class HubError(UserError):
+    """Why one item cannot be downloaded. Other items are not affected."""
 
 
 class Unreachable(HubError):
@@ -108,36 +108,31 @@ def list_files(repo: str, kind: str) -> Listing:
         return Listing(repo, kind, _hexadecimal(info.sha, 40) or constants.DEFAULT_REVISION, files)
 
 
-def fetch(listing: Listing, file: RemoteFile, path: Path, scratch: Path) -> None:
-    """Bring one file to `path`, where it appears only when it is complete and its hash is the hub's.
+def fetch(listing: Listing, file: RemoteFile, folder: Path) -> None:
+    """Bring one file to its path below `folder`, and check that its hash is the hub's.
 
     Args:
         listing: The repository's listing.
         file: One of its files.
-        path: The destination.
-        scratch: A folder on the same disk for incomplete files.
+        folder: The folder that collects the repository's files.
 
     Raises:
         HubError: If the hub refuses or sends another content.
-        OSError: If the disk is full or gone.
+        OSError: If the disk is full or not writable.
     """
+    path = folder / file.path
     if file.is_at(path):  # compared by hash, because another revision's file may have the same size
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
     if listing.cache is not None:
-        copy = Path(shutil.copyfile(listing.cache / file.path, scratch / "copy"))
-    else:
-        with _one_line_errors(listing.repo):
-            copy = Path(
-                hf_hub_download(
-                    listing.repo, file.path, repo_type=listing.kind, revision=listing.revision, local_dir=scratch
-                )
-            )
-        if file.size is not None and not file.is_at(copy):
-            copy.unlink()
-            raise HubError(f"{file.path} arrived damaged (its hash is not the hub's); it was removed")
-    os.replace(copy, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(listing.cache / file.path, path)
+        return
+    with _one_line_errors(listing.repo):
+        hf_hub_download(listing.repo, file.path, repo_type=listing.kind, revision=listing.revision, local_dir=folder)
+    if file.size is not None and not file.is_at(path):
+        path.unlink()
+        raise HubError(f"{file.path} arrived damaged (its hash is not the hub's); it was removed")
 
 
 def _list_cache(repo: str, kind: str) -> Listing:

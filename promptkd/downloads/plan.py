@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from promptkd.downloads.catalog import Item, has_size, read_manifest
-from promptkd.downloads.conversion import output_names
+from promptkd.downloads.conversion import safetensors_name
 from promptkd.downloads.hub import HubError, Listing, RemoteFile, list_files
 
 TEXT = (".json", ".jsonl", ".txt", ".md")
@@ -21,33 +21,36 @@ WEIGHTS = (
 
 @dataclass(frozen=True)
 class Plan:
-    """One item to be completed. File names are relative to its folder in the repository."""
+    """One item to be completed."""
 
     item: Item
     folder: Path  # the final place
     staging: Path  # where files are collected until all are complete
     listing: Listing
-    files: dict[str, RemoteFile]
-    existing: set[str] = field(default_factory=set)  # already in `folder`
+    files: dict[str, RemoteFile]  # by the name relative to the item's folder
+    existing: set[str]  # names that are already in `folder`
 
     @property
     def pickles(self) -> list[str]:
         """The weight files to convert to safetensors. The .bin files of a data set are token files and stay."""
         return sorted(name for name in self.files if self.item.kind == "model" and name.endswith(".bin"))
 
+    @property
+    def outputs(self) -> dict[str, str]:
+        """The pickle files and their index -> the safetensors files and index that replace them."""
+        indices = self.files.keys() & {WEIGHTS[-1][1]}
+        return {name: safetensors_name(name) for name in [*self.pickles, *indices]}
+
     def find(self, name: str) -> Path:
         """Return the path of a complete file."""
-        return (self.folder if name in self.existing else self.staging) / name
+        return self.folder / name if name in self.existing else self.staging / self.files[name].path
 
     def missing_bytes(self) -> int:
         """Return the bytes still to be downloaded, or the catalog's estimate if the hub gives no sizes."""
-        total = 0
-        for name, file in self.files.items():
-            if file.size is None:
-                return self.item.size or 0
-            if name not in self.existing and not has_size(self.staging / name, file.size):
-                total += file.size
-        return total
+        sizes = {name: file.size for name, file in self.files.items()}
+        if None in sizes.values():
+            return self.item.size or 0
+        return sum(size for name, size in sizes.items() if size and not has_size(self.find(name), size))
 
     def conversion_bytes(self) -> int:
         """Return the bytes of the safetensors files, which exist together with the pickle files for a while."""
@@ -68,14 +71,13 @@ def make_plan(item: Item, base: Path) -> Plan:
     assert item.repo is not None
     listing = list_files(item.repo, item.kind)
     files = _model_files(item, listing) if item.kind == "model" else _data_files(item, listing)
-    plan = Plan(item, item.folder(base), item.staging(base), listing, files)
-    ours = read_manifest(plan.folder) or {}  # files of an earlier download may be replaced
-    outputs = output_names(len(plan.pickles)) if plan.pickles else []
-    for name in [*files, *outputs]:
-        path = plan.folder / name
-        if name in files and files[name].is_at(path):
+    folder = item.folder(base)
+    plan = Plan(item, folder, item.staging(base), listing, files, set())
+    replaceable = read_manifest(folder) or {}  # files of an earlier download
+    for name in [*files, *plan.outputs.values()]:
+        if name in files and files[name].is_at(folder / name):
             plan.existing.add(name)
-        elif path.exists() and name not in ours:
+        elif (folder / name).exists() and name not in replaceable:
             raise HubError(f"{item.target} holds another {name} than {item.repo}: move that folder away first")
     return plan
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from promptkd.downloads.catalog import MANIFEST, Item, has_size, read_manifest, state
-from promptkd.downloads.conversion import ConversionError, convert
+from promptkd.downloads.catalog import MANIFEST, Item, state
+from promptkd.downloads.conversion import convert
 from promptkd.downloads.hub import FULL_DISK, HubError, Unreachable, fetch
 from promptkd.downloads.plan import Plan, make_plan
 from promptkd.errors import UserError
@@ -45,7 +45,7 @@ def download(items: list[Item], base: Path) -> int:
         try:
             check_disk([plan])
             complete(plan)
-        except (UserError, HubError, ConversionError, OSError) as error:
+        except (UserError, OSError) as error:
             failures[item.key] = _reason(error)
             print(f"  failed: {failures[item.key]}", flush=True)
     present = sum(state(item, base) == "present" for item in items)
@@ -76,7 +76,9 @@ def _plan_all(items: list[Item], base: Path, failures: dict[str, str]) -> list[P
     unreachable: Unreachable | None = None
     for item in items:
         try:
-            if not _is_complete(item, base):
+            if state(item, base) == "present":
+                remove(item.staging(base))  # of a run that was killed at its very end
+            else:
                 if unreachable is not None:
                     raise unreachable
                 plans.append(make_plan(item, base))
@@ -89,22 +91,10 @@ def _plan_all(items: list[Item], base: Path, failures: dict[str, str]) -> list[P
                 ) from None
             unreachable = error
             failures[item.key] = _reason(error)
-        except (HubError, OSError) as error:
+        except (UserError, OSError) as error:
             doubt = " (the name is unverified)" if item.unverified else ""
             failures[item.key] = f"{_reason(error)}{doubt}"
     return plans
-
-
-def _is_complete(item: Item, base: Path) -> bool:
-    """Whether an item is complete. Finish the move of a run that was stopped during it."""
-    staging = item.staging(base)
-    if state(item, base) != "present" and read_manifest(staging) is not None:
-        with locked(item, staging):
-            publish(staging, item.folder(base))
-    present = state(item, base) == "present"
-    if present and staging.exists():
-        shutil.rmtree(staging)
-    return present
 
 
 def check_disk(plans: list[Plan]) -> None:
@@ -131,48 +121,48 @@ def check_disk(plans: list[Plan]) -> None:
 def complete(plan: Plan) -> None:
     """Fetch an item's missing files, convert its pickle files and move all into place. May be stopped at any time."""
     with locked(plan.item, plan.staging):
-        scratch = plan.staging / ".hub"
-        remove(scratch)  # incomplete files of a killed run
+        remove(plan.staging / ".cache")  # the library's, with incomplete files of a killed run
         for name, file in plan.files.items():
             if name not in plan.existing:
-                fetch(plan.listing, file, plan.staging / name, scratch)
-        names = set(plan.files)
+                fetch(plan.listing, file, plan.staging)
+        paths = {name: plan.find(name) for name in plan.files if name not in plan.outputs}
         if plan.pickles:
-            print(f"  converting {', '.join(plan.pickles)} to safetensors", flush=True)
-            sources = [plan.find(name) for name in plan.pickles]
-            try:
-                written = convert(sources, plan.find("config.json"), plan.staging)
-            except RefusedError as error:
-                if error.path.parent == plan.staging:
-                    error.path.unlink()  # so that nobody loads it
-                raise
-            names = names - set(plan.pickles) - {"pytorch_model.bin.index.json"} | set(written)
-            plan.existing.difference_update(written)
-        sizes = {name: plan.find(name).stat().st_size for name in sorted(names)}
-        manifest = {
-            "key": plan.item.key,
-            "repo": plan.item.repo,
-            "revision": plan.listing.revision,
-            "files": sizes,
-        }
-        write_json(plan.staging / MANIFEST, manifest)
-        publish(plan.staging, plan.folder)
+            _convert(plan)
+            paths |= {name: plan.staging / name for name in plan.outputs.values()}
+        publish(plan, paths)
 
 
-def publish(staging: Path, folder: Path) -> None:
-    """Move the files that the manifest in `staging` names into `folder`, the manifest last, and remove `staging`.
+def _convert(plan: Plan) -> None:
+    print(f"  converting {', '.join(plan.pickles)} to safetensors", flush=True)
+    try:
+        convert([plan.find(name) for name in plan.pickles], plan.find("config.json"), plan.staging)
+    except RefusedError as error:
+        if error.path.parent == plan.staging:
+            error.path.unlink()  # so that nobody loads it
+        raise
 
-    May be stopped and called again. If a file is in neither folder, only the manifest is removed.
+
+def publish(plan: Plan, paths: dict[str, Path]) -> None:
+    """Move an item's files into its folder and remove the staging folder.
+
+    The manifest is written before the files move, and names them all. So the item counts as partial until the last
+    file has moved, and a later run may replace the files that have.
+
+    Args:
+        plan: The item's plan.
+        paths: The item's files: name -> path, which is the final one for those that exist already.
     """
-    sizes = read_manifest(staging) or {}
-    staged = [name for name in sizes if has_size(staging / name, sizes[name])]
-    if not all(name in staged or has_size(folder / name, sizes[name]) for name in sizes):
-        (staging / MANIFEST).unlink()
-        return
-    for name in [*staged, MANIFEST]:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(staging / name, folder / name)
-    shutil.rmtree(staging)
+    moves = {path: plan.folder / name for name, path in paths.items() if path != plan.folder / name}
+    sizes = {name: path.stat().st_size for name, path in sorted(paths.items())}
+    for path in moves.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # another revision's file may have the size that the manifest says
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    source = {"key": plan.item.key, "repo": plan.item.repo, "revision": plan.listing.revision}
+    write_json(plan.folder / MANIFEST, {**source, "files": sizes})
+    for path, final in moves.items():
+        os.replace(path, final)
+    shutil.rmtree(plan.staging)
 
 
 @contextmanager
@@ -197,6 +187,6 @@ def _reason(error: Exception) -> str:
         return f"the hub does not answer ({error}); complete files are kept"
     if isinstance(error, OSError) and error.errno in FULL_DISK:
         return "the disk is full; complete files are kept"
-    if isinstance(error, OSError):
-        return f"{error.strerror or error} ({error.filename})" if error.filename else str(error)
-    return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.strerror or error} ({error.filename})"
+    return str(error)

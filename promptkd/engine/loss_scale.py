@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-# Attributes of DeepSpeed's loss scaler that a checkpoint holds.
+# The state of DeepSpeed's loss scaler, as checkpoints keep it.
 LOSS_SCALE = ("cur_scale", "cur_iter", "cur_hysteresis", "last_overflow_iter")
 
 

@@ -1,4 +1,4 @@
-"""Answers that are being generated: appended batch by batch, so that an interrupted run can go on."""
+"""Store answers while they are generated, batch by batch, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -9,79 +9,89 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from promptkd.config.values import moment
 from promptkd.distributed.ranks import Ranks
 from promptkd.errors import UserError
-from promptkd.training.run_folder import lock_folder
-from promptkd.utils.jsonl import numbered_lines
-from promptkd.utils.run_files import write_json
+from promptkd.utils.files import atomic_file, lock_folder, write_json
+from promptkd.utils.jsonl import complete_lines
 from promptkd.utils.strict_json import check_kind, parse_json, read_object
 
+RECORD = "generation.json"
 REMEDY = "pass --overwrite, or name another --save"
 
 
 class AnswerStore:
-    """`answers` holds what earlier runs answered, by row. Each share of the prompts has its own file below `folder`.
+    """The answers in a folder. Each data-parallel rank appends to a file of its own.
 
-    generation.json keeps the identity of the run. Raises UserError when the folder holds answers of another
-    identity and `overwrite` was not given.
+    Args:
+        folder: The folder for generated.jsonl.
+        identity: Everything that the answers depend on, kept in generation.json.
+        overwrite: Whether answers of another identity may be replaced.
+        ranks: The ranks of the run.
+
+    Attributes:
+        answers: Index of the prompt -> answer, of earlier runs.
+
+    Raises:
+        UserError: The folder holds answers of another identity, or another run uses it.
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks) -> None:
         self.folder, self.file, self.ranks = folder, folder / "generated.jsonl", ranks
-        there = not overwrite and os.path.lexists(folder / "generation.json")
-        found = read_object(folder / "generation.json", REMEDY) if there else None
-        if found is not None and found != identity:
-            name = next(key for key in [*identity, *found] if identity.get(key) != found.get(key))
-            raise UserError(
-                f"--save {folder} holds answers of another run: {name} is {identity.get(name)}, there it was "
-                f"{found.get(name)}: name another folder, or pass --overwrite"
-            )
-        if found is None and self.file.exists() and not overwrite:
-            raise UserError(f"{self.file} is there already: name another folder, or pass --overwrite")
+        self.lock: FileLock | None = None  # the first rank's
+        resumes = not overwrite and os.path.lexists(folder / RECORD)
+        if resumes:
+            self._check_identity(identity, read_object(folder / RECORD, REMEDY))
+        elif self.file.exists() and not overwrite:
+            raise UserError(f"{self.file} exists already: {REMEDY}")
         ranks.barrier()  # every rank has looked
         if ranks.is_main:
-            self._tidy(identity, keep=found is not None)
+            self._merge_parts(identity, resumes)
         ranks.barrier()
-        self.answers = dict(_rows([self._path("done")]))
+        self.answers = dict(_read_answers([self._path("done")]))
         self.part = None if ranks.tp_rank else self._path(str(ranks.dp_rank)).open("w", encoding="utf-8")
 
     def add(self, answers: dict[int, str]) -> None:
-        """Write a batch of this rank's answers down."""
-        if self.ranks.tp_rank:
-            return  # another rank has the same answers
-        self.part.writelines(json.dumps([row, text]) + "\n" for row, text in answers.items())
-        self.part.flush()
+        """Append a batch of this rank's answers. Ranks that hold a model together have the same; one writes."""
+        if self.part is not None:
+            self.part.writelines(json.dumps([index, text]) + "\n" for index, text in answers.items())
+            self.part.flush()
 
     def in_order(self, count: int) -> list[str]:
-        """All ranks' answers, row by row."""
-        found = dict(_rows(self._parts()))
-        return [found[row] for row in range(count)]
+        """Return the answers of all ranks by the index of the prompt."""
+        answers = dict(_read_answers(self._parts()))
+        return [answers[index] for index in range(count)]
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write generated.jsonl in one move. The parts stay: a rerun finds everything answered."""
-        beside = self.folder / ".generated.jsonl.new"
-        with beside.open("w", encoding="utf-8") as file:
+        """Write generated.jsonl atomically. The answers stay, so that a second run has nothing left to do."""
+        with atomic_file(self.file) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, self.file)
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.release()
 
-    def _tidy(self, identity: dict[str, Any], keep: bool) -> None:
-        """Bring what earlier runs answered, on however many ranks, into one file without half a line."""
-        self.lock = lock_folder(self.folder)  # held as long as this is
-        earlier = self._parts()
-        answers = dict(_rows(earlier)) if keep else {}
-        beside = self._path("new")
-        beside.write_text("".join(json.dumps(row) + "\n" for row in answers.items()), encoding="utf-8")
-        if not keep:
+    def _check_identity(self, identity: dict[str, Any], saved: dict[str, Any]) -> None:
+        for name in [*identity, *saved]:
+            if identity.get(name) != saved.get(name):
+                raise UserError(
+                    f"--save {self.folder} holds answers of another run: {name} is {identity.get(name)}, there it was "
+                    f"{saved.get(name)}: {REMEDY}"
+                )
+
+    def _merge_parts(self, identity: dict[str, Any], resumes: bool) -> None:
+        """Merge the answers of earlier runs, on any number of ranks, into one file without cut lines."""
+        self.lock = lock_folder(self.folder)
+        parts = self._parts()
+        answers = dict(_read_answers(parts)) if resumes else {}
+        if not resumes:
             self.file.unlink(missing_ok=True)
-        os.replace(beside, self._path("done"))
-        for path in earlier:
+        with atomic_file(self._path("done")) as file:
+            file.writelines(json.dumps(row) + "\n" for row in answers.items())
+        for path in parts:
             if path != self._path("done"):
                 path.unlink(missing_ok=True)
-        write_json(self.folder / "generation.json", identity)
+        write_json(self.folder / RECORD, identity)
 
     def _path(self, name: str) -> Path:
         return self.folder / f"answers-{name}.jsonl"
@@ -91,23 +101,21 @@ class AnswerStore:
 
 
 def recorded_time(folder: Path) -> str | None:
-    """The time that the chat template of an earlier run wrote; None where there is none, or it cannot be read."""
+    """Return the time in the prompts of an earlier run, or None without a readable record."""
     try:
-        return moment(str(read_object(folder / "generation.json", REMEDY).get("template_time")))
+        return moment(str(read_object(folder / RECORD, REMEDY).get("template_time")))
     except (UserError, argparse.ArgumentTypeError):
-        return None  # AnswerStore names the fault
+        return None  # AnswerStore reports the reason
 
 
-def _rows(paths: list[Path]) -> Iterator[tuple[int, str]]:
-    """(row, answer) of all files; a last line that a kill cut short is left out. UserError names any other fault."""
+def _read_answers(paths: list[Path]) -> Iterator[tuple[int, str]]:
+    """Yield (index of the prompt, answer) of files. A last line that a kill cut short is left out."""
     for path in paths:
-        for number, line in numbered_lines(path):
-            if not line.endswith(b"\n"):
-                break
+        for number, line in complete_lines(path):
             try:
-                row, text = parse_json(line.decode("utf-8"))
-                check_kind(row, int, "row")
+                index, text = parse_json(line.decode("utf-8"))
+                check_kind(index, int, "index")
                 check_kind(text, str, "answer")
             except (ValueError, TypeError):
-                raise UserError(f"{path}, line {number}: not [row, answer]: {REMEDY}") from None
-            yield row, text
+                raise UserError(f"{path}, line {number}: not [index, answer]: {REMEDY}") from None
+            yield index, text

@@ -1,4 +1,4 @@
-"""What a measurement of exposure bias leaves to read: results.md and the picture of the curves."""
+"""Format results of exposure bias: results.md and a figure of the curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from promptkd.utils.tables import Table
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """results.md: a line for each set, at the last position; then how it was measured."""
+    """Format results.md: a line for each set with the values at the last position, then the protocol."""
     teacher, protocol = results["teacher"], results["protocol"]
     prompted = f" with the prompt {teacher['prompt']}" if teacher["prompt"] else ""
     table = Table(["set", "rows", "excess accumulated error, %", "95 % interval", "R", "eps", "seconds"])

@@ -1,4 +1,4 @@
-"""Options of evaluate.py. The defaults are the published protocol."""
+"""Options of evaluate.py, and those that it shares with generate.py. The defaults are the published protocol."""
 
 from __future__ import annotations
 
@@ -14,23 +14,36 @@ DEFAULT_SEED = 10
 
 
 @dataclass
-class EvaluationSettings:
-    model_path: str = option("", "the model: a Hugging Face folder or hub name")
+class AnsweringSettings:
+    """The model that answers, and its precision."""
+
+    model_path: str = option("", "the model that answers: a Hugging Face folder or hub name")
     model_type: str | None = option(None, "the model's family, checked against its config.json")
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
+        "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
+    )
+    deepspeed_config: str | None = option(None, "DeepSpeed file. Only its precision is used, see --dtype")
+
+    def __post_init__(self) -> None:
+        if not self.model_path:
+            raise UserError("--model-path is missing: name a model's folder")
+
+
+@dataclass
+class EvaluationSettings(AnsweringSettings):
+    """The kind of evaluation, its folder and its seeds."""
+
     type: Literal["eval_main", "exposure_bias"] = option(
         "eval_main", "eval_main: answers and ROUGE-L; exposure_bias: excess accumulated error against a teacher"
     )
-    save: str | None = option(None, "folder for what is found; default: results/<type>")
+    save: str | None = option(None, "folder for the results; default: results/<type>")
     overwrite: bool = option(False, "replace the results that --save already holds")
     seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
     seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
     rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
-    )
-    deepspeed_config: str | None = option(None, "DeepSpeed file, for its precision alone: see --dtype")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.save = f"results/{self.type}" if self.save is None else self.save
         if not self.save:
             raise UserError("--save is empty: name a folder")
@@ -40,14 +53,16 @@ class EvaluationSettings:
         self.seed = self.seeds[0]
         at_least(0, seeds=min(self.seeds))
         if len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice, its answers would too")
+            raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice: name each seed once")
 
 
 @dataclass
 class ExposureBiasSettings:
+    """Options of --type exposure_bias."""
+
     teacher_model_path: str | None = option(None, "the teacher: a Hugging Face folder or hub name")
-    teacher_prompt: str | None = option(None, "the teacher's soft prompt: prompt/ of a run, in PEFT's format")
-    sample_times: int | None = option(None, "answers to each prompt from each model; default: 3, greedily 1")
+    teacher_prompt: str | None = option(None, "the teacher's soft prompt in PEFT's format: prompt/ of a run")
+    sample_times: int | None = option(None, "answers to each prompt from each model; default: 3, if greedy 1")
     published: bool = option(False, "the published code's arithmetic (docs/fidelity.md)")
 
     def __post_init__(self) -> None:
@@ -55,13 +70,39 @@ class ExposureBiasSettings:
             at_least(1, sample_times=self.sample_times)
 
     def given(self) -> str | None:
-        """The first option that is not at its default."""
+        """Return the first option that is not at its default."""
         values = ((field.name, getattr(self, field.name) != field.default) for field in dataclasses.fields(self))
         return next(("--" + name.replace("_", "-") for name, changed in values if changed), None)
 
 
 @dataclass
-class TestSetSettings(DataSettings):
+class BudgetSettings:
+    """The size of a decoding batch."""
+
+    eval_batch_size: int | None = option(
+        None, "answers of --max-length tokens that are decoded together; default: as many as memory allows"
+    )
+    token_budget: int | None = option(
+        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length, if that is given"
+    )
+
+    def resolve_budget(self, max_length: int) -> None:
+        """Set `token_budget` from --eval-batch-size unless it is given.
+
+        Raises:
+            UserError: One of them is under 1.
+        """
+        for name, value in {"eval_batch_size": self.eval_batch_size, "token_budget": self.token_budget}.items():
+            if value is not None:
+                at_least(1, **{name: value})
+        if self.token_budget is None and self.eval_batch_size is not None:
+            self.token_budget = self.eval_batch_size * max_length
+
+
+@dataclass
+class TestSetSettings(BudgetSettings, DataSettings):
+    """The test sets and their prompts."""
+
     data_dir: str = option("data", "the root that holds all sets, or the folder of one (its valid.jsonl)")
     data_names: str = option(
         "dolly self_inst vicuna sinst uinst",
@@ -70,36 +111,18 @@ class TestSetSettings(DataSettings):
     )
     dev_num: int = option(-1, "the first N rows of each set; -1: all (of uinst the first 10,000, as published)")
     prompt_cut: Literal["end", "start"] = option("end", "which side a prompt over --max-prompt-length loses")
-    eval_batch_size: int | None = option(
-        None, "answers of --max-length tokens that are decoded together; default: as many as memory allows"
-    )
-    token_budget: int | None = option(
-        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length, if that is given"
-    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.token_budget = given_budget(self.token_budget, self.eval_batch_size, self.max_length)
+        self.resolve_budget(self.max_length)
         if self.dev_num < 1 and self.dev_num != -1:
             raise UserError(f"--dev-num {self.dev_num}: give a number of rows, or -1 for all")
 
 
-def given_budget(token_budget: int | None, eval_batch_size: int | None, max_length: int) -> int | None:
-    """Return the budget of a decoding batch that --token-budget or --eval-batch-size asks for, None for neither.
-
-    Raises:
-        UserError: One of them is under 1.
-    """
-    for name, value in {"eval_batch_size": eval_batch_size, "token_budget": token_budget}.items():
-        if value is not None:
-            at_least(1, **{name: value})
-    if token_budget is None and eval_batch_size is not None:
-        return eval_batch_size * max_length
-    return token_budget
-
-
 @dataclass
 class AnswerSettings(DecodingSettings):
+    """How answers to test sets are decoded."""
+
     no_repeat_ngram_size: int = option(6, "no N tokens occur twice in prompt and answer; 0: no such rule")
 
     def __post_init__(self) -> None:

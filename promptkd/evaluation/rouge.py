@@ -1,7 +1,7 @@
-"""ROUGE-L and exact match, for English as the published rouge_metric.py defines them; no model or torch is needed.
+"""ROUGE-L and exact match, for English as the published rouge_metric.py defines them. No model or torch is needed.
 
-rouge_score counts the longest common subsequence. What its tokens are depends on the tokenizer: "published" is
-rouge_score's own, which drops all letters but a-z; "unicode" knows all scripts and gives ASCII text the same tokens.
+rouge_score finds the longest common subsequence of tokens. The tokenizer "published" is its own, which drops all
+letters but a-z. "unicode" supports all scripts and gives ASCII text the same tokens.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import multiprocessing
 import os
 import signal
 import string
-import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import NamedTuple
 
@@ -26,7 +25,7 @@ from promptkd.evaluation.rouge_tokenizers import (
     strip_invisible,
     tokenizer_for,
 )
-from promptkd.utils.machine import usable_cores
+from promptkd.utils.machine import exit_with_parent, usable_cores
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _UNICODE_PUNCTUATION = regex.compile(r"\p{P}+")
@@ -53,29 +52,30 @@ def rouge_l(answer: str, references: list[str], tokenizer: RougeTokenizer = "uni
 
 
 def exact_match(answer: str, references: list[str], tokenizer: RougeTokenizer = "unicode") -> float:
-    """Return 100 when the answer is one of the references but for case, punctuation and spaces, else 0.
+    """Return 100 if the answer equals a reference up to case, punctuation and spaces, else 0.
 
-    A reference of punctuation only keeps it under "unicode". Under "published" nothing but ASCII punctuation is left
-    out, and any two texts of punctuation are the same.
+    Under "unicode" a reference of punctuation only is compared with it. Under "published" only ASCII punctuation is
+    removed, and any two texts of punctuation are equal.
     """
     same = _is_same_published if tokenizer == "published" else _is_same
     return 100.0 * any(same(answer, reference) for reference in references)
 
 
 def score_all(pairs: list[tuple[str, list[str]]], tokenizer: RougeTokenizer = "unicode") -> list[Score]:
-    """A score for each (answer, references)."""
+    """Return a score for each (answer, references)."""
     return [Score(rouge_l(*pair, tokenizer), exact_match(*pair, tokenizer)) for pair in pairs]
 
 
 def mean(values: list[float]) -> float:
+    """Return the arithmetic mean, summed in order."""
     return sum(values) / len(values)
 
 
 class ScoringPool:
-    """Scores batches of answers in processes of their own while the model decodes the next ones.
+    """Score batches of answers in worker processes while the model decodes the next ones.
 
-    The processes are started anew rather than forked, because a copy of a process with torch's threads can
-    hang. Scores come back in the order of the answers, whichever process was faster.
+    Workers are spawned, because a fork of a process with torch's threads can hang. Scores keep the order of the
+    answers.
     """
 
     def __init__(self, workers: int) -> None:
@@ -83,30 +83,25 @@ class ScoringPool:
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
     def submit(self, pairs: list[tuple[str, list[str]]], tokenizer: RougeTokenizer) -> Future[list[Score]]:
+        """Score (answer, references) pairs in a worker."""
         return self._pool.submit(score_all, pairs, tokenizer)
 
     def __enter__(self) -> ScoringPool:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
 
 
 def _start_worker() -> None:
-    """Decoding goes first where both want the same cores; Ctrl-C and the end are the parent's to decide."""
+    """Yield the cores to decoding, and leave Ctrl-C to the parent."""
     os.nice(10)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A launcher may kill the parent at once; its workers would wait for tasks forever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    exit_with_parent()
 
 
 def default_workers(ranks: int) -> int:
-    """Scoring processes of one rank: all cores but one, shared by the ranks of this machine, at most eight."""
+    """Return the number of scoring processes of a rank: its share of the cores minus one, between 1 and 8."""
     return max(1, min(8, usable_cores() // ranks - 1))
 
 
@@ -116,7 +111,7 @@ def _is_same_published(answer: str, reference: str) -> bool:
 
 def _is_same(answer: str, reference: str) -> bool:
     plain = _plain_unicode(reference)
-    if not plain:  # there would be nothing left to compare: an empty answer is not "+-*/"
+    if not plain:  # nothing is left to compare, and an empty answer does not equal "+-*/"
         return fold(answer).split() == fold(reference).split()
     return _plain_unicode(answer) == plain
 
@@ -133,5 +128,5 @@ def _plain_unicode(text: str) -> str:
 
 @functools.cache
 def _scorer(tokenizer: RougeTokenizer, words: bool) -> RougeScorer:
-    """words: whether the reference has any."""
+    """Return the scorer for references with or without words."""
     return RougeScorer(["rougeL"], tokenizer=tokenizer_for(tokenizer, words))

@@ -1,24 +1,34 @@
-"""What an evaluation leaves: results.json, results.md, the answers."""
+"""Format the results of an evaluation: results.json, results.md and the answers."""
 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from promptkd.evaluation.rouge import mean
 from promptkd.evaluation.test_sets import TestSet
+from promptkd.utils.files import write_text
 from promptkd.utils.format import format_spread
 from promptkd.utils.tables import Table
 
 
 class Row(NamedTuple):
-    """One scored answer. length: its tokens, without end-of-text. thought: the model thought before it answered."""
+    """A scored answer.
 
-    seed: int  # place in the list of seeds
-    index: int  # row of the set
+    Attributes:
+        seed: Index in the list of seeds.
+        index: Index of the test set's row.
+        answer: The text.
+        length: Number of its tokens, without end-of-text.
+        rouge_l: ROUGE-L x 100.
+        exact_match: 100 or 0.
+        thought: Whether the model thought before it answered.
+    """
+
+    seed: int
+    index: int  # type: ignore[assignment]  # hides a method of tuples
     answer: str
     length: int
     rouge_l: float
@@ -27,20 +37,14 @@ class Row(NamedTuple):
 
 
 def by_seed(rows: list[Row], seeds: int) -> list[list[Row]]:
-    """The rows of each seed in the order of the set, however they were shared out."""
+    """Return the rows of each seed in the order of the set."""
     return [sorted((row for row in rows if row.seed == seed), key=lambda row: row.index) for seed in range(seeds)]
 
 
 def summary(test_set: TestSet, answers: list[list[Row]], seconds: float) -> dict[str, Any]:
-    """The entry of one set in results.json; `rougeL_rows` has one list per seed, for paired comparisons."""
+    """Return a set's entry in results.json. `rougeL_rows` has one list per seed, for paired comparisons."""
     return {
-        "file": str(test_set.path),
-        "sha256": test_set.sha256(),
-        "rows": len(test_set),
-        "rows_cut": test_set.cut,
-        "rows_spelling_special_tokens": test_set.spelled,
-        "published_rows": test_set.published_rows,
-        "partial": test_set.partial,
+        **test_set.record(),
         "rougeL": over_seeds([mean([row.rouge_l for row in rows]) for rows in answers]),
         "exact_match": over_seeds([mean([row.exact_match for row in rows]) for rows in answers]),
         "mean_length": over_seeds([mean([row.length for row in rows]) for rows in answers]),
@@ -51,13 +55,13 @@ def summary(test_set: TestSet, answers: list[list[Row]], seconds: float) -> dict
 
 
 def over_seeds(values: list[float]) -> dict[str, Any]:
-    """The values, their mean and their standard deviation (of a sample; null for a single seed)."""
+    """Return the values, their mean and their sample standard deviation (None for a single seed)."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"per_seed": values, "mean": statistics.fmean(values), "std": std}
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """results.md: one line for each set, then the protocol."""
+    """Format results.md: one line for each set, then the protocol."""
     protocol, seeds = results["protocol"], results["seeds"]
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     table = Table(["set", "rows", "cut", "ROUGE-L", "exact match", "tokens", "seconds"])
@@ -81,7 +85,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def protocol_line(results: dict[str, Any]) -> str:
-    """How answers were decoded, within which limits and on what, in one sentence."""
+    """Describe decoding, limits, precision and devices in one sentence."""
     protocol, run = results["protocol"], results["run"]
     return (
         f"{_decoding(protocol)}, at most {protocol['max_prompt_length']} tokens of prompt and "
@@ -98,8 +102,8 @@ def _cells(name: str, entry: dict[str, Any]) -> list[str]:
 
 
 def _decoding(protocol: dict[str, Any]) -> str:
-    ban = protocol["no_repeat_ngram_size"]
-    repeats = f"no {ban} tokens twice" if ban else "repeats allowed"
+    size = protocol["no_repeat_ngram_size"]
+    repeats = f"no {size} tokens twice" if size else "repeats allowed"
     if not protocol["do_sample"]:
         return f"Likeliest token, {repeats}"
     return (
@@ -109,17 +113,10 @@ def _decoding(protocol: dict[str, Any]) -> str:
 
 
 def write_answers(folder: Path, rows: list[Row]) -> None:
-    """answers.jsonl of one set and seed, a line for each row of the set in its order."""
+    """Write answers.jsonl of one set and seed, one line for each row of the set."""
     lines = [
         json.dumps({"index": r.index, "answer": r.answer, "rougeL": round(r.rouge_l, 4), "length": r.length})
         for r in rows
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "answers.jsonl", "\n".join(lines) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one move: it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

@@ -1,10 +1,11 @@
-"""Test sets: where they lie, and their prompts."""
+"""Find test sets, and read their prompts."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import regex
@@ -20,24 +21,24 @@ FILE = "valid.jsonl"
 SET_NAME = regex.compile(r"\w[\w.+-]*")  # of a folder, too; unlike re's, this \w includes the marks of letters
 FOLDERS = {"dolly": "dolly", "self_inst": "self-inst", "vicuna": "vicuna", "sinst": "sinst/11_", "uinst": "uinst/11_"}
 PUBLISHED_ROWS = {"dolly": 500, "self_inst": 242, "vicuna": 80, "sinst": 1694, "uinst": 10_000}
-FIRST_ROWS = {"uinst": PUBLISHED_ROWS["uinst"]}  # its file has more; the paper's table stands on these
+FIRST_ROWS = {"uinst": PUBLISHED_ROWS["uinst"]}  # its file has more; the paper's table uses these
 
 
 def canonical(name: str) -> str:
-    """The published scripts call sinst and uinst by their folders, and OPT's call sinst by an older one."""
+    """Return a set's name for the names that published scripts give it, which are partly those of folders."""
     return {"sinst_11_": "sinst", "sinst_new_11_": "sinst", "uinst_11_": "uinst"}.get(name, name)
 
 
 @dataclass(frozen=True)
 class Missing:
-    """A set that was asked for and is not there; `remedy` says how to get it."""
+    """A requested set that does not exist. `remedy` says how to get it."""
 
     name: str
     file: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.file} is not there: {self.remedy}"
+        return f"{self.name}: {self.file} does not exist: {self.remedy}"
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,10 @@ class TestSet:
         references: The gold texts of each row.
         cut: Rows that lost part of the prompt.
         spelled: Rows whose prompt spells a special token, which stays text.
-        format: How the prompts were made.
+        format: Format of the prompts.
     """
 
-    __test__ = False  # pytest: no test, whatever its name
+    __test__ = False  # pytest must not collect it
 
     name: str
     path: Path
@@ -67,15 +68,16 @@ class TestSet:
 
     @property
     def published_rows(self) -> int | None:
+        """Number of rows in the paper's table, or None for other sets."""
         return PUBLISHED_ROWS.get(canonical(self.name))
 
     @property
     def partial(self) -> bool:
-        """Fewer rows than the paper's table stands on."""
+        """Whether there are fewer rows than in the paper's table."""
         return self.published_rows is not None and len(self) < self.published_rows
 
     def note(self) -> str:
-        """What has to be said of the rows; empty where every row is used as it is."""
+        """Describe rows that are not used as they are. Empty without any."""
         parts = []
         if self.cut:
             parts.append(f"{self.cut:,} lose part of the prompt (over --max-prompt-length, see --prompt-cut)")
@@ -83,14 +85,24 @@ class TestSet:
             parts.append(f"{self.spelled:,} spell a special token, which stays text (see --special-tokens)")
         return f"of {len(self):,} rows {', '.join(parts)}" if parts else ""
 
-    def sha256(self) -> str:
-        return digest_of_rows(self.path)
+    def record(self) -> dict[str, Any]:
+        """Describe the rows for results.json."""
+        return {
+            "file": str(self.path),
+            "sha256": digest_of_rows(self.path),
+            "rows": len(self),
+            "rows_cut": self.cut,
+            "rows_spelling_special_tokens": self.spelled,
+            "published_rows": self.published_rows,
+            "partial": self.partial,
+        }
 
 
 def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Missing]]:
-    """The files of the named sets, and the sets that are not there.
+    """Return the files of the named sets, and the sets that do not exist.
 
-    Raises UserError when `data_dir` or all sets are missing, or a name is unfit or occurs twice.
+    Raises:
+        UserError: `data_dir` or all sets are missing, or a name is invalid or occurs twice.
     """
     root = Path(data_dir)
     seen: set[str] = set()
@@ -102,13 +114,13 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
         seen.add(canonical(name))
     if not is_folder(root):
         raise UserError(f"--data-dir {root}: no such folder: correct it, or: {_remedy(root, names)}")
-    found = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
-    files = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in found}
-    if not found:
+    files = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
+    lost = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in files}
+    if not files:
         others = "" if len(names) == 1 else f", nor is any of {', '.join(names[1:])}"
-        lost = f"{names[0]}: {files[names[0]]} is not there{others}"
-        raise UserError(f"--data-dir {root}: {lost}: {_remedy(root, names)}")
-    return found, [Missing(name, file, _remedy(root, [name])) for name, file in files.items()]
+        problem = f"{names[0]}: {lost[names[0]]} does not exist{others}"
+        raise UserError(f"--data-dir {root}: {problem}: {_remedy(root, names)}")
+    return files, [Missing(name, file, _remedy(root, [name])) for name, file in lost.items()]
 
 
 def read_set(
@@ -123,12 +135,12 @@ def read_set(
 ) -> TestSet:
     """Read and tokenize the first `dev_num` rows (-1: all, or FIRST_ROWS of the set).
 
-    The prompts are those of training (promptkd.data.encoding). Of a longer prompt the first max_prompt_length tokens
-    are kept, as in the published code (data_utils/prompt_datasets.py); `cut_start` keeps the end, and the special
-    tokens in front.
+    The prompts are those of training (promptkd.data.encoding). A longer prompt keeps its first max_prompt_length
+    tokens, as in the published code (data_utils/prompt_datasets.py). With `cut_start` it keeps its last ones, and the
+    special tokens in front.
 
     Raises:
-        UserError: A row is broken; the line names file and line.
+        UserError: A row is broken.
     """
     encoder = TextEncoder(tokenizer, special_tokens)
     texts = encoder.read_source(path, template, dev_num if dev_num >= 0 else FIRST_ROWS.get(canonical(name), -1))
@@ -138,21 +150,21 @@ def read_set(
         raise UserError(f"{texts[encoded.index([])].where}: its prompt has no token: give it a text")
     over = sum(len(ids) > max_prompt_length for ids in encoded)
     prompts = [np.array(_cut(ids, max_prompt_length, cut_start, encoder.leading), dtype=np.int64) for ids in encoded]
-    made = PromptFormat(template_of_prompts(template, encoder, marked), special_tokens)
+    prompt_format = PromptFormat(template_of_prompts(template, encoder, marked), special_tokens)
     spelled = sum(map(encoder.specials.has_marks, marked))
-    return TestSet(name, path, prompts, [text.references for text in texts], over, spelled, made)
+    return TestSet(name, path, prompts, [text.references for text in texts], over, spelled, prompt_format)
 
 
 def notes_on_sets(sets: list[TestSet], options: dict[str, str | None]) -> list[str]:
-    """What has to be said of test sets: rows that are not used as they are, prompts unlike those of training.
+    """Describe rows that are not used as they are, and prompts unlike those of training.
 
     Args:
         sets: The sets that are evaluated.
         options: Option -> the path of the model that it names.
     """
     notes = [f"{each.name}: {note}" for each in sets if (note := each.note())]
-    unlike = (mismatch(each.format, path, option) for each in sets for option, path in options.items())
-    return [*notes, *dict.fromkeys(f"warning: {line}" for line in unlike if line)]
+    mismatches = (mismatch(each.format, path, option) for each in sets for option, path in options.items())
+    return [*notes, *dict.fromkeys(f"warning: {line}" for line in mismatches if line)]
 
 
 def _cut(ids: list[int], most: int, cut_start: bool, leading: list[int]) -> list[int]:
@@ -163,24 +175,24 @@ def _cut(ids: list[int], most: int, cut_start: bool, leading: list[int]) -> list
 
 
 def _file(root: Path, name: str, alone: bool) -> Path | None:
-    """A set's rows: in its published folder, in one of its own name, or in `root` if no other set is asked for."""
+    """Return a set's rows: in its published folder, in one of its own name, or in `root` for a single set."""
     published = FOLDERS.get(canonical(name), name)
     below = [] if is_hub(root) else [root / published, root / name]
     folders = [*below, *([root] if alone else [])]
-    found = next((rows for folder in folders if (rows := find_rows(folder, "test")) is not None), None)
-    return None if found is None else Path(found)
+    path = next((rows for folder in folders if (rows := find_rows(folder, "test")) is not None), None)
+    return None if path is None else Path(path)
 
 
 def _remedy(root: Path, names: list[str]) -> str:
-    """The command that gets those of the sets that are published, into the folders below which `root` lies."""
+    """Return the command that downloads the published ones of the sets below `root`."""
     folders = [FOLDERS[canonical(name)] for name in names if canonical(name) in FOLDERS]
     if not folders:
-        return "put it there, or correct --data-names"
+        return "create it, or correct --data-names"
     items = " ".join(f"--only data/{folder.partition('/')[0]}" for folder in folders)
     command = f"bash download_requirements.sh {items}"
     place, ends = root.absolute().as_posix(), ["/data", *(f"/data/{folder}" for folder in FOLDERS.values())]
     base = next((Path(place.removesuffix(end) or "/") for end in ends if place.endswith(end)), None)
-    if base is None:  # no layout that the downloads know
+    if base is None:  # not the layout of the downloads
         return f"{command} gets what is published into {PROJECT / 'data'}: name that folder as --data-dir"
     where = "" if base.resolve() == PROJECT else f" --base-path {shlex.quote(str(base))}"
     return f"{command}{where} gets what is published"

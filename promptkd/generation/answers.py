@@ -34,6 +34,7 @@ def decode_share(
     token_budget: int,
     ranks: Ranks,
     progress: Callable[[int], None] | None = None,
+    pairs: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[list[Decoded]]:
     """Decode this rank's share of all (seed, prompt) pairs and yield each batch when it is finished.
 
@@ -50,8 +51,10 @@ def decode_share(
         token_budget: See `decode`.
         ranks: The ranks that share the work.
         progress: Called with the number of responses of this rank that have just finished.
+        pairs: The (seed index, prompt index) pairs of this rank. None for its share of all.
     """
-    pairs = share(prompts, len(seeds), ranks)
+    if pairs is None:
+        pairs = share(prompts, len(seeds), ranks)
     lengths = [len(prompts[prompt]) + max_new_tokens for _, prompt in pairs]
     for group in group_by_length(lengths, token_budget):
         batch = [pairs[i] for i in group]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from promptkd.distributed.ranks import Ranks
 from promptkd.models.tensor_parallel import group_of
-from promptkd.utils.memory_bounds import decoding_tokens, layer_work
+from promptkd.utils.memory import decoding_tokens, layer_work
 from promptkd.weights.families import field_names
 
 

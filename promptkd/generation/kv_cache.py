@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from promptkd.utils.memory_bounds import CACHE_ROOM
+from promptkd.utils.memory import CACHE_ROOM
 
 
 class _GrowingLayer(DynamicLayer):

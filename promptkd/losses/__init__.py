@@ -12,7 +12,7 @@ from promptkd.losses.terms import (
     Term,
     kl_loss,
 )
-from promptkd.utils.memory_bounds import BLOCK, CHUNK
+from promptkd.utils.memory import BLOCK, CHUNK
 
 __all__ = [
     "BLOCK",

@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LossAndGradient = tuple[Tensor, Tensor]
+from promptkd.losses.rows import ROWS, LossAndGradient
 
-# Rows that an expensive divergence works on at a time. Its temporary tensors are then small next to a GPU's block.
-ROWS = 64
 # Below this size of its parameters, alpha_beta loses too many digits in float32 and computes in float64.
 SMALL_PARAMETER = 0.1
 # Below this size, the parameters of alpha_beta count as 0. The difference is smaller than the rounding error.
@@ -59,6 +57,8 @@ def _alpha_beta_terms(log_p: Tensor, log_q: Tensor, a: float, b: float) -> LossA
     else:
         phi_sum = _phi(a + b, r)
         terms = torch.where(below, (phi_sum - phi_a) / b, (phi_sum - phi_b) / a) * scale
+    # Only one distribution has the id: terms with finite limits are exact, others may be a difference of infinities.
+    terms.masked_fill_((r == -torch.inf) & terms.isnan(), torch.inf)
     absent = largest == -torch.inf  # neither distribution has the id
     return terms.masked_fill_(absent, 0.0), slope.masked_fill_(absent, 0.0)
 

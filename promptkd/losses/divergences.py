@@ -31,21 +31,9 @@ import torch
 from torch import Tensor
 
 from promptkd.errors import UserError
-from promptkd.losses.alpha_beta import ROWS, LossAndGradient, alpha_beta
+from promptkd.losses.alpha_beta import alpha_beta
+from promptkd.losses.rows import ROWS, LossAndGradient, log_ratio, row_dot
 from promptkd.utils.running_sums import running_sums
-
-
-def row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """Return the dot products of rows, `(rows,)`. On a CPU, torch's batched form would store the product first."""
-    if a.device.type == "cpu" and len(a):
-        return torch.stack([torch.dot(x, y) for x, y in zip(a, b)])
-    dots: Tensor = torch.linalg.vecdot(a, b)
-    return dots
-
-
-def log_ratio(log_a: Tensor, log_b: Tensor, a: Tensor, out: Tensor | None = None) -> Tensor:
-    """Return log(a / b) where a > 0 and 0 elsewhere, because it is multiplied by a and the limit of that is 0."""
-    return torch.sub(log_a, log_b, out=out).masked_fill_(a == 0, 0.0)
 
 
 def _log_mixture(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
@@ -73,16 +61,20 @@ def reverse_kl(log_p: Tensor, log_q: Tensor, q: Tensor) -> LossAndGradient:
     return loss, difference.sub_(loss[:, None]).mul_(q)
 
 
+def _kl_of_teacher(log_p: Tensor, log_q: Tensor, q: Tensor) -> LossAndGradient:
+    """Return KL(p, q), the teacher's entropy included."""
+    p = log_p.exp()
+    loss = row_dot(p, log_ratio(log_p, log_q, p, out=log_p))
+    return loss, torch.sub(q, p, out=p)
+
+
 def jsd(log_p: Tensor, log_q: Tensor, q: Tensor, *, beta: float) -> LossAndGradient:
     """Return the generalized Jensen-Shannon divergence. beta weights the teacher, as in TRL.
 
     Its own limits at beta 0 and 1 are 0. As in TRL, these values mean KL(p, q) and KL(q, p) instead.
     """
     if beta == 0:
-        p = log_p.exp()
-        negative_entropy = row_dot(p, log_p.masked_fill(p == 0, 0.0))
-        loss, gradient = forward_kl(log_p, log_q, q)
-        return loss + negative_entropy, gradient
+        return _kl_of_teacher(log_p, log_q, q)
     if beta == 1:
         return reverse_kl(log_p, log_q, q)
     log_m = _log_mixture(log_p, log_q, beta)
@@ -133,7 +125,9 @@ def total_variation(log_p: Tensor, log_q: Tensor, q: Tensor) -> LossAndGradient:
     """Return half the sum of absolute differences."""
     difference = torch.sub(q, log_p.exp_(), out=log_p)
     loss = torch.linalg.vector_norm(difference, ord=1, dim=-1) / 2
-    return loss, _center(q, difference.sign_()).div_(2)
+    sign = difference.sign_()
+    mean = row_dot(q, sign) + 0 * loss  # not a number where the loss is not: the sign of that is 0
+    return loss, sign.sub_(mean[:, None]).mul_(q).div_(2)
 
 
 def adaptive_kl(log_p: Tensor, log_q: Tensor, q: Tensor, *, mu: float) -> LossAndGradient:
@@ -142,6 +136,8 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, q: Tensor, *, mu: float) -> LossAn
     The head is the teacher's likeliest ids up to a cumulative probability of mu, the first id always. The weights are
     the head's and the tail's shares of sum abs(p - q), without gradient.
     """
+    if mu == 1:  # rounding could leave ids behind a cumulative probability of 1
+        return _kl_of_teacher(log_p, log_q, q)
     head = _head_share(log_p, q, mu)
     p = log_p.exp()
     difference = torch.sub(log_q, log_p, out=log_p)
@@ -154,8 +150,6 @@ def adaptive_kl(log_p: Tensor, log_q: Tensor, q: Tensor, *, mu: float) -> LossAn
 
 def _head_share(log_p: Tensor, q: Tensor, mu: float) -> Tensor:
     """Return the head's share of sum abs(p - q), `(tokens,)`, and 1/2 where the distributions are equal."""
-    if mu == 1:  # rounding could leave ids behind a cumulative probability of 1
-        return torch.ones_like(q[:, 0])
     shares = [q.new_empty(0)]
     for start in range(0, len(q), ROWS):
         rows = slice(start, start + ROWS)

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from promptkd.losses.divergences import log_ratio, row_dot
+from promptkd.losses.rows import log_ratio, row_dot
 from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LMHead
-from promptkd.utils.memory_bounds import BLOCK, CHUNK, positions_per_chunk
+from promptkd.utils.memory import BLOCK, CHUNK, positions_per_chunk
 
 
 def positions_at_a_time(head: LMHead) -> int:

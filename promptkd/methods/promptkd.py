@@ -88,8 +88,8 @@ class PromptKD(Method):
         return settings.prompt_len > 0
 
     def learners(self) -> dict[str, TrainEngine]:
-        """Return the engines of student and prompt. Checkpoints of version 0.1 call the prompt "teacher"."""
-        prompt = {} if self.prompted_teacher is None else {"teacher": self.prompted_teacher}
+        """Return the engines of student and prompt."""
+        prompt = {} if self.prompted_teacher is None else {"prompt": self.prompted_teacher}
         return {"student": self.student, **prompt}
 
     def prompt(self) -> Tensor | None:

@@ -168,9 +168,7 @@ def open_model(
         )
     source = open_source(root, size, FAMILIES[config.model_type])
     config_json = read_json(inside(root, "config.json"))
-    checks.check_names(source, config_json)
-    checks.check_geometry(source, config_json, size, size_option, replicated=("vocab",))
-    checks.check_shards(source)
+    checks.check_model(source, config_json, size, size_option, replicated=("vocab",))
     names = checks.output_names(source, config_json, 1)
     try:
         with init_empty_weights(include_buffers=False):

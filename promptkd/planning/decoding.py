@@ -1,10 +1,10 @@
-"""Memory of decoding on one rank, with the core's own bounds (promptkd/utils/memory_bounds.py)."""
+"""Memory of decoding on one rank, with the core's own bounds (promptkd/utils/memory.py)."""
 
 from __future__ import annotations
 
 from promptkd.planning.held import GPU_FRAMEWORK, GPU_HEADROOM, Parts, held_by
 from promptkd.planning.setting import Engine, Setting
-from promptkd.utils.memory_bounds import MOVING_LAYERS, cache_capacity, decoding_tokens, layer_work
+from promptkd.utils.memory import MOVING_LAYERS, cache_capacity, decoding_tokens, layer_work
 
 
 def forward_only(engine: Engine, tokens: float) -> float:

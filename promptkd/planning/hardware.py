@@ -23,7 +23,7 @@ class Hardware:
 
     @property
     def device(self) -> str:
-        """The device type, as in `utils.memory_bounds`."""
+        """The device type, as in `utils.memory`."""
         return "cpu" if self.cpu else "cuda"
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from promptkd.planning.decoding import decoding, decoding_rows, forward_only
 from promptkd.planning.held import CPU_FRAMEWORK, GPU_FRAMEWORK, Parts, building, held_by
 from promptkd.planning.setting import Engine, Setting
-from promptkd.utils.memory_bounds import BLOCK, positions_per_chunk
+from promptkd.utils.memory import BLOCK, positions_per_chunk
 
 PREFETCH = 50_000_000  # elements: DeepSpeed's stage3_prefetch_bucket_size
 

@@ -26,7 +26,7 @@ from promptkd.reporting.tables import (
     sets_of,
     settings_table,
 )
-from promptkd.utils.files import atomic_file, digest_of, write_json
+from promptkd.utils.files import digest_of, write_json, write_text
 from promptkd.utils.strict_json import is_kind
 from promptkd.utils.tables import Table
 
@@ -93,9 +93,8 @@ def write_report(contents: Contents, save: Path) -> str:
         if panels:
             draw_picture(panels, save / PICTURE)
         for name, text in texts.items():
-            with atomic_file(save / name) as file:
-                file.write(text)
-        write_json(save / NUMBERS, numbers, indent=1)
+            write_text(save / name, text)
+        write_json(save / NUMBERS, numbers)
     except OSError as error:
         raise UserError(f"--save {save} cannot be written ({error.strerror}): name another folder") from None
     return scores.markdown()

@@ -9,8 +9,7 @@ from typing import Any
 
 from promptkd.errors import UserError
 from promptkd.evaluation.test_sets import SET_NAME
-from promptkd.training.metrics import read_metrics
-from promptkd.utils.jsonl import read_jsonl
+from promptkd.utils.jsonl import read_jsonl, read_metrics
 from promptkd.utils.strict_json import check_kind, is_kind, read_object
 
 METHOD_LABELS = {

@@ -1,11 +1,11 @@
-"""The picture of a run's metrics."""
+"""Draw a run's metrics."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from pathlib import Path
 
-from promptkd.training.metrics import read_metrics
+from promptkd.utils.jsonl import read_metrics
 from promptkd.utils.plotting import COLORS, label_axes, new_figure, shown
 
 CURVES = {  # panel title -> keys drawn in it, in order

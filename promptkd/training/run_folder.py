@@ -1,67 +1,65 @@
-"""Folders that are whole or not there: models, prompts, the run's own record."""
+"""The run's folder: models and prompts that are complete or absent, and the run's own record."""
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import importlib.metadata
 import os
 import platform
-import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from safetensors import SafetensorError
 
 from promptkd.data.prompt_format import RECORD, PromptFormat
 from promptkd.engine.engine import TrainEngine
-from promptkd.errors import UserError
+from promptkd.errors import RunError, UserError
+from promptkd.utils.files import atomic_folder, fingerprint, remove, write_json
 from promptkd.utils.project import PACKAGE
-from promptkd.utils.run_files import fingerprint, remove, write_folder, write_json
 
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "numpy", "safetensors")
 
 
-def lock_folder(folder: Path) -> IO[str]:
-    """Make the run's folder and lock it: for as long as the returned file is open, and not after a crash.
+@contextlib.contextmanager
+def output_folder(folder: Path) -> Iterator[Path]:
+    """Write a folder of the run atomically, see `atomic_folder`.
 
-    Raises UserError when the folder cannot be made or another run has it.
+    Raises:
+        RunError: The disk is full, or the run's folder is gone. What was in `folder` stays.
     """
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise UserError(f"--save {folder} is a file: name a folder")
-    if os.path.lexists(folder / ".lock") and not stat.S_ISREG(os.lstat(folder / ".lock").st_mode):
-        raise UserError(f"--save {folder}: .lock in it is no file: remove it, or name another folder")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a", encoding="utf-8")  # noqa: SIM115 - to be held
-    except OSError as error:
-        raise UserError(f"--save {folder} cannot be made ({error.strerror}): name another folder") from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(f"--save {folder} is in use by another run: name another folder") from None
-    return lock
+        with atomic_folder(folder) as temporary:
+            yield temporary
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error when the disk is full
+        reason = getattr(error, "strerror", None) or error
+        raise RunError(f"{folder} cannot be written ({reason}): make room and start it again with --resume") from None
 
 
 def check_vacant(folder: Path, overwrite: bool, interrupted: bool) -> None:
-    """Raise UserError when there is a run already that may not be replaced.
+    """Raise UserError where the folder holds a run that may not be replaced.
 
-    overwrite: --overwrite was given. interrupted: an unfinished run may be replaced too (--resume auto after a kill
-    that came before the first checkpoint).
+    Args:
+        folder: The run's folder.
+        overwrite: Whether --overwrite was given.
+        interrupted: Whether an unfinished run may be replaced. With --resume auto, a kill may have come before the
+            first checkpoint.
     """
     metrics = folder / "metrics.jsonl"
     if not os.path.lexists(metrics):
         return
     if not metrics.is_file():
-        raise UserError(f"--save {folder}: metrics.jsonl in it is no file: remove it, or name another folder")
+        raise UserError(f"--save {folder}: metrics.jsonl in it is not a file: remove it, or name another folder")
     if not overwrite and not (interrupted and not (folder / "last").exists()):
         raise UserError(
-            f"--save {folder} already holds a run: --resume goes on with it, --overwrite replaces it, "
+            f"--save {folder} already holds a run: --resume continues it, --overwrite replaces it, "
             "--save names another folder"
         )
 
 
 def clear_folder(folder: Path) -> None:
-    """Remove what an earlier run left but its config.json, to make room for a new one."""
+    """Remove the files of an earlier run except config.json, which the new run has written already."""
     if not (folder / "metrics.jsonl").exists():
         return
     for name in ("curves.png", "memory.json", "profile.md", "trace.json.gz"):
@@ -69,29 +67,26 @@ def clear_folder(folder: Path) -> None:
     best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
     for name in ("last", "prompt", *best, "eval", "exposure_bias", "checkpoints"):
         remove(folder / name)
-    (folder / "metrics.jsonl").unlink()  # the last: until then the folder counts as taken
+    (folder / "metrics.jsonl").unlink()  # last: until then the folder counts as taken
 
 
 def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFormat) -> None:
-    """Write the model as a Hugging Face folder with its tokenizer and a record of how training's prompts were made.
+    """Write the model as a Hugging Face folder with its tokenizer and a record of the prompts' format.
 
-    All ranks call it; the first one writes.
+    All ranks call it. The first one writes.
     """
     model = learner.module.model
     state = learner.model_state()
     if learner.ranks.is_main:
-
-        def fill(beside: Path) -> None:
-            model.save_pretrained(beside, state_dict=state)
-            tokenizer.save_pretrained(beside)
-            write_json(beside / RECORD, prompts.as_dict())
-
-        write_folder(folder, fill)
+        with output_folder(folder) as temporary:
+            model.save_pretrained(temporary, state_dict=state)
+            tokenizer.save_pretrained(temporary)
+            write_json(temporary / RECORD, prompts.as_dict())
     learner.ranks.barrier()
 
 
 def describe_run(settings: dict[str, Any], inputs: dict[str, str | None]) -> dict[str, Any]:
-    """What config.json holds: settings, versions, commit, fingerprints of what was read."""
+    """Return the content of config.json: settings, versions, commit and fingerprints of the inputs."""
     return {
         "settings": settings,
         "commit": commit_of(PACKAGE.parent),
@@ -102,9 +97,9 @@ def describe_run(settings: dict[str, Any], inputs: dict[str, str | None]) -> dic
 
 
 def commit_of(root: Path) -> str | None:
-    """Return the commit of a working tree; None where there is no git or no repository."""
+    """Return the commit of a working tree, or None without git or a repository."""
     try:
-        describe = ["git", "-C", root, "describe", "--always", "--dirty"]
+        describe = ["git", "-C", str(root), "describe", "--always", "--dirty"]
         done = subprocess.run(describe, capture_output=True, encoding="utf-8", errors="replace")
     except OSError:
         return None

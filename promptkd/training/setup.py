@@ -43,10 +43,10 @@ from promptkd.models.quantization import check_installed, loading_options
 from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
-from promptkd.training.run_folder import check_vacant, clear_folder, describe_run, lock_folder
+from promptkd.training.run_folder import check_vacant, clear_folder, describe_run
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
-from promptkd.utils.run_files import write_json
+from promptkd.utils.files import lock_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def build_trainer(config: RunConfig) -> Trainer:
         method = build_method(config, models, tokenizer, data, sampler, ranks)
         report_shared_vocabulary(method.context, record)
         if checkpoints.start is not None:
-            checkpoints.read(method)
+            checkpoints.load(method)
         record |= {
             "parameters": count_all_parameters(config, method.prompt()),
             "rows": {name: examples.record() for name, examples in data.sets().items()},

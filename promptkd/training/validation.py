@@ -1,14 +1,15 @@
-"""The dev set during training: loss on the gold responses, ROUGE-L of sampled answers."""
+"""The dev set during training: loss on the gold responses, ROUGE-L of sampled answers, and exposure bias."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from promptkd.config.options import RougeTokenizer
 from promptkd.data.batching import make_micro_batches
-from promptkd.data.dataset import ExampleSet
+from promptkd.data.dataset import Example, ExampleSet
 from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
@@ -21,12 +22,24 @@ from promptkd.methods.context import LengthLimits
 
 
 class DevSet:
-    """Dev examples, shared out over ranks by row number."""
+    """Measure a student on the dev examples, which are distributed over ranks by index.
+
+    Args:
+        examples: The dev examples. None for no dev set.
+        tokenizer: The student's tokenizer.
+        sampling: How answers are sampled.
+        limits: Lengths and token budgets.
+        batch_size: Examples of a batch in the published mean.
+        seed: The seed of sampling.
+        ranks: The ranks of the run.
+        published_mean: Whether the loss is the published mean of the batches' means.
+        rouge_tokenizer: The tokenizer of ROUGE-L.
+    """
 
     def __init__(
         self,
         examples: ExampleSet | None,
-        tokenizer,
+        tokenizer: Any,
         sampling: Sampling,
         limits: LengthLimits,
         batch_size: int,
@@ -43,13 +56,13 @@ class DevSet:
         return 0 if self.examples is None else len(self.examples)
 
     def loss(self, student: TrainEngine) -> float:
-        """Mean cross-entropy over response tokens, or the published mean of the batches' means.
+        """Return the mean cross-entropy over response tokens, or the published mean of the batches' means.
 
-        The published code deals rows to ranks in turn, batches them, and averages over batches and ranks.
+        The published code deals examples to ranks in turn, batches them, and averages over batches and ranks.
         """
         student.train(False)
-        rows = list(range(len(self)))[self.ranks.dp_rank :: self.ranks.dp_size]
-        batches = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        examples = self._examples()[self.ranks.dp_rank :: self.ranks.dp_size]
+        batches = [examples[i : i + self.batch_size] for i in range(0, len(examples), self.batch_size)]
         sums = torch.zeros(2, dtype=torch.float64)
         with student.gathered_model() as model, torch.no_grad():
             for batch in batches:
@@ -59,13 +72,17 @@ class DevSet:
         del model
         return total / max(count, 1)
 
-    def _batch_loss(self, student: TrainEngine, rows: list[int]) -> tuple[float, int]:
-        examples = [self.examples[row] for row in rows]
-        prompts, responses = [e.prompt for e in examples], [e.response for e in examples]
-        total = 0.0
-        for batch in make_micro_batches(
-            prompts, responses, [1.0] * len(rows), self.limits.token_budget, self.ranks.device
-        ):
+    def _examples(self, count: int | None = None) -> list[Example]:
+        """Return the first `count` examples, by default all."""
+        examples = self.examples
+        return [] if examples is None else [examples[i] for i in range(len(examples))[:count]]
+
+    def _batch_loss(self, student: TrainEngine, examples: list[Example]) -> tuple[float, int]:
+        """Return the sum of the loss over the examples' response tokens, and their number."""
+        prompts: list[Any] = [each.prompt for each in examples]
+        responses: list[Any] = [each.response for each in examples]
+        total, weights = 0.0, [1.0] * len(examples)
+        for batch in make_micro_batches(prompts, responses, weights, self.limits.token_budget, self.ranks.device):
             loss, _ = student.module(
                 batch, lambda h, head, b=batch: fused_loss(h, head, [CrossEntropy(b.targets)], b.token_weights)
             )
@@ -73,10 +90,10 @@ class DevSet:
         return total, sum(map(len, responses))
 
     def rouge_l(self, student: TrainEngine) -> float:
-        """ROUGE-L x 100 of one sampled answer for each dev prompt, mean over rows."""
+        """Return the mean ROUGE-L x 100 of one sampled answer for each dev prompt."""
         limits = self.limits
+        prompts = [each.prompt for each in self._examples()]
         with student.gathered_model() as model:
-            prompts = [self.examples[row].prompt for row in range(len(self))]
             batches = decode_share(
                 model,
                 prompts,
@@ -88,21 +105,23 @@ class DevSet:
                 ranks=self.ranks,
             )
             answers = gather_texts(batches, self.tokenizer, prompts, 1, self.ranks)[0]
-        pairs = zip(answers, self.examples.references)
+        pairs = zip(answers, self.examples.references if self.examples is not None and self.examples.references else [])
         scores = [rouge_l(text, references, self.rouge_tokenizer) for text, references in pairs]
         return sum(scores) / max(len(scores), 1)
 
-    def _budget(self, model) -> int:
+    def _budget(self, model: PreTrainedModel) -> int:
+        """Return the token budget of a decoding batch."""
         limits = self.limits
         return decoding_budget([model], limits.max_length, self.ranks, limits.rollout_token_budget)
 
     def exposure_bias(self, student: TrainEngine, teacher: TrainEngine | FrozenModel, rows: int) -> dict[str, Any]:
-        """Exposure bias on the first `rows` dev prompts, against the teacher with its prompt if it has one.
+        """Measure exposure bias on the first `rows` dev prompts, against the teacher with its prompt if it has one.
 
-        The values at the last position, and ex_acc_err at all positions as `curve` (evaluation/exposure_bias.py).
+        Returns:
+            The values at the last position, and ex_acc_err at all positions as `curve`.
         """
         limits = self.limits
-        prompts = [self.examples[row].prompt for row in range(min(rows, len(self)))]
+        prompts = [each.prompt for each in self._examples(rows)]
         with student.gathered_model(), teacher.gathered_model():
             protocol = Protocol(
                 max_new_tokens=limits.max_length - limits.max_prompt_length,
@@ -110,10 +129,10 @@ class DevSet:
                 sampling=self.sampling,
                 samples=1,
                 seed=self.seed,
-                token_budget=min(self._budget(each.module.model) for each in (student, teacher)),  # in turn
+                token_budget=min(self._budget(each.module.model) for each in (student, teacher)),  # they decode in turn
                 forward_budget=limits.token_budget,
             )
             errors = accumulated_errors(student.module, teacher.module, prompts, protocol, self.ranks)
-        found = curves(errors, self.seed)
+        values = curves(errors, self.seed)
         names = ("ex_acc_err", "ex_acc_err_low", "ex_acc_err_high", "mean_R", "mean_eps")
-        return {name: found[name][-1] for name in names} | {"rows": len(prompts), "curve": found["ex_acc_err"]}
+        return {name: values[name][-1] for name in names} | {"rows": len(prompts), "curve": values["ex_acc_err"]}

@@ -1,6 +1,7 @@
 """Atomic writes, locks and checksums: a file or folder on disk is either complete or absent, even after a crash.
 
-Functions raise `OSError` as the file system does. Callers turn it into a message that names the remedy.
+Functions raise `OSError` as the file system does, unless their documentation says otherwise. Callers turn it into a
+message that names the remedy.
 """
 
 from __future__ import annotations
@@ -11,13 +12,18 @@ import hashlib
 import json
 import os
 import shutil
+import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol, TypedDict
 
 from filelock import FileLock, Timeout
 
+from promptkd.errors import UserError
+
 BLOCK_BYTES = 1 << 20
+END_BYTES = 1 << 16  # bytes from each end of a file that `fingerprint` reads
 
 
 class FileDigest(TypedDict):
@@ -45,6 +51,25 @@ def hash_file(path: Path, algorithm: Hash) -> str:
 def digest_of(path: Path) -> FileDigest:
     """Return the size and the SHA-256 checksum of a file."""
     return {"bytes": os.path.getsize(path), "sha256": hash_file(path, hashlib.sha256())}
+
+
+def fingerprint(folder: str | Path) -> dict[str, Any]:
+    """Return one checksum of the names, sizes and both ends of a folder's files.
+
+    It is cheap for files of many gigabytes, and changes whenever training or conversion writes the folder anew.
+    """
+    digest, total = hashlib.sha256(), 0
+    files = sorted(
+        file for pattern in ("*", "mp*/*", "*/*.arrow") for file in Path(folder).glob(pattern) if file.is_file()
+    )
+    for file in files:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            head = stream.read(END_BYTES)
+            stream.seek(max(size - END_BYTES, 0))
+            digest.update(f"{file.name}:{size}:".encode() + head + stream.read())
+        total += size
+    return {"files": len(files), "bytes": total, "sha256_of_ends": digest.hexdigest()}
 
 
 def sync_file(path: Path) -> None:
@@ -92,10 +117,52 @@ def atomic_file(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     sync_file(path.parent)
 
 
-def write_json(path: Path, content: Any, indent: int = 2) -> None:
-    """Write a JSON file atomically."""
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
     with atomic_file(path) as file:
-        file.write(json.dumps(content, indent=indent) + "\n")
+        file.write(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def atomic_files(folder: Path) -> Iterator[Path]:
+    """Create a temporary folder whose files move into `folder` together at the end of the `with` block.
+
+    Other files in `folder` stay. After an error nothing is left, not even the folders that were created.
+
+    Args:
+        folder: The folder for the files. It and its parents are created if needed.
+
+    Yields:
+        The temporary folder, empty.
+
+    Raises:
+        UserError: The files cannot be written.
+    """
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
+        try:
+            yield staging
+            files = sorted(staging.iterdir())
+            for file in files:
+                sync_file(file)
+            for file in files:
+                os.replace(file, folder / file.name)
+            missing = []
+        finally:
+            remove(staging)
+    except OSError as error:
+        raise UserError(f"{error.filename or folder}: cannot be written: {error.strerror}") from None
+    finally:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 @contextlib.contextmanager
@@ -175,4 +242,29 @@ def try_lock(path: Path) -> FileLock | None:
     except OSError as error:
         if error.errno != errno.ENOLCK:
             raise
+    return lock
+
+
+def lock_folder(folder: Path, option: str = "--save") -> FileLock:
+    """Create a folder if needed and lock it for this process, see `try_lock`.
+
+    Args:
+        folder: The folder that an option names.
+        option: The option, for error messages.
+
+    Raises:
+        UserError: The folder cannot be created, or another process has locked it.
+    """
+    path = folder / ".lock"
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{option} {folder} is a file: name a folder")
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise UserError(f"{option} {folder}: .lock in it is not a file: remove it, or name another folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = try_lock(path)
+    except OSError as error:
+        raise UserError(f"{option} {folder} cannot be created ({error.strerror}): name another folder") from None
+    if lock is None:
+        raise UserError(f"{option} {folder} is in use by another run: name another folder")
     return lock

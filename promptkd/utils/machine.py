@@ -1,9 +1,11 @@
-"""What differs between Linux and macOS, in one place."""
+"""Processes and cores, with the differences between Linux and macOS in one place."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+import threading
 
 
 def usable_cores() -> int:
@@ -20,3 +22,18 @@ def start_method() -> str:
     in the child, which is why Python does not fork there by default.
     """
     return "fork" if sys.platform.startswith("linux") else "spawn"
+
+
+def exit_with_parent() -> None:
+    """Let this worker process end when its parent does.
+
+    A killed parent cannot tell its workers. Without this call they would wait for tasks forever.
+    """
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

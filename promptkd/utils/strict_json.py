@@ -1,7 +1,7 @@
-"""JSON that others made: read without trust, every error one line that names the place.
+"""Read JSON from anyone, with errors of one line that name the place.
 
-Stricter than Python's own reader: a key that occurs twice, NaN and Infinity, numbers beyond what a float holds and
-halves of characters are refused, since none of them survives on its way to another program.
+The reader is stricter than Python's own. It refuses repeated keys, NaN, infinity, numbers beyond a float's range and
+lone surrogates, because other programs read them differently.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 
 from promptkd.errors import UserError
 
-LARGEST = 1 << 26  # bytes; a settings file, a manifest or a table of results is far smaller
+LARGEST = 1 << 26  # bytes; settings, manifests and tables of results are far smaller
 
 
 def parse_json(text: str) -> Any:
-    """The value; ValueError says in a few words what is wrong."""
+    """Parse a JSON text. Raises ValueError with a few words about what is wrong."""
     try:
         value = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_finite)
     except RecursionError:
@@ -34,12 +34,12 @@ def parse_json(text: str) -> Any:
 
 
 def read_object(path: Path, remedy: str) -> dict[str, Any]:
-    """A file that holds one JSON object. Raises UserError: "<path>: <what is wrong>: <remedy>"."""
+    """Read a file that holds one JSON object. Raises UserError: "<path>: <what is wrong>: <remedy>"."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: {'not a file' if os.path.exists(path) else 'no such file'}: {remedy}")
     try:
         if (size := os.path.getsize(path)) > LARGEST:
-            raise UserError(f"{path}: {size} bytes are too many for what it should hold: {remedy}")
+            raise UserError(f"{path}: {size} bytes are too many for a settings file: {remedy}")
         value = parse_json(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}): {remedy}") from None
@@ -52,17 +52,20 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
 
 
 def check_kind(value: Any, kind: Any, where: str) -> None:
-    """Raise ValueError unless `value` is of a kind; keys that a kind does not name are let pass.
+    """Raise ValueError unless `value` is of a kind. Keys that the kind does not name are allowed.
 
-    A kind is a type (object: any value; float: any number), None, a tuple of kinds of which one is enough, [kind of
-    all items], {key: kind} or {...: kind of all values}.
+    Args:
+        value: A value that was read from JSON.
+        kind: A type (`object`: any value, `float`: any number), None, a tuple of which one kind is enough,
+            `[kind of all items]`, `{key: kind}` or `{...: kind of all values}`.
+        where: What the value is, for the error.
     """
     if isinstance(kind, tuple):
         if not any(is_kind(value, one) for one in kind):
             check_kind(value, kind[0], where)
         return
-    outer = kind if kind is None or isinstance(kind, type) else type(kind)
-    wanted = {None: type(None), float: (int, float)}.get(outer, outer)
+    outer: Any = kind if kind is None or isinstance(kind, type) else type(kind)
+    wanted: Any = {None: type(None), float: (int, float)}.get(outer, outer)
     if not isinstance(value, wanted) or (isinstance(value, bool) and outer not in (bool, object)):
         raise ValueError(f"{where}: {getattr(outer, '__name__', 'null')} expected, not {type(value).__name__}")
     if isinstance(kind, list):
@@ -76,7 +79,7 @@ def check_kind(value: Any, kind: Any, where: str) -> None:
 
 
 def is_kind(value: Any, kind: Any) -> bool:
-    """Whether `check_kind` lets it pass."""
+    """Return whether `check_kind` accepts the value."""
     try:
         check_kind(value, kind, "")
     except ValueError:
@@ -85,12 +88,12 @@ def is_kind(value: Any, kind: Any) -> bool:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    value = dict(pairs)
+    if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
         raise ValueError(f"the key {twice[:40]!r} occurs twice")
-    return made
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Checks before anything is written: the shards are one complete model, and the new size fits it."""
+"""Check a model on disk before it is converted or loaded in shards."""
 
 from __future__ import annotations
 
@@ -22,12 +22,80 @@ UNITS = {
 }
 
 
-def check_shards(model: SourceModel) -> None:
-    """Check that all shards have the same names, shapes and dtypes, and the same bits in replicated tensors.
+def check_model(
+    model: SourceModel,
+    config: Mapping[str, Any] | None,
+    target: int,
+    option: str = "--target_mp_size",
+    replicated: tuple[str, ...] = (),
+) -> None:
+    """Check that the files are one complete model, the one that `config` describes, and that the target size fits it.
+
+    Args:
+        model: The model on disk.
+        config: The content of config.json, or None.
+        target: The target's tensor-parallel size.
+        option: The option that gave the size, for messages.
+        replicated: Units that are not cut at this size.
 
     Raises:
-        UserError: If two shards do not belong to one model.
+        UserError: If a check fails.
     """
+    _check_names(model, config)
+    _check_geometry(model, config, target, option, replicated)
+    _check_shards(model)
+
+
+def _check_names(model: SourceModel, config: Mapping[str, Any] | None) -> None:
+    """Check the names: all are the family's, every layer has the same ones, and no layer is missing."""
+    family, path = model.family, model.shards[0].path
+    layers: dict[int, set[str]] = {}
+    for name in model.names:
+        cut = family.cut(name)
+        if cut is not None and len(model.shape(name, 1)) <= cut.axis:
+            raise UserError(f"{path}: {name} has too few dimensions to be cut: use the model's own weights")
+        layer, rest = family.split(name)
+        if layer is not None:
+            layers.setdefault(layer, set()).add(rest)
+    if family.embedding not in model.names:
+        raise UserError(f"{path} lacks {family.embedding}: the weights are incomplete")
+    count = _number(config, family, "layers") or max(layers, default=-1) + 1
+    required = set().union(*layers.values())
+    for layer in range(count):
+        for rest in sorted(required - layers.get(layer, set())):
+            raise UserError(f"{path} lacks {rest} of layer {layer}: the weights are incomplete")
+    if not layers or max(layers) >= count:
+        raise UserError(f"{path} holds {len(layers)} layers, config.json says {count}: weights of another model")
+
+
+def _check_geometry(
+    model: SourceModel, config: Mapping[str, Any] | None, target: int, option: str, replicated: tuple[str, ...]
+) -> None:
+    """Check that the widths are those of `config` and that the target size cuts no unit, such as an attention head.
+
+    Without config.json the number of heads is unknown. Then only sizes that join complete shards are possible.
+    """
+    widths = _widths(model)
+    if config is None:
+        if model.size % target:
+            raise UserError(
+                f"{model.root} has no config.json, so the number of attention heads is unknown: copy the model's there"
+            )
+        return
+    units = _units(model.family, config, widths, model.shards[0].path)
+    units = {unit: count for unit, count in units.items() if unit not in replicated}
+    misfits = [f"{units[unit]} {noun}" for unit, noun in UNITS.items() if units.get(unit, target) % target]
+    if misfits:
+        common = math.gcd(*units.values())
+        sizes = [size for size in range(1, common + 1) if common % size == 0][:12]
+        raise UserError(
+            f"{option} {target} does not divide the model's {' and '.join(misfits)}; "
+            f"sizes that would: {', '.join(map(str, sizes))}"
+        )
+
+
+def _check_shards(model: SourceModel) -> None:
+    """Check that all shards have the same names, shapes and dtypes, and the same bits in replicated tensors."""
     first = model.shards[0]
     for other in model.shards[1:]:
         for name in sorted(first.layout.keys() ^ other.layout.keys()):
@@ -51,72 +119,6 @@ def _describe(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
 
 
-def check_names(model: SourceModel, config: Mapping[str, Any] | None) -> None:
-    """Check the names: all are the family's, every layer has the same ones, and no layer is missing.
-
-    Raises:
-        UserError: If a tensor is unknown or missing.
-    """
-    family, path = model.family, model.shards[0].path
-    layers: dict[int, set[str]] = {}
-    for name in model.names:
-        cut = family.cut(name)
-        if cut is not None and len(model.shape(name, 1)) <= cut.axis:
-            raise UserError(f"{path}: {name} has too few dimensions to be cut along dimension {cut.axis}")
-        layer, rest = family.split(name)
-        if layer is not None:
-            layers.setdefault(layer, set()).add(rest)
-    if family.embedding not in model.names:
-        raise UserError(f"{path} lacks {family.embedding}")
-    count = _number(config, family, "layers") or max(layers, default=-1) + 1
-    required = set().union(*layers.values())
-    for layer in range(count):
-        for rest in sorted(required - layers.get(layer, set())):
-            raise UserError(f"{path} lacks {rest} of layer {layer}: the weights are incomplete")
-    if not layers or max(layers) >= count:
-        raise UserError(f"{path} holds {len(layers)} layers, config.json says {count}: weights of another model")
-
-
-def check_geometry(
-    model: SourceModel,
-    config: Mapping[str, Any] | None,
-    target: int,
-    option: str = "--target_mp_size",
-    replicated: tuple[str, ...] = (),
-) -> None:
-    """Check that the widths are those of `config` and that the target size cuts no unit, such as an attention head.
-
-    Without config.json the number of heads is unknown. Then only sizes that join complete shards are possible.
-
-    Args:
-        model: The model on disk.
-        config: The content of config.json, or None.
-        target: The target's tensor-parallel size.
-        option: The option that gave the size, for messages.
-        replicated: Units that are not cut at this size.
-
-    Raises:
-        UserError: If the size does not fit, or the tensors are not those that `config` describes.
-    """
-    widths = _widths(model)
-    if config is None:
-        if model.size % target:
-            raise UserError(
-                f"{model.root} has no config.json, so the number of attention heads is unknown: copy the model's there"
-            )
-        return
-    units = _units(model.family, config, widths, model.shards[0].path)
-    units = {unit: count for unit, count in units.items() if unit not in replicated}
-    misfits = [f"{units[unit]} {noun}" for unit, noun in UNITS.items() if units.get(unit, target) % target]
-    if misfits:
-        common = math.gcd(*units.values())
-        sizes = [size for size in range(1, common + 1) if common % size == 0][:12]
-        raise UserError(
-            f"{option} {target} does not divide the model's {' and '.join(misfits)}; "
-            f"sizes that would: {', '.join(map(str, sizes))}"
-        )
-
-
 def _widths(model: SourceModel) -> dict[str, int]:
     """Measure the complete width of each unit's axis (of one block of it) and check that all tensors agree."""
     widths: dict[str, tuple[int, str]] = {}
@@ -127,7 +129,9 @@ def _widths(model: SourceModel) -> dict[str, int]:
         total = model.shape(name, 1)[cut.axis]
         width, first = widths.setdefault(cut.unit, (total // cut.blocks, name))
         if total != width * cut.blocks or model.layout[name].shape[cut.axis] % cut.blocks:
-            raise UserError(f"{model.shards[0].path}: the shapes of {name} and {first} do not fit together")
+            raise UserError(
+                f"{model.shards[0].path}: the shapes of {name} and {first} do not fit together: use one model's weights"
+            )
     return {unit: width for unit, (width, _) in widths.items()}
 
 
@@ -161,7 +165,7 @@ def _number(config: Mapping[str, Any] | None, family: Family, key: str) -> int |
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"config.json: {field} is {value!r}, not a positive integer")
+        raise UserError(f"config.json: {field} is {value!r}, not a positive integer: use the model's own config.json")
     return value
 
 

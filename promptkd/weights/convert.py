@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,12 @@ from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from promptkd.errors import UserError
-from promptkd.utils.files import digest_of, write_json
 from promptkd.utils.format import format_bytes
-from promptkd.weights import checks
+from promptkd.weights.checks import check_model, output_names
 from promptkd.weights.families import FAMILIES
-from promptkd.weights.output import Output
+from promptkd.weights.output import Output, write_index
 from promptkd.weights.reader import FORMATS, SourceModel, inside, read_json
-from promptkd.weights.safetensors_io import SafetensorsWriter, TensorFile, have_same_bytes
+from promptkd.weights.safetensors_io import TensorFile, have_same_bytes, widest_first, write_verified
 from promptkd.weights.torch_files import read_tensors
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
@@ -30,7 +29,7 @@ Layout = dict[str, Tensor]  # tensors on the meta device
 
 
 @dataclass(frozen=True)
-class GenerationRequest:
+class ConversionRequest:
     """The options of a conversion."""
 
     input_path: Path
@@ -52,7 +51,7 @@ def _one_line_errors() -> Iterator[None]:
 
 
 @_one_line_errors()
-def convert(request: GenerationRequest, max_file_bytes: int = MAX_FILE_BYTES) -> str:
+def convert(request: ConversionRequest, max_file_bytes: int = MAX_FILE_BYTES) -> str:
     """Convert a model to another tensor-parallel size, dtype or file format, one tensor at a time.
 
     Args:
@@ -67,17 +66,15 @@ def convert(request: GenerationRequest, max_file_bytes: int = MAX_FILE_BYTES) ->
     """
     root, size = request.input_path, request.target_mp_size
     if not root.is_dir():
-        raise UserError(f"--input_path {root} is not a folder")
+        raise UserError(f"--input_path {root} is not a folder: correct the path")
     config = read_json(inside(root, "config.json")) if (root / "config.json").exists() else None
     family = FAMILIES[_model_type(request, config)]
     output = Output(request.output_path or root, size)
     if size == request.source_mp_size and output.root.resolve() == root.resolve():
         raise UserError(f"source and target are both of size {size}: give an --output_path to change only the format")
     model = SourceModel(root, request.source_mp_size, family)
-    checks.check_names(model, config)
-    checks.check_geometry(model, config, size)
-    checks.check_shards(model)
-    names = checks.output_names(model, config, size)
+    check_model(model, config, size)
+    names = output_names(model, config, size)
     output.check(request.overwrite)
     side = output.side_files(root, request.overwrite)
     files = _plan_files(_layout(model, names, request), request, max_file_bytes)
@@ -94,13 +91,15 @@ def convert(request: GenerationRequest, max_file_bytes: int = MAX_FILE_BYTES) ->
     )
 
 
-def _model_type(request: GenerationRequest, config: Mapping[str, Any] | None) -> str:
+def _model_type(request: ConversionRequest, config: Mapping[str, Any] | None) -> str:
     configured = (config or {}).get("model_type")
     if request.model_type and configured and request.model_type != configured:
         raise UserError(f"--model_type {request.model_type}, but {request.input_path}/config.json says {configured}")
     chosen = request.model_type or configured
     if not isinstance(chosen, str | None):
-        raise UserError(f"{request.input_path}/config.json: model_type is {chosen!r}, not a string")
+        raise UserError(
+            f"{request.input_path}/config.json: model_type is {chosen!r}, not a string: use the model's own config.json"
+        )
     if chosen is None:
         raise UserError(f"{request.input_path} has no config.json: give --model_type")
     if chosen not in FAMILIES:
@@ -108,18 +107,18 @@ def _model_type(request: GenerationRequest, config: Mapping[str, Any] | None) ->
     return chosen
 
 
-def _layout(model: SourceModel, names: Mapping[str, str], request: GenerationRequest) -> Layout:
-    """Return the tensors of one output shard on the meta device, the widest dtypes first so that all are aligned."""
+def _layout(model: SourceModel, names: Mapping[str, str], request: ConversionRequest) -> Layout:
+    """Return the tensors of one output shard on the meta device, in the order of the file."""
     layout = {}
     for name, origin in names.items():
         dtype = model.layout[origin].dtype
         if dtype.is_floating_point:
             dtype = DTYPES.get(request.dtype, dtype)
         layout[name] = torch.empty(model.shape(origin, request.target_mp_size), dtype=dtype, device="meta")
-    return dict(sorted(layout.items(), key=lambda item: -item[1].element_size()))
+    return widest_first(layout)
 
 
-def _plan_files(layout: Layout, request: GenerationRequest, max_file_bytes: int) -> dict[str, tuple[Layout, int]]:
+def _plan_files(layout: Layout, request: ConversionRequest, max_file_bytes: int) -> dict[str, tuple[Layout, int]]:
     """Return the output's files: name -> (its tensors, its tensor-parallel rank)."""
     single, shard = FORMATS[request.format]
     if request.target_mp_size > 1:
@@ -132,32 +131,21 @@ def _plan_files(layout: Layout, request: GenerationRequest, max_file_bytes: int)
 def _write(
     model: SourceModel, names: Mapping[str, str], files: Mapping[str, tuple[Layout, int]], output: Output
 ) -> None:
-    """Read each tensor of the source once and write its parts into their files. Then verify all files."""
-    writers: dict[str, SafetensorsWriter] = {}
-    with ExitStack() as stack:
-        for file, (layout, rank) in files.items():
-            metadata = {"format": "pt"}
-            if output.size > 1:
-                metadata |= {"mp_rank": str(rank), "mp_size": str(output.size)}
-            path = (output.folder / file).with_suffix(".safetensors")
-            writers[file] = stack.enter_context(closing(SafetensorsWriter(path, layout, metadata)))
-        order = {name: None for layout, _ in files.values() for name in layout}
-        for name in tqdm(order, desc="writing", unit="tensor", disable=None):  # no bar in a log file
-            for file, (layout, rank) in files.items():
-                if name in layout:
-                    piece = model.piece(names[name], output.size, rank)
-                    writers[file].write(name, _cast(piece, layout[name].dtype, name))
-        for file, writer in tqdm(writers.items(), desc="verifying", unit="file", disable=None):
-            if writer.finish() != digest_of(writer.path):
-                raise UserError(f"{writer.path} reads back with another checksum: is the disk sound?")
-            if file.endswith(".bin"):
-                _to_bin(writer.path)
+    """Write all files, and an index if a complete model has several."""
+    for file, (layout, rank) in files.items():
+        metadata = {"format": "pt"}
+        if output.size > 1:
+            metadata |= {"mp_rank": str(rank), "mp_size": str(output.size)}
+        path = (output.folder / file).with_suffix(".safetensors")
+        tensors = (
+            _cast(model.piece(names[name], output.size, rank), expected.dtype, name)
+            for name, expected in tqdm(layout.items(), desc=file, unit="tensor", disable=None)  # no bar in a log file
+        )
+        write_verified(path, layout, tensors, metadata)
+        if file.endswith(".bin"):
+            _to_bin(path)
     if output.size == 1 and len(files) > 1:
-        total = sum(tensor.nbytes for layout, _ in files.values() for tensor in layout.values())
-        weight_map = {name: file for file, (layout, _) in files.items() for name in layout}
-        single = FORMATS["bin" if next(iter(files)).endswith(".bin") else "safetensors"][0]
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        write_json(output.folder / f"{single}.index.json", index)
+        write_index(output.folder, {file: layout for file, (layout, _) in files.items()})
 
 
 def _to_bin(path: Path) -> None:
@@ -170,7 +158,7 @@ def _to_bin(path: Path) -> None:
         raise UserError(f"{target} cannot be written ({' '.join(str(error).split())[:120]}): make room") from None
     written = read_tensors(target)
     if list(written) != list(tensors) or not all(have_same_bytes(written[name], tensors[name]) for name in tensors):
-        raise UserError(f"{target} reads back with other tensors than were written: is the disk sound?")
+        raise UserError(f"{target} reads back with other tensors than were written: check the disk")
     path.unlink()
 
 

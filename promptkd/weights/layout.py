@@ -1,23 +1,19 @@
-"""Which ranges of a complete axis each tensor-parallel shard holds, and how to assemble one shard from others."""
+"""Which ranges of the source shards make up a shard of another tensor-parallel size."""
 
 from __future__ import annotations
 
-
-def spans(length: int, blocks: int, size: int, rank: int) -> list[tuple[int, int]]:
-    """List the ranges [start, stop) of a complete axis that shard `rank` of `size` holds, in order."""
-    block = length // blocks
-    part = block // size
-    return [(index * block + rank * part, index * block + (rank + 1) * part) for index in range(blocks)]
+import math
 
 
 def pieces(length: int, blocks: int, source: int, target: int, rank: int) -> list[tuple[int, int, int]]:
     """List which ranges of the source shards make up a target shard.
 
-    The sizes need not divide each other: a range may begin in one source shard and end in the next.
+    The sizes need not divide each other. Each block is divided into as many chunks as the least common multiple of
+    the sizes, so that no chunk lies in two shards.
 
     Args:
         length: Length of the complete axis.
-        blocks: Number of blocks along the axis.
+        blocks: Number of equal blocks along the axis, each of which is cut separately.
         source: Tensor-parallel size of the source.
         target: Tensor-parallel size of the target.
         rank: Rank of the target shard.
@@ -25,15 +21,12 @@ def pieces(length: int, blocks: int, source: int, target: int, rank: int) -> lis
     Returns:
         (source rank, start, stop) within that shard, in the order of the target.
     """
+    chunks = math.lcm(source, target)  # per block
+    chunk = length // blocks // chunks
     result = []
-    for start, stop in spans(length, blocks, target, rank):
-        overlaps = []
-        for shard in range(source):
-            offset = 0  # where the current span begins within the source shard
-            for low, high in spans(length, blocks, source, shard):
-                left, right = max(start, low), min(stop, high)
-                if left < right:
-                    overlaps.append((left, (shard, offset + left - low, offset + right - low)))
-                offset += high - low
-        result += [piece for _, piece in sorted(overlaps)]
+    for block in range(blocks):
+        for index in range(rank * chunks // target, (rank + 1) * chunks // target):
+            shard, position = divmod(index, chunks // source)
+            start = (block * (chunks // source) + position) * chunk
+            result.append((shard, start, start + chunk))
     return result

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from promptkd.errors import UserError
 from promptkd.utils.files import remove, replace_folder, sync_file, try_lock, write_json
@@ -25,6 +28,20 @@ SIDE_FILES = (
     "tokenizer.model",
     "chat_template.jinja",
 )
+
+
+def write_index(folder: Path, files: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Write the index of a model in several files, as transformers reads it.
+
+    Args:
+        folder: The folder of the files.
+        files: The files' names and their tensors, which may be on the meta device.
+    """
+    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors.values())
+    weight_map = {name: file for file, tensors in files.items() for name in tensors}
+    single, _ = FORMATS["bin" if next(iter(files)).endswith(".bin") else "safetensors"]
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    write_json(folder / f"{single}.index.json", index)
 
 
 class Output:

@@ -37,10 +37,10 @@ def inside(folder: Path, name: object) -> Path:
         UserError: If the file is missing, not a plain file name, or a link that leads out of the folder.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or "\0" in name:
-        raise UserError(f"{folder}: {name!r} is not the name of a file in that folder: refused")
+        raise UserError(f"{folder}: {name!r} is not the name of a file in that folder: use the model's own index")
     path = folder / name
     if not path.is_file():
-        raise UserError(f"{path} is missing")
+        raise UserError(f"{path} is missing: copy all of the model's files there")
     root = folder.resolve()
     if root.parent.name == "snapshots":
         root = root.parent.parent
@@ -151,16 +151,16 @@ def _open_complete(root: Path, family: Family) -> Shard:
 def _open_indexed(root: Path, index: Path) -> dict[str, TensorFile]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} lacks its weight_map")
+        raise UserError(f"{index} lacks its weight_map: use the model's own index")
     files: dict[str, TensorFile] = {}
     for name in weight_map.values():
         if not isinstance(name, str) or not name.endswith((".safetensors", ".bin")):
-            raise UserError(f"{index} names {name!r}, which is not a weight file")
+            raise UserError(f"{index} names {name!r}, which is not a weight file: use the model's own index")
         if name not in files:
             files[name] = open_tensors(inside(root, name))
     for tensor, name in weight_map.items():
         if tensor not in files[name]:
-            raise UserError(f"{root / name} lacks {tensor}, which {index.name} says it holds")
+            raise UserError(f"{root / name} lacks {tensor}, which {index.name} says it holds: get the files again")
     return {tensor: files[name] for tensor, name in weight_map.items()}
 
 
@@ -196,5 +196,7 @@ def _open_shard(path: Path, rank: int, size: int, family: Family) -> Shard:
     file = open_tensors(path)
     written = file.metadata.get("mp_rank"), file.metadata.get("mp_size")
     if written not in ((None, None), (str(rank), str(size))):
-        raise UserError(f"{path} was written as shard {written[0]} of {written[1]}, not as {rank} of {size}")
+        raise UserError(
+            f"{path} was written as shard {written[0]} of {written[1]}, not as {rank} of {size}: restore its name"
+        )
     return Shard(dict.fromkeys(file, file), family, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from promptkd.errors import UserError
-from promptkd.utils.files import FileDigest
+from promptkd.utils.files import FileDigest, digest_of, remove
 
 BLOCK_BYTES = 16 << 20  # bytes moved from the device at once
 RELEASE_BYTES = 128 << 20  # bytes read from a mapping before its resident pages are released
@@ -73,14 +73,16 @@ class TensorFile(Mapping[str, Tensor]):
         try:
             self._file: Any = safe_open(self.path, framework="pt")
         except SafetensorError as error:
-            raise UserError(f"{self.path} is damaged or not a safetensors file: {error}") from None
+            raise UserError(f"{self.path} is damaged or not a safetensors file ({error}): get it again") from None
 
     def _read_layout(self) -> dict[str, Tensor]:
         layout = {}
         for name in self._file.keys():  # noqa: SIM118 - not a mapping
             header = self._file.get_slice(name)
             if header.get_dtype() not in DTYPES:
-                raise UserError(f"{self.path}: {name} has the unsupported dtype {header.get_dtype()}")
+                raise UserError(
+                    f"{self.path}: {name} has the unsupported dtype {header.get_dtype()}: dequantize the model first"
+                )
             layout[name] = torch.empty(header.get_shape(), dtype=DTYPES[header.get_dtype()], device="meta")
         self.metadata = self._file.metadata() or {}
         return layout
@@ -90,83 +92,69 @@ class TensorFile(Mapping[str, Tensor]):
         return tensor
 
 
-class SafetensorsWriter:
-    """Write a safetensors file one tensor at a time.
-
-    The format is 8 bytes with the header's length, the header in JSON, then the tensors' bytes without gaps.
+def write_tensors(
+    path: Path,
+    layout: Mapping[str, Tensor],
+    tensors: Iterable[Tensor] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> FileDigest:
+    """Write a safetensors file and flush it to disk. An error leaves no incomplete file behind.
 
     Args:
         path: The file to create.
-        layout: Tensors for their names, shapes and dtypes, in the order in which they will be written. They may be on
-            the meta device.
+        layout: Tensors for their names, shapes and dtypes, in the order of the file. They may share memory.
+        tensors: The tensors to write, in the order of `layout`, on any device. They are read one at a time. By default
+            those of `layout` are written. If this is given, those may be on the meta device.
         metadata: Text fields for the header.
-    """
-
-    def __init__(self, path: Path, layout: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-        self.path, self.layout = path, layout
-        self._remaining = list(layout)
-        header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-        end = 0
-        for name, tensor in layout.items():
-            start, end = end, end + tensor.nbytes
-            header[name] = {
-                "dtype": DTYPE_NAMES[tensor.dtype],
-                "shape": list(tensor.shape),
-                "data_offsets": [start, end],
-            }
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the format aligns the data
-        self._digest = hashlib.sha256()
-        self._file = open(path, "wb")  # noqa: SIM115 - closed by finish() or close()
-        self._write(len(text).to_bytes(8, "little") + text)
-
-    def write(self, name: str, tensor: Tensor) -> None:
-        """Write the next tensor of the layout, which may be on any device."""
-        expected = self.layout[self._remaining.pop(0)] if self._remaining[:1] == [name] else None
-        if expected is None or (expected.dtype, expected.shape) != (tensor.dtype, tensor.shape):
-            raise ValueError(f"{self.path}: {name} {tensor.dtype} {list(tensor.shape)} is not the layout's next tensor")
-        flat = tensor.detach().reshape(-1)
-        step = max(1, BLOCK_BYTES // tensor.element_size())
-        for start in range(0, len(flat), step):
-            block = flat[start : start + step].cpu().contiguous()
-            self._write(block.view(torch.uint8).numpy().data)
-
-    def finish(self) -> FileDigest:
-        """Flush the file to disk and close it. Return its size and checksum."""
-        if self._remaining:
-            raise ValueError(f"{self.path}: {self._remaining[0]} has not been written")
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        size = self._file.tell()
-        self._file.close()
-        return {"bytes": size, "sha256": self._digest.hexdigest()}
-
-    def close(self) -> None:
-        """Close the file, complete or not."""
-        self._file.close()
-
-    def _write(self, data: bytes | memoryview) -> None:
-        self._digest.update(data)
-        self._file.write(data)
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> FileDigest:
-    """Write tensors from any device as a safetensors file and flush it to disk.
-
-    Args:
-        path: The file to create.
-        tensors: The tensors by name. They may share memory.
 
     Returns:
         The file's size and checksum, as `digest_of` returns them.
+
+    Raises:
+        UserError: If a dtype is not in `DTYPES`.
     """
-    writer = SafetensorsWriter(path, tensors)
+    check_dtypes(path, layout)
+    header = _header(layout, metadata)
+    digest = hashlib.sha256(header)
     try:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
-        return writer.finish()
-    finally:
-        writer.close()
+        with open(path, "wb") as file:
+            file.write(header)
+            for (name, expected), tensor in zip(layout.items(), tensors or layout.values(), strict=True):
+                if (expected.dtype, expected.shape) != (tensor.dtype, tensor.shape):
+                    raise ValueError(f"{path}: {name} {tensor.dtype} {list(tensor.shape)} differs from the layout")
+                for block in _blocks(tensor):
+                    digest.update(block)
+                    file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+            return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+    except BaseException:
+        remove(path)
+        raise
+
+
+def write_verified(
+    path: Path, layout: Mapping[str, Tensor], tensors: Iterable[Tensor] | None, metadata: Mapping[str, str]
+) -> None:
+    """Call `write_tensors` and compare the file on disk with what was written.
+
+    Raises:
+        UserError: If they differ.
+    """
+    if write_tensors(path, layout, tensors, metadata) != digest_of(path):
+        raise UserError(f"{path} reads back with another checksum: check the disk")
+
+
+def check_dtypes(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` for a dtype that is not in `DTYPES`."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPE_NAMES:
+            raise UserError(f"{path}: {name} has the unsupported dtype {tensor.dtype}: dequantize the model first")
+
+
+def widest_first(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Sort tensors by the size of their elements. Written in this order, all of them are aligned in the file."""
+    return dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
 
 
 def have_same_bytes(left: Tensor, right: Tensor) -> bool:
@@ -174,3 +162,27 @@ def have_same_bytes(left: Tensor, right: Tensor) -> bool:
     if (left.dtype, left.shape) != (right.dtype, right.shape):
         return False
     return torch.equal(*(tensor.contiguous().reshape(-1).view(torch.uint8) for tensor in (left, right)))
+
+
+def _header(layout: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> bytes:
+    """Return the beginning of a safetensors file: 8 bytes with the length of the JSON text, then the text."""
+    entries: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in layout.items():
+        start, end = end, end + tensor.nbytes
+        entries[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the format aligns the data
+    return len(text).to_bytes(8, "little") + text
+
+
+def _blocks(tensor: Tensor) -> Iterator[memoryview]:
+    """Yield a tensor's bytes in blocks of bounded size."""
+    flat = tensor.detach().reshape(-1)
+    step = max(1, BLOCK_BYTES // tensor.element_size())
+    for start in range(0, len(flat), step):
+        yield flat[start : start + step].cpu().contiguous().view(torch.uint8).numpy().data

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from promptkd.errors import UserError
-from promptkd.weights.safetensors_io import DTYPES, TensorFile
+from promptkd.weights.safetensors_io import TensorFile, check_dtypes
 
 # Tensors may share memory (tied weights). Together they may take up to this many times the file's size.
 MAX_SHARING = 4
@@ -67,9 +67,7 @@ class TorchFile(TensorFile):
         self._tensors = read_tensors(self.path)
 
     def _read_layout(self) -> dict[str, Tensor]:
-        for name, tensor in self._tensors.items():
-            if tensor.dtype not in DTYPES.values():
-                raise UserError(f"{self.path}: {name} has the unsupported dtype {tensor.dtype}")
+        check_dtypes(self.path, self._tensors)
         return {name: torch.empty_like(tensor, device="meta") for name, tensor in self._tensors.items()}
 
     def _read(self, name: str) -> Tensor:

@@ -156,7 +156,7 @@ def test_a_rank_that_dies_is_started_again(nodes, undisturbed, tmp_path):
         time.sleep(0.01)
     ranks = [rank for job in jobs if (rank := rank_process(job.pid, 2 * nodes - 1)) is not None]
     os.kill(*ranks, signal.SIGKILL)
-    assert [job.wait(150) for job in jobs] == [0] * nodes and "goes on after step" in log.read_text(), log.read_text()
+    assert [job.wait(150) for job in jobs] == [0] * nodes and "resumes after step" in log.read_text(), log.read_text()
     assert_same_run(tmp_path / "died", undisturbed(2 * nodes))
 
 

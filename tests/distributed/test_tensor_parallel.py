@@ -22,7 +22,7 @@ from transformers import GPT2Config
 from promptkd.config.deepspeed import CONFIGS
 from promptkd.distributed.ranks import setup
 from promptkd.errors import UserError
-from promptkd.evaluation.session import run as evaluate
+from promptkd.evaluation.evaluate import run as evaluate
 from promptkd.models.loading import load_causal_lm
 from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from train import resolve
@@ -172,7 +172,7 @@ def test_ranks_and_groups(tmp_path):
 
 def main() -> None:
     """What each of four ranks of `test_ranks_and_groups` looks at."""
-    ranks = setup(copies=2)
+    ranks = setup(tp_size=2)
     world = ranks.world.dp_rank
     assert (ranks.dp_rank, ranks.tp_rank, ranks.dp_size, ranks.world.dp_size) == (world // 2, world % 2, 2, 4)
     assert ranks.broadcast_tp(torch.tensor([world])).item() == world // 2 * 2

@@ -10,7 +10,7 @@ import pytest
 from evaluate import read_settings
 from helpers.training import GOLDEN
 from promptkd.errors import exit_with
-from promptkd.evaluation.session import run
+from promptkd.evaluation.evaluate import run
 
 MODEL = GOLDEN / "models" / "gpt2_student"
 SIZES = ["--max-length", "48", "--max-prompt-length", "32"]

@@ -36,7 +36,7 @@ LARGE = 1000  # bytes from which a file counts as large: sha256 and redirect
 
 
 @dataclass
-class GenerationRequest:
+class Request:
     method: str
     path: str
     range: str | None
@@ -52,7 +52,7 @@ class FakeHub:
     # What is sent instead of a file's bytes from `start` on; used up after as many answers as are listed.
     faults: dict[str, list[Callable[[bytes], Fault]]] = field(default_factory=dict)
     gives_sizes: bool = True
-    log: list[GenerationRequest] = field(default_factory=list)
+    log: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> FakeHub:
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
@@ -67,7 +67,7 @@ class FakeHub:
             server.shutdown()
             server.server_close()
 
-    def asked(self, name: str) -> list[GenerationRequest]:
+    def asked(self, name: str) -> list[Request]:
         """The GET requests for one file's bytes, as the origin that sends them saw them."""
         contents = [repo[name] for repo in self.repos.values() if name in repo]
         ends = {hashlib.sha256(c).hexdigest() if len(c) >= LARGE else name for c in contents}
@@ -113,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.server.hub.log.append(
-            GenerationRequest(
+            Request(
                 self.command,
                 path,
                 self.headers.get("Range"),

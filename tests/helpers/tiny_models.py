@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from promptkd.weights.convert import GenerationRequest, convert
+from promptkd.weights.convert import ConversionRequest, convert
 
 GROUPED = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 8, "num_key_value_heads": 4}
 SHAPES = {
@@ -64,4 +64,4 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -
 
 
 def run(root: Path, source: int, target: int, **how: object) -> str:
-    return convert(GenerationRequest(root, source, target, **how))
+    return convert(ConversionRequest(root, source, target, **how))

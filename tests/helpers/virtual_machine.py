@@ -212,7 +212,7 @@ def _train(gpu, argv: list[str], stop: int, facts: dict[str, Any]) -> None:
 
     with gpu.phase("build"):
         trainer = build_trainer(resolve(argv))
-    for name in ("take", "evaluate", "keep", "save", "measure_exposure_bias"):
+    for name in ("train_step", "evaluate", "maybe_checkpoint", "save", "measure_exposure_bias"):
         setattr(trainer, name, _in_phase(gpu, name, getattr(trainer, name), stop))
     parameters = [p for learner in trainer.method.learners().values() for p in learner.module.parameters()]
     assert {str(p.device) for p in parameters} == {"cuda:0"}
@@ -222,8 +222,8 @@ def _train(gpu, argv: list[str], stop: int, facts: dict[str, Any]) -> None:
 
 def _in_phase(gpu, name: str, method, stop: int):
     def call(*args):
-        with gpu.phase("step" if name == "take" else name):
-            if name == "take" and args[0] == stop:
+        with gpu.phase("step" if name == "train_step" else name):
+            if name == "train_step" and args[0] == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
             return method(*args)
 

@@ -69,7 +69,7 @@ def test_every_name_in_the_published_scripts_is_a_known_set():
     assert {canonical(name) for name in names} == set(PUBLISHED_ROWS)
 
 
-def test_a_long_prompt_loses_its_end_as_published_or_its_start(tmp_path, tokenizer):
+def test_read_set_cuts_the_end_or_the_start_of_a_long_prompt(tmp_path, tokenizer):
     write_set(tmp_path / "own")
     path = tmp_path / "own" / "valid.jsonl"
     whole, end, begin = (read_set("own", path, tokenizer, n, -1, cut) for n, cut in ((99, 0), (8, 0), (8, 1)))
@@ -82,7 +82,7 @@ def test_a_long_prompt_loses_its_end_as_published_or_its_start(tmp_path, tokeniz
     assert begin.prompts[0].tolist() == whole.prompts[0][-8:].tolist()
 
 
-def test_begin_of_text_stays_in_front_whichever_side_is_cut(tmp_path, tokenizer):
+def test_read_set_keeps_begin_of_text_when_it_cuts(tmp_path, tokenizer):
     write_set(tmp_path / "own", prompt="one two three four five six seven eight")
     path, plain = tmp_path / "own" / "valid.jsonl", tokenizer.encode("one two three four five six seven eight")
     own = byte_level(begins=True)
@@ -91,7 +91,7 @@ def test_begin_of_text_stays_in_front_whichever_side_is_cut(tmp_path, tokenizer)
     assert start_cut == [own.bos_token_id, *plain[-3:]]
 
 
-def test_a_ready_prompt_wins_and_dev_num_takes_the_first_rows(tmp_path, tokenizer):
+def test_read_set_prefers_a_ready_prompt_and_takes_dev_num_rows(tmp_path, tokenizer):
     write_set(tmp_path / "dolly", prompt="word word")
     rows = read_set("dolly", tmp_path / "dolly" / "valid.jsonl", tokenizer, 8, 4, False)
     assert [ids.tolist() for ids in rows.prompts] == [tokenizer.encode("word word")] * 4
@@ -149,7 +149,7 @@ def test_progress_counts_every_answer(model, tokenizer):
 # evaluate.py
 
 
-def test_two_sets_two_seeds_and_a_missing_one(tmp_path, capsys):
+def test_evaluate_two_sets_two_seeds_and_a_missing_set(tmp_path, capsys):
     write_set(tmp_path / "data/own")
     write_set(tmp_path / "data/uinst/11_", rows=3)
     argv = options(tmp_path / "data", tmp_path / "out", "--data-names", "own", "vicuna", "uinst", "--seeds", "10", "20")
@@ -176,7 +176,7 @@ def test_two_sets_two_seeds_and_a_missing_one(tmp_path, capsys):
     assert not list((tmp_path / "out").rglob("*.new"))
 
 
-def test_two_ranks_and_a_second_run_give_the_same_results(tmp_path):
+def test_evaluate_is_the_same_on_two_ranks_and_twice(tmp_path):
     write_set(tmp_path / "data")
     once = evaluated(options(tmp_path / "data", tmp_path / "one", "--data-names", "own", "--seeds", "1", "2"))
     argv = options(tmp_path / "data", tmp_path / "two", "--data-names", "own", "--seeds", "1", "2")
@@ -191,7 +191,7 @@ def test_two_ranks_and_a_second_run_give_the_same_results(tmp_path):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-def test_overwrite_replaces_results_and_nothing_else_does(tmp_path, capsys):
+def test_evaluate_replaces_results_only_with_overwrite(tmp_path, capsys):
     write_set(tmp_path / "data")
     argv = options(tmp_path / "data", tmp_path / "out", "--data-names", "own", "--dev-num", "2")
     evaluated([*argv, "--seed", "1"])
@@ -203,7 +203,7 @@ def test_overwrite_replaces_results_and_nothing_else_does(tmp_path, capsys):
     assert not (tmp_path / "out/own/seed1/answers.jsonl").exists()
 
 
-def test_no_set_at_all_is_an_error_of_one_line(tmp_path):
+def test_evaluate_without_any_set_is_one_line(tmp_path):
     (tmp_path / "data").mkdir()
     done = start(options(tmp_path / "data", tmp_path / "out"), script="evaluate.py")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
@@ -238,7 +238,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, capsys, extra, says)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_broken_row_is_named_by_its_line(tmp_path, tokenizer):
+def test_read_set_names_the_line_of_a_broken_row(tmp_path, tokenizer):
     write_set(tmp_path / "own")
     path = tmp_path / "own" / "valid.jsonl"
     path.write_text(path.read_text() + '{"instruction": "no output"}\n')

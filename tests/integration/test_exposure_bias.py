@@ -117,7 +117,7 @@ def plain(student, teacher, soft, how: Protocol) -> np.ndarray:
 @pytest.mark.parametrize("prompted", [False, True])
 @pytest.mark.parametrize("published", [False, True])
 @pytest.mark.parametrize("sampled", [False, True])
-def test_both_arithmetics_equal_the_plain_computation(pair, sampled, published, prompted):
+def test_accumulated_errors_equal_the_plain_computation(pair, sampled, published, prompted):
     student, teacher = pair
     how = replace(GREEDY, published=published)
     if sampled:
@@ -136,7 +136,7 @@ def test_both_arithmetics_equal_the_plain_computation(pair, sampled, published, 
     assert values["ex_acc_err"] == pytest.approx((R.mean(0) - eps.mean(0)) / eps.mean(0) * 100, rel=1e-3, abs=0.01)
 
 
-def test_only_end_of_text_ends_a_published_answer(pair):
+def test_published_answers_end_only_at_end_of_text(pair):
     """The published code knows no other end, such as a chat template's."""
     models = [LanguageModel(model) for model in pair]
     also = write(pair[0], prompts()[2], None, None)[1]
@@ -148,7 +148,7 @@ def test_only_end_of_text_ends_a_published_answer(pair):
         assert torch.equal(*errors) is published
 
 
-def test_two_ranks_and_another_token_budget_change_nothing():
+def test_accumulated_errors_do_not_depend_on_ranks_and_budget():
     student, teacher = (LanguageModel(tiny("gpt2")) for _ in range(2))
     with torch.no_grad():
         teacher.model.transformer.wte.weight.mul_(1.1)
@@ -162,14 +162,14 @@ def test_two_ranks_and_another_token_budget_change_nothing():
     assert all(bool(seen.any()) for seen in (first.seen[0], second.seen[0]))
 
 
-def test_a_student_that_is_its_teacher_has_no_error_and_no_percentage():
+def test_curves_of_a_student_that_is_its_teacher_have_no_percentage():
     model = LanguageModel(tiny("gpt2"))
     errors = accumulated_errors(model, model, prompts(), replace(GREEDY, sampling=Sampling()), OneOf())
     assert float(errors.abs().max()) < 1e-6
     assert set(curves(torch.zeros_like(errors), 0)["ex_acc_err"]) == {None}
 
 
-def test_the_interval_is_that_of_resampled_rows():
+def test_curves_interval_resamples_rows():
     rng = np.random.default_rng(0)
     eps = rng.uniform(1, 3, (40, 1))
     errors = torch.from_numpy(np.stack([eps * 1.5 + rng.normal(0, 0.2, (40, 1)), eps]))
@@ -201,7 +201,7 @@ def measured(argv: list[str]) -> dict:
     return json.loads((Path(settings.evaluation.save) / "exposure_bias.json").read_text())
 
 
-def test_what_evaluate_leaves_behind(tmp_path, capsys):
+def test_exposure_bias_writes_results_curves_and_picture(tmp_path, capsys):
     plainly = measured(options(tmp_path / "plain", "--sample-times", "1", "--eval-batch-size", "4"))
     lists = ("ex_acc_err", "ex_acc_err_low", "ex_acc_err_high", "mean_R", "mean_eps", "std_R", "std_eps")
     assert all(len(plainly[name]) == 8 and None not in plainly[name] for name in lists)
@@ -222,7 +222,7 @@ def test_what_evaluate_leaves_behind(tmp_path, capsys):
     assert prompted["teacher"]["prompt"] and prompted["mean_eps"] != pytest.approx(plainly["mean_eps"])
 
 
-def test_several_sets_have_a_folder_each_and_results_are_not_overwritten(tmp_path, capsys):
+def test_exposure_bias_of_several_sets_writes_a_folder_each(tmp_path, capsys):
     valid = (GOLDEN / "processed/dolly/prompt/gpt2/valid.jsonl").read_text().splitlines(keepends=True)
     for name, rows in (("dolly", valid[:2]), ("own", valid[2:5])):
         (tmp_path / name).mkdir()

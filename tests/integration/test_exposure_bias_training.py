@@ -22,7 +22,7 @@ def training_argv(save: Path, *extra: str, method: str = "promptkd") -> list[str
     return golden_argv(method, save, *sizes, *extra)
 
 
-def test_training_records_it_and_goes_on_as_without(tmp_path):
+def test_training_records_exposure_bias_without_changing_the_run(tmp_path):
     """With ZeRO-3, where both models have to be gathered first. The row before training is that of the two models."""
     zero = ["--deepspeed_config", zero_file(tmp_path, 3)]
     train_here(training_argv(tmp_path / "without", *zero))
@@ -57,7 +57,7 @@ def test_training_records_it_and_goes_on_as_without(tmp_path):
         ("promptkd", ["--exposure-bias-rows", "0"], "--exposure-bias-rows 0"),
     ],
 )
-def test_training_refuses_what_it_cannot_measure(tmp_path, method, extra, says):
+def test_training_refuses_exposure_bias_that_it_cannot_measure(tmp_path, method, extra, says):
     with pytest.raises(UserError, match=says):
         train_here(training_argv(tmp_path / "run", "--exposure-bias-every", "2", *extra, method=method))
     assert not (tmp_path / "run").exists()

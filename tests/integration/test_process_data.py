@@ -56,8 +56,10 @@ def test_process_data_writes_the_published_bytes(run, tmp_path, monkeypatch, wor
 @pytest.mark.slow
 @pytest.mark.skipif(not (SHARED / "data/dolly/raw.jsonl").is_file(), reason="../shared holds the real Dolly data")
 def test_process_data_writes_the_published_dolly(run, tmp_path):
-    """Train is the published file byte by byte. The published dev rows are the same too, but a pool of workers
-    without order wrote them: its blocks of 50 rows are put back in order here."""
+    """The train split equals the published file byte by byte.
+
+    So do the published dev rows. An unordered pool of workers wrote them, so their blocks of 50 rows are sorted here.
+    """
     tokenizer, published = SHARED / "models/gpt2-dolly-student", SHARED / "data/minillm_processed/dolly/full/gpt2"
     raw = SHARED / "data/dolly/raw.jsonl"
     assert run(*instructions(tmp_path, raw=raw, tokenizer=tokenizer, prompt=256, dev=1000))[0] == 0

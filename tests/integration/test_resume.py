@@ -40,7 +40,7 @@ def test_resume_is_bitwise_for_other_methods_and_with_evaluation(method, options
     check_resume(options, tmp_path, *often, method=method)
 
 
-def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):
+def test_resume_after_a_kill_between_saves_of_the_best_models(options, tmp_path):
     """Each folder holds the model of its best evaluation, an interrupted save included; a new run starts without."""
     whole, cut, late = (tmp_path / name for name in ("whole", "cut", "late"))
 
@@ -87,7 +87,7 @@ def test_the_best_models_and_a_kill_between_their_saves(options, tmp_path):
 
 
 @pytest.mark.parametrize("stage, bf16, offload", engines(2))
-def test_two_ranks_killed_and_resumed(stage, bf16, offload, options, tmp_path):
+def test_resume_of_two_ranks_is_bitwise(stage, bf16, offload, options, tmp_path):
     extra = ["--batch-size", "1", "--deepspeed_config", zero_file(tmp_path, stage, bf16, offload)]
     argv = options(tmp_path / "cut", *extra)
     run = Run(argv, tmp_path / "cut.log", ranks=2)
@@ -96,12 +96,12 @@ def test_two_ranks_killed_and_resumed(stage, bf16, offload, options, tmp_path):
     assert run.wait() == [-9, -9], run.log.read_text()
     runs = [Run([*argv, "--resume"], tmp_path / "cut.log", 2), Run(options(tmp_path / "whole", *extra), run.log, 2)]
     assert [run.wait() for run in runs] == [[0, 0], [0, 0]], run.log.read_text()
-    assert "goes on after step 2/5" in run.log.read_text()
+    assert "resumes after step 2/5" in run.log.read_text()
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
 @pytest.mark.parametrize("stage, before, after", [(1, 2, 1), (3, 1, 2)])
-def test_another_number_of_ranks(stage, before, after, options, tmp_path):
+def test_resume_on_another_number_of_ranks_matches_up_to_rounding(stage, before, after, options, tmp_path):
     """Goes on with the same examples; the numbers are those of the undisturbed run but for rounding."""
     save, log = tmp_path / "run", tmp_path / "log"
     extra = ["--no-do-sample", "--deepspeed_config", zero_file(tmp_path, stage), "--checkpoint-every", "1"]
@@ -122,7 +122,7 @@ def test_another_number_of_ranks(stage, before, after, options, tmp_path):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_killed_at_random_moments(options, tmp_path):
+def test_resume_after_random_kills_is_bitwise(options, tmp_path):
     extra = ["--dev-num", "2", "--eval-interval", "3", "--checkpoint-every", "1", "--resume", "auto"]
     whole, cut, log = tmp_path / "whole", tmp_path / "cut", tmp_path / "log"
     run = Run(options(whole, *extra), log)

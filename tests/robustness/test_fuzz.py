@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import shutil
@@ -18,18 +19,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
 
-from promptkd.checkpointing.integrity import find_damage, read_state
+from promptkd.checkpointing.integrity import verified_state
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.token_file import HEADER, MAGIC
 from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import UserError
-from promptkd.evaluation.answer_store import _rows
+from promptkd.evaluation.answer_store import _read_answers
 from promptkd.models.soft_prompt import load_prompt
 from promptkd.reporting.report import ranking
 from promptkd.reporting.results import read_result
 from promptkd.reporting.tables import score_table
-from promptkd.training.metrics import read_metrics
-from promptkd.utils.jsonl import read_jsonl
+from promptkd.utils.jsonl import read_jsonl, read_metrics
 from promptkd.utils.strict_json import parse_json, read_object
 
 FIXTURES = [HealthCheck.function_scoped_fixture]
@@ -117,7 +117,7 @@ def test_jsonl_of_anything(content, tokenizer, tmp_path):
     rows = read(read_jsonl, path)
     assert rows is None or all(isinstance(row, dict) for row in rows)
     read(ExampleSet.open, tmp_path, "train", tokenizer, 96, 128)
-    for reader in (read_metrics, lambda path: list(_rows([path])), lambda path: read_object(path, "remedy")):
+    for reader in (read_metrics, lambda path: list(_read_answers([path])), lambda path: read_object(path, "remedy")):
         read(reader, path)
 
 
@@ -137,7 +137,8 @@ def test_manifests_of_anything(manifest, tmp_path):
     folder.mkdir(exist_ok=True)
     (folder / "state.json").write_text("{}")
     (folder / "manifest.json").write_bytes(manifest)
-    assert find_damage(folder)
+    with pytest.raises(ValueError):
+        verified_state(folder)
 
 
 @fuzzed
@@ -148,11 +149,11 @@ def test_checkpoint_states_of_anything(place, value, tmp_path):
     save_file({"0": torch.ones(2)}, folder / "student-rank0.safetensors")
     (folder / "state.json").write_text(json.dumps(STATE))
     sign(folder)
-    assert find_damage(folder) is None
+    assert verified_state(folder)["step"] == 2
     (folder / "state.json").write_text(json.dumps(spoilt(STATE, place, value)))
     sign(folder)
-    if find_damage(folder) is None:
-        assert read_state(folder)["step"] == 2
+    with contextlib.suppress(ValueError):
+        assert verified_state(folder)["step"] == 2
 
 
 @fuzzed

@@ -108,7 +108,7 @@ def test_what_a_row_says_to_a_chat_model(teacher):
         ChatTemplate(load_tokenizer(str(GOLDEN / "models/gpt2_student")))
 
 
-def test_a_pruned_student_has_the_teachers_layers_and_learns_from_it(teacher, data, tmp_path):
+def test_prune_layers_keeps_the_teachers_layers_and_the_student_trains(teacher, data, tmp_path):
     assert prune_layers.dropped_layers(30, 20) == list(range(9, 19))
     assert prune_layers.dropped_layers(6, 4) == [1, 2]
     run(prune_layers, "--model-path", teacher, "--keep", 4, "--save", tmp_path / "student")
@@ -119,9 +119,9 @@ def test_a_pruned_student_has_the_teachers_layers_and_learns_from_it(teacher, da
         assert torch.equal(theirs.mlp.up_proj.weight, ours.mlp.up_proj.weight)
     with pytest.raises(UserError, match="--keep 6: the model has 6 layers"):
         prune_layers.dropped_layers(6, 6)
-    with pytest.raises(UserError, match=r"--drop: \[2, 6\] are no different layers of 0 to 5"):
+    with pytest.raises(UserError, match=r"--drop \[2, 6\]: give different layers from 0 to 5"):
         prune_layers.prune(whole, [2, 6])
-    with pytest.raises(UserError, match="holds a model already"):
+    with pytest.raises(UserError, match="already holds a model"):
         run(prune_layers, "--model-path", teacher, "--keep", 4, "--save", tmp_path / "student")
     models = ["--model-path", str(tmp_path / "student"), "--teacher-model-path", str(teacher), *SIZES]
     how = ["--lr", "0.001", "--total-iters", "2", "--batch-size", "4", "--dev-num", "2", "--keep-checkpoints", "0"]
@@ -138,9 +138,9 @@ def test_seqkd_data_keep_the_chat_prompts(data):
     assert {row["prompt"] for row in read_jsonl(data / "pseudo/train.jsonl")} == prompts and len(prompts) == 8
 
 
-def test_a_gguf_file_is_looked_at_before_it_is_read(tmp_path):
+def test_convert_gguf_refuses_other_files(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"no model")
-    with pytest.raises(UserError, match="this is no GGUF file"):
+    with pytest.raises(UserError, match="this is not a GGUF file"):
         run(convert_gguf, "--gguf", tmp_path / "model.gguf", "--save", tmp_path / "out")
     with pytest.raises(UserError, match="no such file"):
         run(convert_gguf, "--gguf", tmp_path / "none.gguf", "--save", tmp_path / "out")

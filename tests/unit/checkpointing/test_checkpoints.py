@@ -1,4 +1,4 @@
-"""A run's folder: one run at a time, checkpoints that are whole or passed over, settings that belong together."""
+"""A run's checkpoints: one run at a time, damaged checkpoints are skipped, and settings have to fit."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from promptkd.weights.safetensors_io import TensorFile, write_tensors
 from train import resolve
 
 
-def test_two_runs_cannot_share_a_folder(options, tmp_path):
+def test_lock_refuses_a_second_run_in_the_folder(options, tmp_path):
     run = Run(options(tmp_path / "run", "--total-iters", "1000"), tmp_path / "log")
     run.wait_for(lambda: len(whole_lines(tmp_path / "run")) >= 1)
     for extra in (["--resume", "auto"], ["--overwrite"]):
@@ -37,7 +37,7 @@ def interrupted(options, tmp_path):
 
 
 DAMAGE = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-2]),  # the last byte is a newline
     "flipped": lambda path: path.write_bytes(path.read_bytes()[:-9] + b"#" + path.read_bytes()[-8:]),
     "gone": lambda path: path.unlink(),
     "empty": lambda path: path.write_bytes(b""),
@@ -46,7 +46,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["manifest.json", "state.json", "student-rank0.safetensors"])
-def test_a_damaged_checkpoint_is_named_and_passed_over(name, damage, options, interrupted, capfd):
+def test_resume_reports_and_skips_a_damaged_checkpoint(name, damage, options, interrupted, capfd):
     DAMAGE[damage](interrupted / "checkpoints/step-4" / name)
     trainer = build_trainer(resolve(options(interrupted, "--resume", method="sft")))
     trainer.checkpoints.unlock()
@@ -54,12 +54,12 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(name, damage, options, in
     assert len(rows_of(interrupted)) == 2
 
 
-def test_without_a_whole_checkpoint(options, interrupted, tmp_path):
-    with pytest.raises(UserError, match="--resume goes on with it"):
+def test_resume_without_an_intact_checkpoint_is_refused(options, interrupted, tmp_path):
+    with pytest.raises(UserError, match="--resume continues it"):
         train_here(options(interrupted, method="sft"))
     for step in (2, 4):
         (interrupted / f"checkpoints/step-{step}/manifest.json").write_text("[]")
-    with pytest.raises(UserError, match=r"is whole: step-4 .*manifest.json.*: --overwrite starts anew"):
+    with pytest.raises(UserError, match=r"is intact: step-4 .*manifest.json.*: --overwrite starts a new run"):
         train_here(options(interrupted, "--resume", "auto", method="sft"))
     shutil.rmtree(interrupted / "checkpoints")
     with pytest.raises(UserError, match="--resume auto"):
@@ -71,7 +71,7 @@ def test_without_a_whole_checkpoint(options, interrupted, tmp_path):
     assert not (tmp_path / "nothing").exists()
 
 
-def test_other_settings_are_refused_by_name(options, interrupted, tmp_path, capfd):
+def test_resume_refuses_other_settings_by_name(options, interrupted, tmp_path, capfd):
     other = ["--lr", "0.5", "--clip-grad", "2"]
     with pytest.raises(UserError, match=r"--clip-grad 2.0 \(there: 1.0\), --lr 0.5 \(there: 0.001\)"):
         train_here(options(interrupted, "--resume", *other, method="sft"))
@@ -91,7 +91,7 @@ def test_other_settings_are_refused_by_name(options, interrupted, tmp_path, capf
     assert [path.name for path in (interrupted / "checkpoints").iterdir()] == ["step-5"]
 
 
-def test_a_full_disk_keeps_the_last_checkpoint(options, interrupted, monkeypatch):
+def test_write_on_a_full_disk_keeps_the_last_checkpoint(options, interrupted, monkeypatch):
     def full(path, tensors):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
@@ -103,7 +103,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(options, interrupted, monkeypatch
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells which file is synced")
-def test_folders_are_on_disk_before_they_have_their_names(options, tmp_path, monkeypatch):
+def test_folders_are_synced_before_they_are_renamed(options, tmp_path, monkeypatch):
     run, synced, missing = tmp_path / "run", set(), {}
     fsync, rename = os.fsync, Path.rename
 
@@ -123,7 +123,7 @@ def test_folders_are_on_disk_before_they_have_their_names(options, tmp_path, mon
     assert {str(run / name) for name in ("", "checkpoints", "metrics.jsonl")} <= synced  # the new names, too
 
 
-def test_what_a_kill_left_half_done_is_swept_away(options, interrupted):
+def test_write_removes_leftovers_of_a_kill(options, interrupted):
     for name in (".step-5.new", ".step-1.old"):
         shutil.copytree(interrupted / "checkpoints/step-2", interrupted / "checkpoints" / name)
     (interrupted / ".last.new").mkdir()
@@ -132,14 +132,14 @@ def test_what_a_kill_left_half_done_is_swept_away(options, interrupted):
     assert not [path for path in interrupted.glob(".*") if path.name != ".lock"]
 
 
-def test_a_checkpoint_when_the_last_one_is_old(options, tmp_path):
+def test_checkpoint_minutes_writes_when_the_last_one_is_old(options, tmp_path):
     """--checkpoint-minutes: here any is too old by the next step."""
     often = ["--checkpoint-every", "0", "--checkpoint-minutes", "1e-9", "--keep-checkpoints", "9"]
     crash_at(4, options(tmp_path / "run", *often, method="sft"))
     assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-1", "step-2", "step-3"]
 
 
-def test_tensor_files_are_safetensors(tmp_path, monkeypatch):
+def test_write_tensors_writes_safetensors(tmp_path, monkeypatch):
     from safetensors.torch import load_file
 
     monkeypatch.setattr("promptkd.weights.safetensors_io.BLOCK_BYTES", 12)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import os
 import subprocess
 import sys
 import zipfile
@@ -13,6 +15,7 @@ from helpers.training import ROOT
 
 import promptkd
 from promptkd import cli
+from promptkd.errors import exit_with
 
 SCRIPTS = {
     "train": "train.py",
@@ -96,6 +99,37 @@ def test_bad_command_is_one_line(arguments, line, monkeypatch, capsys):
     assert error.value.code == 2
     stderr = capsys.readouterr().err
     assert stderr.startswith(line) and stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [("download --list", 141), ("--help", 141), ("download --help", 0)],  # argparse ignores a closed pipe
+)
+def test_closed_output_ends_without_a_message(arguments, status):
+    """The reader leaves before anything is written, so that every kind of output meets the closed pipe."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "promptkd", *arguments.split()]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (status, "")
+
+
+def test_closed_output_does_not_hide_an_error():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", "from promptkd import errors; errors.exit_with(lambda: [][0])"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+    os.close(writer)
+    assert done.returncode == 1 and "IndexError" in done.stderr
+
+
+def test_broken_connection_is_not_taken_for_a_closed_output(capfd):
+    def send():
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    with pytest.raises(BrokenPipeError):
+        exit_with(send)
 
 
 def test_help_does_not_import_torch():

@@ -73,9 +73,9 @@ def test_run_with_extreme_option_ends_with_finite_numbers(method, options, save)
     numbers = {key: value for row in rows for key, value in row.items() if isinstance(value, float)}
     assert all(map(math.isfinite, numbers.values())), numbers
     assert (save / "curves.png").read_bytes().startswith(b"\x89PNG")
-    for learner, rate in (("teacher", "--teacher-lr 0"), ("student", "--lr 0 ")):
+    for learner, rate in (("prompt", "--teacher-lr 0"), ("student", "--lr 0 ")):
         if rate in f"{options} ":
-            start = trainer.method.initial_prompt if learner == "teacher" else None
+            start = trainer.method.initial_prompt if learner == "prompt" else None
             assert trainer.method.learners()[learner].lr == 0
             assert start is None or torch.equal(trainer.method.prompt(), start)
 
@@ -139,7 +139,7 @@ def test_run_evaluation_and_report_with_unusual_folder_names(name, tmp_path, cap
 def test_progress_tells_the_time_that_is_left_of_a_run_of_any_length(total, left, monkeypatch, capsys):
     progress = Progress("sft", total, show=True)
     monkeypatch.setattr("time.monotonic", lambda: progress.began + 1800)
-    progress.step(1, {"loss": 1.0})
+    progress.update(values={"loss": 1.0})
     assert left in capsys.readouterr().err
 
 

@@ -47,6 +47,7 @@ FREE = {  # option -> another value of it
     "teacher_deepspeed_config": None,  # its content is compared
     "prompt_data_dir": "COPY",
     "lm_data_dir": "COPY",
+    "student_data_dir": None,  # needs a second set of responses
     "seed_lm": 8,
 }
 

@@ -1,4 +1,4 @@
-"""Examples from token files and from jsonl: the same, and broken input named by file and line."""
+"""ExampleSet reads equal examples from token files and text, and names broken input by file and line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def tokenizer():
 
 
 def put(folder, *rows, split="train"):
-    """`<split>.jsonl` of rows: dicts, or bytes as they are."""
+    """Write `<split>.jsonl`. Rows are dicts, or bytes that are written unchanged."""
     lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row in rows]
     (folder / f"{split}.jsonl").write_bytes(b"\n".join(lines) + b"\n")
     return folder

@@ -1,4 +1,4 @@
-"""From texts to token ids: training and evaluation alike, no text lost, special tokens only where they are meant."""
+"""TextEncoder makes equal ids in training and evaluation, loses no text, and knows meant special tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A trained model remembers how its prompts were made; rows that are not used as they are are counted and said."""
+"""A trained model records how its prompts were made. Dropped and changed rows are counted and reported."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from promptkd.cli import data as process_data
 from promptkd.cli import generate
 from promptkd.cli.data import PseudoSettings, pseudo
 from promptkd.data.prompt_format import PromptFormat, choose_rule, mismatch, read_format
+from promptkd.evaluation.evaluate import run as evaluate_run
 from promptkd.evaluation.exposure_bias import run as exposure_bias
-from promptkd.evaluation.session import run as evaluate_run
 from promptkd.models.loading import load_tokenizer
 
 SIZES = ["--max-length", "120", "--max-prompt-length", "100"]
@@ -45,7 +45,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(model, tmp_path_factory):
-    """Runs trained with a template, by its name."""
+    """Return the folder of a run for each template."""
     root = tmp_path_factory.mktemp("runs")
     data = put(root / "data")
 
@@ -87,7 +87,7 @@ def test_read_format_of_other_models_is_none(model, tmp_path, capsys):
 
 
 def test_ready_prompts_have_the_template_they_look_like(model, trained, tmp_path, capsys):
-    """Processed with --template chat, trained and evaluated without the option: these are the same prompts."""
+    """Data processed with --template chat needs no option in training and evaluation."""
     raw = put(tmp_path / "raw") / "train.jsonl"
     made = ["--raw", str(raw), "--tokenizer", str(model), "--save", str(tmp_path / "own"), "--dev-num", "2"]
     with pytest.MonkeyPatch.context() as patch:
@@ -122,7 +122,7 @@ def test_training_warns_of_a_teacher_with_other_prompts(model, trained, tmp_path
 
 
 def test_evaluation_follows_the_recorded_rule(model, tmp_path, capsys):
-    """Published token files have no special token in front; so has evaluation of the model that learned from them."""
+    """Published token files have no special token in front, nor do the prompts of models trained on them."""
     pairs = [{"prompt": f"Word {i}:\n", "output": "data"} for i in range(8)]
     raw = put(tmp_path / "raw", pairs) / "train.jsonl"
     for rule, found in (("own", "own"), ("published", "none")):

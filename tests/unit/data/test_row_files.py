@@ -1,4 +1,4 @@
-"""Files of rows of every kind give the same examples; broken ones are named."""
+"""Every kind of file gives the same examples, and errors name broken files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def tokenizer():
 
 
 def write(folder, name, rows=ROWS):
-    """Rows as a file of the kind of its name, or as `save_to_disk` writes them for "saved"."""
+    """Write rows as a file of the kind that its name says, or with `save_to_disk` for "saved"."""
     folder.mkdir(exist_ok=True)
     path = folder / name
     if name == "saved":
@@ -123,7 +123,7 @@ def test_evaluation_reads_a_saved_data_set(tokenizer, tmp_path):
     found, _ = find_sets(str(folder), ["own"])
     tests = read_set("own", found["own"], tokenizer, 96, -1, False)
     assert len(tests) == 3 and tests.references[2] == [ROWS[2]["output"]]
-    assert tests.sha256() == digest_of_rows(found["own"]) != digest_of_rows(f"{folder}#train")
+    assert tests.record()["sha256"] == digest_of_rows(found["own"]) != digest_of_rows(f"{folder}#train")
 
 
 def test_saved_data_set_without_the_library_is_one_line(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Rows of other people's shapes: the prompt and the response that each of them means."""
+"""Rows of every common shape have the prompt and the response that their authors mean."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of the examples: that of torch's DistributedSampler, drawn once an epoch."""
+"""The order of examples is that of torch's DistributedSampler, and is drawn once an epoch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from promptkd.data.sampler import StepSampler
 
 @pytest.fixture
 def drawn(monkeypatch) -> list[int]:
-    """The sizes of the permutations that are drawn."""
+    """Record the sizes of the permutations that are drawn."""
     sizes, randperm = [], torch.randperm
 
     def noted(size, **how):
@@ -48,9 +48,9 @@ def test_order_is_drawn_once_an_epoch(published, drawn):
 
 def test_rollout_sampler_draws_prompts_and_corpus_once_an_epoch(drawn):
     corpus = StepSampler(40, 2, 1, seed=3)
-    windows = RolloutSampler(30, 6, 4, 1, 2, 1, corpus=corpus)
+    prompts = RolloutSampler(30, 6, 4, 1, 2, 1)
     for step in range(1, 21):
-        windows.indices(step), windows.corpus.indices(step)
+        prompts.indices(step), corpus.indices(step)
     assert drawn.count(40) == 1 and drawn.count(30) <= 2
 
 

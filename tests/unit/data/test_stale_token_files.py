@@ -1,4 +1,4 @@
-"""Token files that are not of the text beside them, or not of this tokenizer."""
+"""Token files that do not fit the text beside them, or the tokenizer, are recognized."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def opened(folder, tokenizer=None, split="train", **how):
 
 
 def processed(folder: Path, tokenizer, rule: str = "own", rows=ROWS, texts=None) -> Path:
-    """A folder of token files by a rule for special tokens, and the text beside them."""
+    """Write token files by a rule for special tokens, and the text beside them."""
     pairs = TextEncoder(tokenizer, rule).pairs([(row["prompt"], row["output"]) for row in rows])
     dtype = np.dtype("<u2")
     with write_token_file(folder / "train_0", dtype) as file:
@@ -38,7 +38,7 @@ def processed(folder: Path, tokenizer, rule: str = "own", rows=ROWS, texts=None)
 
 
 def edited(folder: Path, place: int, **changes) -> Path:
-    """A copy of the golden folder in which a row of train.jsonl says something else."""
+    """Copy the golden folder and change a row of its train.jsonl."""
     for file in FULL.iterdir():
         shutil.copy2(file, folder)
     rows = read_jsonl(FULL / "train.jsonl")

@@ -1,4 +1,4 @@
-"""Chat templates that write the date: one time for a run, its resumption and an evaluation."""
+"""Chat templates that write the date get one time in a run, its resumption and an evaluation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from promptkd.config.template_options import TemplateSettings
 from promptkd.data.rows import read_row
 from promptkd.data.templates import ChatTemplate, bind_settings
 from promptkd.errors import UserError
-from promptkd.evaluation.session import run as evaluate_run
+from promptkd.evaluation.evaluate import run as evaluate_run
 
 DATED = (
     "{{ 'Today ' + strftime_now('%Y %m %d') + '\n' }}{% for m in messages %}{{ m['role'] + ': ' + m['content'] }}"
@@ -26,7 +26,7 @@ SIZES = ["--max-length", "96", "--max-prompt-length", "72"]
 
 
 class Later(datetime.datetime):
-    """The clock twelve days later."""
+    """A clock that is twelve days ahead."""
 
     @classmethod
     def now(cls, tz=None):
@@ -41,7 +41,7 @@ def make_tokenizer(template=DATED):
 
 @pytest.fixture
 def room(tmp_path):
-    """A tiny model with a template that writes the date, and data."""
+    """Make data and a tiny model with a template that writes the date."""
     make_tokenizer().save_pretrained(tmp_path / "m")
     sizes = dict(vocab_size=1500, n_positions=128, n_embd=16, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0)
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "m")

@@ -1,4 +1,4 @@
-"""Models that think before they answer: their prompts, what counts as their answer, and template arguments."""
+"""Models that think: their prompts, the text that counts as their answer, and template arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The .bin/.idx format: the published bytes, round trips, and files that lie."""
+"""Token files have the published bytes, survive round trips, and are refused where they are damaged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write(prefix, rows, dtype=UINT16):
 
 @pytest.fixture
 def prefix(tmp_path):
-    """A small good file: prompts of 2, 1 and 3 tokens, vocabulary of 10."""
+    """Write a small valid file with prompts of 2, 1 and 3 tokens and a vocabulary of 10."""
     write(tmp_path / "train_0", [[1, 2, 65535, 3], [4, 65535, 5, 9], [6, 7, 8, 65535]])
     return tmp_path / "train_0"
 
@@ -58,7 +58,7 @@ def test_token_file_round_trip(data, wide):
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_token_file_refuses_or_survives_a_flipped_byte(data):
-    """Whatever one byte of the index becomes: one clear error, or the file reads as it was."""
+    """A changed byte of the index gives one clear error, or the file is read unchanged."""
     rows = [[1, 2, 65535, 3], [4, 65535, 5], [6]]
     with tempfile.TemporaryDirectory() as folder:
         _, idx = write(f"{folder}/x", rows)

@@ -1,4 +1,4 @@
-"""Models whose turns end with another token than end-of-text: in training data, in decoding, in answers."""
+"""Models whose turns end with another token than end-of-text, in training data, decoding and answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from promptkd.data.encoding import TextEncoder
 from promptkd.data.rows import read_row
 from promptkd.data.templates import ChatTemplate, end_of_turn_id
 from promptkd.data.token_file import TokenFile, split_row
-from promptkd.evaluation.session import run as evaluate_run
+from promptkd.evaluation.evaluate import run as evaluate_run
 from promptkd.generation.decode import GenerationRequest, decode
 from promptkd.generation.sampling import Sampling
 from promptkd.models.loading import end_ids, load_causal_lm
@@ -41,7 +41,7 @@ ROWS = [{"instruction": "say one", "output": "one"}, {"instruction": "say it", "
 
 
 def make_tokenizer(template: str | None = GEMMA):
-    """Words are tokens; Gemma's special tokens under other names."""
+    """Make a tokenizer of words with Gemma's special tokens under other names."""
     vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<pad>"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -53,7 +53,7 @@ def make_tokenizer(template: str | None = GEMMA):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A model that says words at random, and ends its turns in two ways, of which the tokenizer knows one."""
+    """Make a model that says random words and ends turns with two tokens; the tokenizer knows one."""
     where = tmp_path_factory.mktemp("model")
     tokenizer = make_tokenizer()
     tokenizer.save_pretrained(where)

@@ -11,7 +11,8 @@ from helpers.training import golden_argv
 from helpers.virtual_cuda import VirtualCuda
 
 from promptkd.config.deepspeed import CONFIGS
-from promptkd.distributed.device import DeviceSettings, check_no_gpu, choose_device, driver_version, local_device
+from promptkd.config.options import DeviceSettings
+from promptkd.distributed.device import check_no_gpu, choose_device, driver_version, local_device
 from promptkd.distributed.rendezvous import check_own_gpus
 from promptkd.errors import UserError
 from promptkd.training.setup import build_trainer

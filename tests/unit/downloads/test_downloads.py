@@ -42,7 +42,7 @@ def outcome(*arguments, **environment):
     return process.returncode, out, err
 
 
-def test_table_fills_every_folder_that_the_published_scripts_read():
+def test_catalog_covers_every_folder_of_the_published_scripts():
     targets = {str(item.target) for item in TABLE}
     read = {
         "checkpoints/gpt2/gpt2-xlarge",
@@ -68,7 +68,7 @@ def test_table_fills_every_folder_that_the_published_scripts_read():
     assert evaluated <= targets
 
 
-def test_table_rows_are_sound():
+def test_catalog_rows_are_consistent():
     assert len({item.key for item in TABLE}) == len({item.target for item in TABLE}) == len(TABLE)
     for row in TABLE:
         assert not row.target.is_absolute() and ".." not in row.target.parts
@@ -79,7 +79,7 @@ def test_table_rows_are_sound():
         assert row.repo or row.note
 
 
-def test_choices():
+def test_select_by_key_family_and_data():
     assert {i.key for i in select(TABLE, ["gpt2/promptkd/*"], [], False)} == {
         f"gpt2/promptkd/{size}" for size in ("base", "medium", "large")
     }
@@ -123,7 +123,7 @@ def test_bad_input_is_one_line(tmp_path, arguments, words):
     assert not tree(tmp_path) and not list(tmp_path.iterdir())
 
 
-def test_stopped_and_started_again(tmp_path):
+def test_download_interrupted_run_can_be_repeated(tmp_path):
     content = os.urandom(1 << 20) * 24
     with FakeHub({DOLLY: {**FILES, "raw.jsonl": content}}, {"raw.jsonl": [fake_hub.slow(6)]}) as hub:
         arguments = ["--only", "data/dolly", "--base-path", tmp_path]
@@ -162,7 +162,7 @@ def test_download_requirements_script(tmp_path):
     assert (lost.returncode, lost.stdout, lost.stderr.count("\n")) == (2, "", 1) and "/no/python" in lost.stderr
 
 
-def test_files_put_there_by_hand_are_kept_and_not_fetched(hub, tmp_path):
+def test_download_keeps_equal_files_that_exist(hub, tmp_path):
     folder = tmp_path / "data/dolly"
     folder.mkdir(parents=True)
     (folder / "raw.jsonl").write_bytes(RAW)
@@ -173,7 +173,7 @@ def test_files_put_there_by_hand_are_kept_and_not_fetched(hub, tmp_path):
     assert tree(folder) == {*FILES, "mine.txt", MANIFEST}
 
 
-def test_other_files_of_the_same_name_are_not_overwritten(hub, tmp_path, capfd):
+def test_download_does_not_overwrite_different_files(hub, tmp_path, capfd):
     folder = tmp_path / "data/dolly"
     folder.mkdir(parents=True)
     (folder / "valid.jsonl").write_text("my own rows")
@@ -182,7 +182,7 @@ def test_other_files_of_the_same_name_are_not_overwritten(hub, tmp_path, capfd):
     assert tree(tmp_path) == {"data/dolly/valid.jsonl"}
 
 
-def test_a_damaged_download_is_mended(hub, tmp_path):
+def test_download_replaces_only_damaged_files(hub, tmp_path):
     assert get(tmp_path, "data/dolly") == 0
     (tmp_path / "data/dolly/raw.jsonl").write_bytes(RAW[:100])
     assert state(item("data/dolly"), tmp_path) == "partial"
@@ -193,7 +193,7 @@ def test_a_damaged_download_is_mended(hub, tmp_path):
 
 
 @pytest.mark.parametrize("moves", [0, 1, 2, 3, 4])
-def test_a_stop_while_the_files_move_into_place(hub, tmp_path, monkeypatch, moves):
+def test_download_stopped_while_files_move_can_be_repeated(hub, tmp_path, monkeypatch, moves):
     real, done = os.replace, []
 
     def replace(source, destination):
@@ -213,10 +213,11 @@ def test_a_stop_while_the_files_move_into_place(hub, tmp_path, monkeypatch, move
             assert get(tmp_path, "data/dolly") == 0
     hub.log.clear()
     assert get(tmp_path, "data/dolly") == 0
-    assert not hub.log and tree(tmp_path / "data") == {f"dolly/{name}" for name in [*FILES, MANIFEST]}
+    assert not any(hub.asked(name) for name in FILES)
+    assert tree(tmp_path / "data") == {f"dolly/{name}" for name in [*FILES, MANIFEST]}
 
 
-def test_offline_takes_the_cache_of_the_hub(hub, tmp_path, monkeypatch, capfd):
+def test_download_offline_uses_the_hub_cache(hub, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     for name in FILES:
         hf_hub_download("MiniLLM/dolly", name, repo_type="dataset", cache_dir=tmp_path / "cache")

@@ -23,13 +23,13 @@ def hub(monkeypatch):
         yield hub
 
 
-def test_the_fake_hub_is_one_for_the_library_itself(hub, tmp_path):
+def test_fake_hub_serves_huggingface_hub(hub, tmp_path):
     for name, content in FILES.items():
         path = hf_hub_download("MiniLLM/dolly", name, repo_type="dataset", local_dir=tmp_path)
         assert Path(path).read_bytes() == content
 
 
-def test_data_arrives_once(hub, tmp_path):
+def test_download_skips_complete_items(hub, tmp_path):
     assert get(tmp_path, "data/dolly") == 0
     assert {name: (tmp_path / "data/dolly" / name).read_bytes() for name in FILES} == FILES
     assert tree(tmp_path) == {f"data/dolly/{name}" for name in [*FILES, MANIFEST]}
@@ -39,7 +39,7 @@ def test_data_arrives_once(hub, tmp_path):
     assert not hub.log
 
 
-def test_layout_of_subfolders_and_links(hub, tmp_path):
+def test_download_follows_links_and_takes_only_the_subfolder(hub, tmp_path):
     pair = {"512/20M/train_0.bin": b"tokens", "512/20M/train_0.idx": b"index"}
     hub.repos["datasets/MiniLLM/roberta-corpus-processed"] = {
         **{f"opt/{name}": content for name, content in pair.items()},
@@ -52,7 +52,7 @@ def test_layout_of_subfolders_and_links(hub, tmp_path):
     assert tree(tmp_path / "disk/roberta") == {f"opt/{name}" for name in [*pair, MANIFEST]}
 
 
-def test_a_missing_repository_does_not_stop_the_rest(hub, tmp_path, capfd):
+def test_download_missing_repository_does_not_stop_other_items(hub, tmp_path, capfd):
     assert get(tmp_path, "data/dolly", "data/vicuna", "opt/kd/1.3B") == 2
     assert state(item("data/dolly"), tmp_path) == "present"
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("failed")]
@@ -61,14 +61,14 @@ def test_a_missing_repository_does_not_stop_the_rest(hub, tmp_path, capfd):
     assert not (tmp_path / "data/vicuna").exists()
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(hub, tmp_path):
+def test_download_resumes_after_a_broken_connection(hub, tmp_path):
     hub.faults["raw.jsonl"] = [fake_hub.cut(20_000), fake_hub.cut(10_000)]
     assert get(tmp_path, "data/dolly") == 0
     assert [r.range for r in hub.asked("raw.jsonl")] == [None, "bytes=20000-", "bytes=30000-"]
     assert (tmp_path / "data/dolly/raw.jsonl").read_bytes() == RAW
 
 
-def test_a_hub_that_goes_away_leaves_complete_files_for_the_next_run(hub, tmp_path, capfd):
+def test_download_keeps_complete_files_when_the_hub_fails(hub, tmp_path, capfd):
     hub.faults["valid.jsonl"] = [fake_hub.refused(503)] * 9
     assert get(tmp_path, "data/dolly") == 1
     assert "503" in capfd.readouterr().err
@@ -80,7 +80,7 @@ def test_a_hub_that_goes_away_leaves_complete_files_for_the_next_run(hub, tmp_pa
     assert not hub.asked("raw.jsonl") and not hub.asked("README.md"), "complete files are not downloaded again"
 
 
-def test_a_connection_that_breaks_again_and_again(hub, tmp_path, capfd):
+def test_download_gives_up_after_repeated_broken_connections(hub, tmp_path, capfd):
     hub.faults["raw.jsonl"] = [fake_hub.cut(20_000)] + [fake_hub.cut(0)] * 5
     assert get(tmp_path, "data/dolly") == 1
     assert "complete files are kept" in capfd.readouterr().err
@@ -89,7 +89,7 @@ def test_a_connection_that_breaks_again_and_again(hub, tmp_path, capfd):
     assert (tmp_path / "data/dolly/raw.jsonl").read_bytes() == RAW
 
 
-def test_a_hub_that_is_gone_is_not_asked_for_the_rest(hub, tmp_path, monkeypatch, capfd):
+def test_download_unreachable_hub_gets_no_further_requests(hub, tmp_path, monkeypatch, capfd):
     """Each question would wait for its own timeout."""
     asked, real = [], plan.list_files
 
@@ -105,7 +105,7 @@ def test_a_hub_that_is_gone_is_not_asked_for_the_rest(hub, tmp_path, monkeypatch
     assert capfd.readouterr().err.count("the hub does not answer (timed out)") == 4
 
 
-def test_a_file_of_another_revision_is_not_kept(hub, tmp_path):
+def test_download_replaces_files_of_another_revision(hub, tmp_path):
     """A run was stopped between two files; since then the hub has other contents of the same size."""
     staging = item("data/dolly").staging(tmp_path)
     staging.mkdir(parents=True)
@@ -116,7 +116,7 @@ def test_a_file_of_another_revision_is_not_kept(hub, tmp_path):
     assert not hub.asked("README.md"), "what is right is kept"
 
 
-def test_a_truncated_file_is_never_taken_for_whole(hub, tmp_path, capfd):
+def test_download_refuses_a_truncated_file(hub, tmp_path, capfd):
     hub.faults["raw.jsonl"] = [fake_hub.shortened(5000)]
     assert get(tmp_path, "data/dolly") == 1
     assert "cut short" in capfd.readouterr().err
@@ -126,7 +126,7 @@ def test_a_truncated_file_is_never_taken_for_whole(hub, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", ["raw.jsonl", "valid.jsonl"])  # sha256, and git's id of a small file
-def test_a_garbled_file_is_found_out(hub, tmp_path, capfd, name):
+def test_download_refuses_a_file_with_another_hash(hub, tmp_path, capfd, name):
     hub.faults[name] = [fake_hub.garbled]
     assert get(tmp_path, "data/dolly") == 1
     assert f"{name} arrived damaged" in capfd.readouterr().err
@@ -135,26 +135,26 @@ def test_a_garbled_file_is_found_out(hub, tmp_path, capfd, name):
 
 
 @pytest.mark.parametrize(("status", "word"), [(503, "later"), (403, "HF_TOKEN")])
-def test_an_angry_hub(hub, tmp_path, capfd, status, word):
+def test_download_reports_status_codes_with_advice(hub, tmp_path, capfd, status, word):
     hub.faults["raw.jsonl"] = [fake_hub.refused(status)]
     assert get(tmp_path, "data/dolly") == 1
     err = capfd.readouterr().err
     assert str(status) in err and word in err
 
 
-def test_an_endpoint_that_is_no_hub(hub, tmp_path, monkeypatch, capfd):
+def test_download_reports_an_endpoint_that_is_not_a_hub(hub, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("huggingface_hub.HfApi.repo_info", lambda *_, **__: {}["sha"])
     assert get(tmp_path, "data/dolly") == 1
     assert "HF_ENDPOINT" in capfd.readouterr().err
 
 
-def test_a_mirror_that_gives_no_sizes(hub, tmp_path):
+def test_download_from_a_mirror_without_sizes(hub, tmp_path):
     hub.gives_sizes = False
     assert get(tmp_path, "data/dolly") == 0
     assert {name: (tmp_path / "data/dolly" / name).read_bytes() for name in FILES} == FILES
 
 
-def test_the_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
+def test_download_sends_the_token_only_to_the_hub(hub, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     assert get(tmp_path, "data/dolly") == 0
     hub_port = int(hub.url.rpartition(":")[2])
@@ -166,7 +166,7 @@ def test_the_token_goes_to_the_hub_alone(hub, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["../evil.json", "/etc/evil.json", "a/../../evil.json", "a\\..\\evil.json", "C:/x"])
-def test_names_that_leave_the_folder_are_refused(hub, tmp_path, capfd, name):
+def test_download_refuses_file_names_outside_the_folder(hub, tmp_path, capfd, name):
     hub.repos[DOLLY][name] = b"{}"
     (tmp_path / "base").mkdir()
     assert get(tmp_path / "base", "data/dolly") == 1
@@ -174,33 +174,33 @@ def test_names_that_leave_the_folder_are_refused(hub, tmp_path, capfd, name):
     assert not tree(tmp_path)
 
 
-def test_a_set_without_the_file_that_is_read(hub, tmp_path, capfd):
+def test_download_refuses_a_data_set_without_a_needed_file(hub, tmp_path, capfd):
     del hub.repos[DOLLY]["valid.jsonl"]
     assert get(tmp_path, "data/dolly") == 1
     assert "valid.jsonl, which the scripts read" in capfd.readouterr().err
 
 
-def test_two_runs_at_once(hub, tmp_path, capfd):
+def test_download_refuses_an_item_locked_by_another_process(hub, tmp_path, capfd):
     with run.locked(item("data/dolly"), item("data/dolly").staging(tmp_path)):
         assert get(tmp_path, "data/dolly") == 1
     assert "another process" in capfd.readouterr().err
 
 
-def test_too_little_room_is_said_before_anything_is_written(hub, tmp_path, monkeypatch):
+def test_download_checks_disk_space_before_writing(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(run.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     with pytest.raises(UserError, match=r"54\.9 kB are needed and 1 kB are free"):
         get(tmp_path, "data/dolly")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_table_counts_where_the_hub_gives_no_sizes(hub, tmp_path, monkeypatch):
+def test_download_checks_disk_space_by_the_catalog_without_sizes(hub, tmp_path, monkeypatch):
     hub.gives_sizes = False
     monkeypatch.setattr(run.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6))
     with pytest.raises(UserError, match="17 MB are needed"):
         get(tmp_path, "data/dolly")
 
 
-def test_a_disk_that_fills_up(hub, tmp_path, monkeypatch, capfd):
+def test_download_full_disk_fails_one_item_and_keeps_complete_files(hub, tmp_path, monkeypatch, capfd):
     hub.repos["datasets/MiniLLM/self-inst"] = {"valid.jsonl": b"{}\n"}
     real = file_download.http_get
 

@@ -73,7 +73,7 @@ def test_only_the_prompt_of_the_teacher_is_trained(tmp_path):
 def test_dropout_acts_in_distillation_alone(tmp_path):
     trainer = train_here(argv(tmp_path, "run"))
     modes = {}
-    for learner, name in ((trainer.method.student, "student"), (trainer.method.teacher, "teacher")):
+    for learner, name in ((trainer.method.student, "student"), (trainer.method.teacher, "prompt")):
         inner = learner.update
 
         def spy(batches, loss_of, name=name, inner=inner):
@@ -86,11 +86,11 @@ def test_dropout_acts_in_distillation_alone(tmp_path):
         rollout(*given, **how),
         modes.update(rollout=trainer.method.student.module.training),
     )[0]
-    trainer.method.step(trainer.window(1))
+    trainer.method.step(trainer.local_batch(1))
     assert modes == {
         "rollout": False,
-        "teacher": {"student": False, "teacher": False},
-        "student": {"student": True, "teacher": False},
+        "prompt": {"student": False, "prompt": False},
+        "student": {"student": True, "prompt": False},
     }
 
 
@@ -153,5 +153,5 @@ def test_recomputed_activations_change_nothing(tmp_path):
         trainer.fit()
     for expected, values in zip(losses(tmp_path / "kept"), losses(tmp_path / "recomputed"), strict=True):
         assert values == pytest.approx(expected, abs=1e-6)
-    for which in ("student", "teacher"):
+    for which in ("student", "prompt"):
         assert calls["recomputed", which] == calls["kept", which] + 2, which

@@ -15,7 +15,7 @@ from promptkd.errors import RunError
 def test_a_loss_that_is_not_finite(stage, bf16, options, tmp_path):
     config = ["--deepspeed_config", zero_file(tmp_path, stage, bf16)]
     trainer = poison(2, options(tmp_path / "run", *config))
-    indices = [example.index for example in trainer.window(2).examples]
+    indices = [example.index for example in trainer.local_batch(2).examples]
     with pytest.raises(RunError, match=r"promptkd, step 2: not finite: .*student_loss.*prompt gradient.*examples"):
         trainer.fit()
     saved = json.loads((tmp_path / "run/nonfinite-step-2.json").read_text())

@@ -25,7 +25,7 @@ def fetched(text: str) -> dict[str, Path]:
     return {item.key: item.folder(args.base_path) for item in select(TABLE, args.only, args.models, args.data)}
 
 
-def test_one_of_several(tmp_path):
+def test_find_sets_reports_one_missing_set(tmp_path):
     root = tmp_path / "other base/data"
     (root / "dolly").mkdir(parents=True)
     (root / "dolly/valid.jsonl").touch()
@@ -33,11 +33,11 @@ def test_one_of_several(tmp_path):
     for lost, key in zip(missing, ("data/vicuna", "data/sinst")):
         (place,) = fetched(str(lost)).values()
         assert fetched(lost.remedy).keys() == {key} and place.resolve() in Path(lost.file).resolve().parents
-    assert str(missing[2]).endswith("own/valid.jsonl is not there: put it there, or correct --data-names")
+    assert str(missing[2]).endswith("own/valid.jsonl does not exist: create it, or correct --data-names")
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_all_of_them(there, tmp_path):
+def test_find_sets_without_any_set_is_refused(there, tmp_path):
     if there:
         (tmp_path / "data").mkdir()
     with pytest.raises(UserError) as refused:
@@ -48,7 +48,7 @@ def test_all_of_them(there, tmp_path):
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_folder_of_one_set(name, tmp_path):
+def test_find_sets_remedy_for_the_folder_of_one_set(name, tmp_path):
     folder = tmp_path / "data" / FOLDERS[name]
     with pytest.raises(UserError, match="no such folder") as refused:
         find_sets(str(folder), [name])
@@ -56,13 +56,13 @@ def test_the_folder_of_one_set(name, tmp_path):
     assert place == folder or place in folder.parents
 
 
-def test_the_projects_own_folder_needs_no_base_path(monkeypatch, tmp_path):
+def test_find_sets_remedy_for_the_project_has_no_base_path(monkeypatch, tmp_path):
     monkeypatch.setattr("promptkd.evaluation.test_sets.PROJECT", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"requirements\.sh --only data/vicuna gets what is published$"):
         find_sets("data", ["vicuna"])
 
 
-def test_a_layout_of_the_users_own_is_told_where_they_go(tmp_path):
+def test_find_sets_remedy_for_another_layout_names_the_folder(tmp_path):
     with pytest.raises(UserError, match=re.escape(f"into {ROOT / 'data'}: name that folder as --data-dir")):
         find_sets(str(tmp_path), ["vicuna"])

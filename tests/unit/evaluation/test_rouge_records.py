@@ -28,7 +28,7 @@ def test_evaluate_records_the_tokenizer_in_results_and_table(tmp_path):
 
 
 def test_evaluate_scores_with_the_named_tokenizer(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.evaluation.session.answer_text", lambda *_: ("首都是巴黎", False))
+    monkeypatch.setattr("promptkd.evaluation.evaluate.answer_text", lambda *_: ("首都是巴黎", False))
     write_set(tmp_path / "data/own", rows=2, output="巴黎是首都")
     argv = options(tmp_path / "data", tmp_path / "out", "--data-names", "own", "--seed", "1", "--overwrite")
     # 2 of 5 characters are common and in order: 首都, or 巴黎.
@@ -62,7 +62,7 @@ def test_report_refuses_scores_of_different_tokenizers(tmp_path):
 
 
 def test_training_scores_the_dev_set_with_the_named_tokenizer_and_records_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("promptkd.training.validation.answer", lambda *args, **named: [["巴黎"] * 2])
+    monkeypatch.setattr("promptkd.training.validation.gather_texts", lambda *args, **named: [["巴黎"] * 2])
     source = GOLDEN / "processed/dolly/full/gpt2"
     (tmp_path / "data").mkdir()
     for path in (source / name for name in ("train_0.bin", "train_0.idx", "train.jsonl")):
@@ -99,7 +99,7 @@ def test_keep_best_without_generation_has_the_lowest_dev_loss_only():
     assert kept([(None, 2.0), (None, 3.0)]) == ({"best_loss": 2.0}, [["best_loss"], []])
 
 
-def test_keep_best_goes_on_from_an_earlier_versions_checkpoint():
+def test_keep_best_resumes_from_a_checkpoint_without_dev_loss():
     best, saved = kept([(0, 4.0), (0, 5.0)], {"best_rougeL": 0, "best_loss": 3.0})
     assert saved == [["best_rougeL"], []]
     assert best == {"best_rougeL": 0, "best_rougeL_dev_loss": 4.0, "best_loss": 3.0}

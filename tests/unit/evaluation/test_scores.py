@@ -16,7 +16,7 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence_of_stems():
     assert rouge_l("the cats run off", ["a cat runs"]) == pytest.approx(100 * reference["rougeL"].fmeasure)
 
 
-def test_the_best_reference_counts():
+def test_rouge_l_takes_the_best_reference():
     assert rouge_l("alpha beta", ["gamma", "alpha beta", "alpha"]) == 100
     assert rouge_l("", ["gamma"]) == 0
 
@@ -26,7 +26,7 @@ def test_exact_match_ignores_case_punctuation_and_spaces():
     assert exact_match("the answers", ["the answer"]) == 0
 
 
-def test_scores_from_processes_are_those_made_here_in_order():
+def test_scoring_pool_keeps_order_and_scores():
     pairs = [(f"word {i} of many", [f"word {i % 3} of few", "many words"]) for i in range(12)]
     with ScoringPool(2) as pool:
         pending = [pool.submit(pairs[:5], "unicode"), pool.submit(pairs[5:], "unicode")]
@@ -35,6 +35,6 @@ def test_scores_from_processes_are_those_made_here_in_order():
     assert isinstance(scores[0], Score)
 
 
-def test_spread_over_seeds_is_that_of_a_sample():
+def test_over_seeds_returns_the_sample_deviation():
     assert over_seeds([1.0, 3.0]) == {"per_seed": [1.0, 3.0], "mean": 2.0, "std": pytest.approx(2**0.5)}
     assert over_seeds([1.0])["std"] is None

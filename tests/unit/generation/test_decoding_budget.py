@@ -17,7 +17,7 @@ from promptkd.generation.decode import GenerationRequest, _Batch, decode
 from promptkd.generation.kv_cache import GrowingCache
 from promptkd.generation.sampling import Sampling
 from promptkd.planning.decoding import decoding, decoding_rows
-from promptkd.utils import memory_bounds
+from promptkd.utils import memory
 
 STUDENT = str(GOLDEN / "models/gpt2_student")
 ALONE = SimpleNamespace(all_reduce_max=lambda value: value)
@@ -116,7 +116,7 @@ def test_plan_counts_the_cache_that_decode_allocates(prompt, new, tmp_path, monk
     planned = decoding(setting, setting.student, rows)["key-value cache"]
     shape = setting.student.shape
     final = max(total for total, _ in peaks)
-    assert rows == 3 and final == planned * shape.layers // (shape.layers + memory_bounds.MOVING_LAYERS)
+    assert rows == 3 and final == planned * shape.layers // (shape.layers + memory.MOVING_LAYERS)
     assert max(total + extra for total, extra in peaks) <= planned
 
 
@@ -131,7 +131,7 @@ def test_plan_and_decoding_budget_agree_on_the_batch_size(monkeypatch):
         "promptkd.planning.decoding.decoding_tokens",
         lambda device, bytes_free, *rest: (
             free.update(now=bytes_free),
-            memory_bounds.decoding_tokens(device, bytes_free, *rest),
+            memory.decoding_tokens(device, bytes_free, *rest),
         )[1],
     )
     rows = decoding_rows(setting, setting.student, setting.rows)

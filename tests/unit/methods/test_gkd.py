@@ -31,7 +31,7 @@ def test_gkd_on_the_data_with_forward_kl_is_kd(tmp_path):
 
 def test_gkd_mixes_responses_by_step_and_example(tmp_path):
     trainer = train_here(golden_argv("gkd", tmp_path / "run", *SHORT))
-    batch = trainer.window(1)
+    batch = trainer.local_batch(1)
     mixed, _ = trainer.method.mixed_responses(batch, 0.5)
     own, _ = trainer.method.mixed_responses(batch, 1.0)
     given = [example.response for example in batch.examples]

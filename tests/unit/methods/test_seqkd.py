@@ -8,7 +8,7 @@ import torch
 from helpers.generating import FULL, SIZES, STUDENT, TEACHER, generate_argv, generated, made_pseudo
 from helpers.training import metrics_of, start, train_here
 
-import promptkd.generation.decode
+import promptkd.generation.answers
 from minillm_baselines import kd
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
@@ -47,13 +47,13 @@ def test_an_interrupted_generation_goes_on(answers, tmp_path, monkeypatch):
     part = save / "answers-0.jsonl"
     lines = part.read_text().splitlines(keepends=True)
     part.write_text("".join(lines[:20]) + lines[20][:7])  # killed amid a line
-    answered, decode = [], promptkd.generation.decode.decode
+    answered, decode = [], promptkd.generation.answers.decode
 
     def counted(model, request, *budget, **callbacks):
         answered.extend(request.prompts)
         return decode(model, request, *budget, **callbacks)
 
-    monkeypatch.setattr(promptkd.generation.decode, "decode", counted)
+    monkeypatch.setattr(promptkd.generation.answers, "decode", counted)
     generated(save, "--token-budget", "300")  # other batches
     assert len(answered) == 34 - 20
     assert (save / "generated.jsonl").read_bytes() == (answers / "generated.jsonl").read_bytes()

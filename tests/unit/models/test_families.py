@@ -90,7 +90,7 @@ def test_train_promptkd_takes_two_steps_in_every_family(family, save, tmp_path):
     rows = metrics_of(save)
     assert len(rows) == 2 and all(row["student_loss"] > 0 and row["prompt_kd_loss"] > 0 for row in rows)
     assert rows[1]["prompt_drift"] > rows[0]["prompt_drift"] > 0
-    lengths = {len(example.prompt) for example in trainer.window(2).examples}
+    lengths = {len(example.prompt) for example in trainer.local_batch(2).examples}
     assert len(lengths) > 1, "left padding needs different lengths"
     after = load_causal_lm(str(save / "last"), torch.float32, "--model-path")
     assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))

@@ -164,7 +164,7 @@ def test_cost_does_not_depend_on_the_log_interval(interval, tmp_path):
         settings=SimpleNamespace(run=SimpleNamespace(log_interval=interval)),
         total=48,
         method=SimpleNamespace(student=SimpleNamespace(lr=0.1, grad_norm=1.0)),
-        windows=SimpleNamespace(epoch_of=lambda step: 1),
+        sampler=SimpleNamespace(epoch_of=lambda step: 1),
         ranks=SimpleNamespace(device=torch.device("cpu")),
         metrics=MetricsFile(folder / "metrics.jsonl", write=True),
         progress=Progress("minillm", 48, show=False),

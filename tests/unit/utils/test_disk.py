@@ -1,4 +1,4 @@
-"""A disk that fails amid a run, files that may not be read, a rank that dies: one line, and nothing whole is lost."""
+"""Runs on a failing disk, unreadable files and dead ranks end with one line, and complete files stay."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from helpers.hostile import arguments, refused, room, template  # noqa: F401
 from helpers.runs import Run, rows_of, tiny_argv
 from helpers.training import ROOT
 
-from promptkd.checkpointing.integrity import find_damage
+from promptkd.checkpointing.integrity import verified_state
 from promptkd.errors import RunError
 from promptkd.training.setup import build_trainer
 from train import resolve
@@ -55,14 +55,14 @@ def failing_at(step: int, argv: list[str], fail) -> str:
     return str(error.value)
 
 
-def test_a_disk_that_is_full(tmp_path):
+def test_run_on_a_full_disk_keeps_complete_files(tmp_path):
     """At a checkpoint, at the last model, and at a row of the metrics: what was whole before is whole still."""
     argv = tiny_argv("sft", tmp_path / "run", *SHORT)
     with contextlib.ExitStack() as disk:
         said = failing_at(3, argv, lambda: disk.enter_context(largest_file(20_000)))
-    assert "checkpoints/step-4 cannot be written (File too large): the last whole one is kept" in said
+    assert "checkpoints/step-4 cannot be written (File too large): make room" in said
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-2"]
-    assert find_damage(tmp_path / "run/checkpoints/step-2") is None
+    assert verified_state(tmp_path / "run/checkpoints/step-2")["step"] == 2
 
     without = [*argv, "--keep-checkpoints", "0", "--overwrite"]
     with contextlib.ExitStack() as disk:
@@ -77,23 +77,23 @@ def test_a_disk_that_is_full(tmp_path):
     assert rows_of(tmp_path / "run") != []
 
 
-def test_a_folder_that_vanishes(tmp_path):
+def test_run_whose_folder_vanishes_ends_with_one_line(tmp_path):
     argv = tiny_argv("sft", tmp_path / "run", *SHORT)
     said = failing_at(3, argv, lambda: shutil.rmtree(tmp_path / "run"))
     assert "metrics.jsonl has been removed during the run" in said and not (tmp_path / "run").exists()
     moved = tmp_path / "moved"
     said = failing_at(4, argv, lambda: (tmp_path / "run").rename(moved))
     assert "checkpoints/step-4 cannot be written (No such file or directory)" in said
-    assert not (tmp_path / "run").exists() and find_damage(moved / "checkpoints/step-2") is None
+    assert not (tmp_path / "run").exists() and verified_state(moved / "checkpoints/step-2")["step"] == 2
 
 
-def test_a_folder_that_becomes_read_only(tmp_path, monkeypatch):
+def test_run_whose_folder_becomes_read_only_ends_with_one_line(tmp_path, monkeypatch):
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
     argv = tiny_argv("sft", tmp_path / "run", *SHORT)
     said = failing_at(3, argv, lambda: monkeypatch.setattr(Path, "mkdir", read_only))
-    assert "step-4 cannot be written (Read-only file system): the last whole one is kept" in said
+    assert "step-4 cannot be written (Read-only file system): make room" in said
 
 
 def test_a_picture_that_cannot_be_drawn_stops_nothing(tmp_path, capfd):
@@ -113,7 +113,7 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize(("entry", "file"), UNREADABLE)
-def test_a_file_that_may_not_be_read(entry, file, room, monkeypatch, capfd):  # noqa: F811
+def test_unreadable_file_is_named_in_one_line(entry, file, room, monkeypatch, capfd):  # noqa: F811
     """Stands for mode 000, which does not keep root from reading."""
     if entry == "generate":
         (room / file).write_text("{}")
@@ -131,7 +131,7 @@ def test_a_file_that_may_not_be_read(entry, file, room, monkeypatch, capfd):  # 
     assert "Permission denied" in said and Path(file).name in said
 
 
-def test_a_rank_that_dies_takes_the_others_along(tmp_path):
+def test_ranks_end_when_another_rank_dies(tmp_path):
     """Started without a launcher: the rank that is left sees it at once."""
     argv = tiny_argv("promptkd", tmp_path / "run", "--batch-size", "1", "--total-iters", "1000")
     run = Run(argv, tmp_path / "log", ranks=2)

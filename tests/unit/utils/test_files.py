@@ -8,12 +8,14 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import filelock
 import pytest
 from helpers.training import ROOT
 
+from promptkd.errors import UserError
 from promptkd.utils import files
 
 
@@ -160,3 +162,67 @@ def test_try_lock_does_not_follow_a_planted_link(tmp_path):
     with pytest.raises(OSError):
         files.try_lock(tmp_path / ".lock")
     assert (tmp_path / "target").read_text() == "mine"
+
+
+def test_atomic_files_adds_to_a_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/kept").write_text("old")
+    with files.atomic_files(tmp_path / "data") as staging:
+        (staging / "new").write_text("new")
+        assert "new" not in names(tmp_path / "data")
+    assert names(tmp_path / "data") == {"kept", "new"}
+
+
+def test_atomic_files_error_removes_the_folders_that_it_created(tmp_path):
+    with pytest.raises(UserError, match="cannot be written: full"), files.atomic_files(tmp_path / "a/b") as staging:
+        (staging / "half").write_text("half")
+        raise OSError(28, "full")
+    assert names(tmp_path) == set()
+
+
+def test_lock_folder_refuses_a_second_process_and_what_is_no_folder(tmp_path):
+    lock = files.lock_folder(tmp_path / "run")
+    with pytest.raises(UserError, match=r"--save .*run is in use by another run: name another folder"):
+        files.lock_folder(tmp_path / "run")
+    lock.release()
+    files.lock_folder(tmp_path / "run").release()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--save .*file is a file"):
+        files.lock_folder(tmp_path / "file")
+    (tmp_path / "odd/.lock").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"\.lock in it is not a file"):
+        files.lock_folder(tmp_path / "odd")
+
+
+def test_fingerprint_changes_with_the_ends_of_a_file(tmp_path):
+    content = bytearray(3 * files.END_BYTES)
+    seen = []
+    for place in (None, 0, -1):
+        if place is not None:
+            content[place] = 1
+        (tmp_path / "model").write_bytes(content)
+        seen.append(files.fingerprint(tmp_path)["sha256_of_ends"])
+    assert len(set(seen)) == 3 and files.fingerprint(tmp_path)["bytes"] == len(content)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc tells whether the worker runs")
+def test_exit_with_parent_ends_a_worker_of_a_killed_parent(tmp_path):
+    code = (
+        "import multiprocessing, pathlib, sys, time\n"
+        "from promptkd.utils.machine import exit_with_parent\n"
+        "def work(path):\n"
+        "    exit_with_parent(); path.write_text(str(multiprocessing.current_process().pid)); time.sleep(60)\n"
+        "worker = multiprocessing.get_context('fork').Process(target=work, args=(pathlib.Path(sys.argv[1]),))\n"
+        "worker.start(); worker.join()"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "pid")], cwd=ROOT)
+    end = time.monotonic() + 30
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    parent.kill()
+    parent.wait()
+    worker = Path(f"/proc/{(tmp_path / 'pid').read_text()}/status")
+    while worker.exists() and "State:\tZ" not in worker.read_text():
+        assert time.monotonic() < end
+        time.sleep(0.01)

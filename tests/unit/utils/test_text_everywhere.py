@@ -20,20 +20,20 @@ READERS = {"open", "read_text", "write_text"}
 
 
 @pytest.mark.parametrize("name", ["中文", "हिन्दी", "עברית", unicodedata.normalize("NFD", "über"), "ไทยที่", "a.b-c+d"])
-def test_set_names_of_any_script_are_found(name, tmp_path):
+def test_find_sets_accepts_names_of_any_script(name, tmp_path):
     write_set(tmp_path / name)
     assert list(find_sets(str(tmp_path), [name])[0]) == [name]
 
 
 @pytest.mark.parametrize("name", ["", ".x", "-x", "a/b", "a b", "a\u202eb", "../a", "a\nb"])
-def test_set_names_that_are_no_plain_folder_are_refused(name):
+def test_find_sets_refuses_names_that_are_paths(name):
     assert not SET_NAME.fullmatch(name)
 
 
-def test_an_empty_save_folder_is_refused():
+def test_evaluation_settings_refuse_an_empty_save():
     with pytest.raises(UserError, match="--save is empty"):
-        EvaluationSettings(save="")
-    assert EvaluationSettings().save == "results/eval_main"
+        EvaluationSettings("model", save="")
+    assert EvaluationSettings("model").save == "results/eval_main"
 
 
 def calls_without_encoding(source: str) -> list[int]:

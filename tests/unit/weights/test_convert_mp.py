@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -19,9 +20,9 @@ from promptkd.cli import convert as convert_mp
 from promptkd.errors import UserError
 from promptkd.weights import convert as convert_module
 from promptkd.weights import safetensors_io
-from promptkd.weights.convert import GenerationRequest, convert
+from promptkd.weights.convert import ConversionRequest, convert
 from promptkd.weights.families import FAMILIES
-from promptkd.weights.layout import pieces, spans
+from promptkd.weights.layout import pieces
 from promptkd.weights.reader import SourceModel
 
 
@@ -49,14 +50,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
-def test_published_shards_are_reproduced(published: Path, tmp_path: Path, kind: str) -> None:
+def test_convert_reproduces_published_shards(published: Path, tmp_path: Path, kind: str) -> None:
     run(published, 1, 2, format=kind, dtype="fp16", output_path=tmp_path / "out")
     for ours, theirs in zip(shards(tmp_path / "out/mp2", kind), shards(published / "mp2", "bin")):
         assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("kind", ["bin", "safetensors"])
-def test_published_shards_are_joined(published: Path, tmp_path: Path, kind: str) -> None:
+def test_convert_joins_published_shards(published: Path, tmp_path: Path, kind: str) -> None:
     run(published, 2, 1, format=kind, output_path=tmp_path)
     expected = {name: tensor.half() for name, tensor in whole(published).items()}
     assert_same(whole(tmp_path), expected)
@@ -69,21 +70,21 @@ def test_published_shards_are_joined(published: Path, tmp_path: Path, kind: str)
 
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
 @pytest.mark.parametrize("kind", FAMILIES)
-def test_round_trip(kind: str, form: str, tmp_path: Path) -> None:
+def test_convert_round_trip_is_lossless(kind: str, form: str, tmp_path: Path) -> None:
     """1 -> 4 -> 2 -> 1: the tensors bit for bit, and the loaded model's output."""
     make_model(kind, tmp_path)
-    how = {"format": form}
-    run(tmp_path, 1, 4, **how)
-    run(tmp_path, 1, 2, output_path=tmp_path / "direct", **how)
-    run(tmp_path, 4, 2, **how)
+    options = {"format": form}
+    run(tmp_path, 1, 4, **options)
+    run(tmp_path, 1, 2, output_path=tmp_path / "direct", **options)
+    run(tmp_path, 4, 2, **options)
     for by_four, direct in zip(shards(tmp_path / "mp2", form), shards(tmp_path / "direct/mp2", form)):
         assert_same(by_four, direct)
-    run(tmp_path, 2, 1, output_path=tmp_path / "again", **how)
+    run(tmp_path, 2, 1, output_path=tmp_path / "again", **options)
     assert_same(whole(tmp_path / "again"), whole(tmp_path))
     assert torch.equal(logits(tmp_path / "again"), logits(tmp_path))
 
 
-def test_gpt2_fused_projection_is_cut_by_heads(tmp_path: Path) -> None:
+def test_convert_cuts_gpt2_fused_projection_by_heads(tmp_path: Path) -> None:
     model = make_model("gpt2", tmp_path)
     run(tmp_path, 1, 2)
     query, key, value = model.transformer.h[0].attn.c_attn.weight.half().split(32, dim=1)
@@ -94,21 +95,21 @@ def test_gpt2_fused_projection_is_cut_by_heads(tmp_path: Path) -> None:
     assert second["transformer.wte.weight"].shape == (97, 32), "gpt2's vocabulary is odd: it stands whole"
 
 
-def test_sizes_that_do_not_divide_each_other() -> None:
-    """Every way from any size to any other gives the spans of the target, in order."""
-    whole_axis = torch.arange(72)
-    for blocks in (1, 3):
-        for source in (1, 2, 3, 4, 6):
-            held = [torch.cat([whole_axis[a:b] for a, b in spans(72, blocks, source, r)]) for r in range(source)]
-            for target in (1, 2, 3, 4, 6):
-                for rank in range(target):
-                    taken = [held[shard][a:b] for shard, a, b in pieces(72, blocks, source, target, rank)]
-                    expected = torch.cat([whole_axis[a:b] for a, b in spans(72, blocks, target, rank)])
-                    assert torch.equal(torch.cat(taken), expected)
+def test_pieces_join_shards_of_any_two_sizes() -> None:
+    axis = torch.arange(72)
+
+    def shard(blocks: int, size: int, rank: int) -> torch.Tensor:
+        return torch.cat([block.chunk(size)[rank] for block in axis.chunk(blocks)])
+
+    for blocks, source, target in itertools.product((1, 3), (1, 2, 3, 4, 6), (1, 2, 3, 4, 6)):
+        for rank in range(target):
+            ranges = pieces(72, blocks, source, target, rank)
+            joined = torch.cat([shard(blocks, source, index)[start:stop] for index, start, stop in ranges])
+            assert torch.equal(joined, shard(blocks, target, rank))
 
 
 @pytest.mark.parametrize("form", ["bin", "safetensors"])
-def test_several_files_with_an_index(tmp_path: Path, form: str) -> None:
+def test_convert_reads_and_writes_several_files_with_an_index(tmp_path: Path, form: str) -> None:
     """Read as transformers writes them, and written so that transformers reads them."""
     from transformers import AutoModelForCausalLM
 
@@ -116,13 +117,13 @@ def test_several_files_with_an_index(tmp_path: Path, form: str) -> None:
     model.half().save_pretrained(tmp_path / "many", max_shard_size="20KB")
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     run(tmp_path / "many", 1, 2, output_path=tmp_path / "out")
-    convert(GenerationRequest(tmp_path / "out", 2, 1, format=form), max_file_bytes=20_000)
+    convert(ConversionRequest(tmp_path / "out", 2, 1, format=form), max_file_bytes=20_000)
     assert len(list((tmp_path / "out").glob(f"*-of-*.{form}"))) > 2
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float16)
     assert_same(loaded.state_dict(), model.state_dict())
 
 
-def test_source_model_piece_same_numbers_when_mappings_are_released(llama2: Path, monkeypatch) -> None:
+def test_source_model_piece_equal_when_mappings_are_released(llama2: Path, monkeypatch) -> None:
     """Mappings released after every tensor, or never: the same numbers, in memory of their own."""
     model = SourceModel(llama2, 2, FAMILIES["llama"])
     expected = {(name, rank): model.piece(name, 4, rank) for name in model.names for rank in range(4)}
@@ -134,22 +135,18 @@ def test_source_model_piece_same_numbers_when_mappings_are_released(llama2: Path
         assert all(piece.data_ptr() != shard[name].data_ptr() for shard in model.shards)
 
 
-@torch.no_grad()
-def test_safetensors_writer_refuses_another_tensor_than_the_layout_names(tmp_path: Path) -> None:
+def test_write_tensors_refuses_tensors_that_differ_from_the_layout(tmp_path: Path) -> None:
     layout = {"a": torch.empty(2, 3, device="meta"), "b": torch.empty(2, device="meta")}
-    for name, tensor in (("b", torch.zeros(2)), ("a", torch.zeros(3, 2)), ("a", torch.zeros(2, 3).half())):
-        writer = safetensors_io.SafetensorsWriter(tmp_path / "x.safetensors", layout)
-        with pytest.raises(ValueError, match="not the layout's next tensor"):
-            writer.write(name, tensor)
-        writer.close()
-    writer = safetensors_io.SafetensorsWriter(tmp_path / "x.safetensors", layout)
-    writer.write("a", torch.zeros(2, 3))
-    with pytest.raises(ValueError, match="b has not been written"):
-        writer.finish()
-    writer.close()
+    first, path = torch.zeros(2, 3), tmp_path / "x.safetensors"
+    for tensors in ([torch.zeros(3, 2)], [first.half()], [first], [first, torch.zeros(2), first]):
+        with pytest.raises(ValueError, match=r"layout|shorter|longer"):
+            safetensors_io.write_tensors(path, layout, tensors)
+        assert not path.exists()
+    safetensors_io.write_tensors(path, layout, [first, torch.ones(2)])
+    assert_same(load_file(path), {"a": first, "b": torch.ones(2)})
 
 
-def test_names_without_the_base_prefix(tmp_path: Path) -> None:
+def test_convert_reads_names_without_the_base_prefix(tmp_path: Path) -> None:
     """The hub's gpt2 and some opt files name the bare model's tensors."""
     make_model("gpt2", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -164,14 +161,14 @@ def test_names_without_the_base_prefix(tmp_path: Path) -> None:
         assert_same(left, right)
 
 
-def test_an_untied_head_is_kept(tmp_path: Path) -> None:
+def test_convert_keeps_an_untied_head(tmp_path: Path) -> None:
     model = make_model("gpt2", tmp_path, tie_word_embeddings=False)
     run(tmp_path, 1, 2)
     run(tmp_path, 2, 1, output_path=tmp_path / "again")
     assert torch.equal(whole(tmp_path / "again")["lm_head.weight"], model.lm_head.weight)
 
 
-def test_bin_is_a_sound_archive(published: Path, tmp_path: Path) -> None:
+def test_convert_bin_is_a_valid_aligned_archive(published: Path, tmp_path: Path) -> None:
     run(published, 2, 1, format="bin", output_path=tmp_path)
     assert zipfile.ZipFile(tmp_path / "pytorch_model.bin").testzip() is None
     tensors = torch.load(tmp_path / "pytorch_model.bin", weights_only=True, mmap=True)
@@ -180,14 +177,14 @@ def test_bin_is_a_sound_archive(published: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir() if "model" in path.name) == ["pytorch_model.bin"]
 
 
-def test_dtype(llama: Path, tmp_path: Path) -> None:
+def test_convert_dtype_changes_tensors_and_config(llama: Path, tmp_path: Path) -> None:
     run(llama, 1, 1, dtype="bf16", output_path=tmp_path / "out")
     assert_same(whole(tmp_path / "out"), {name: t.bfloat16() for name, t in whole(llama).items()})
     config = json.loads((tmp_path / "out/config.json").read_text())
     assert "bfloat16" in (config.get("dtype"), config.get("torch_dtype"))
 
 
-def test_command_line_as_published(
+def test_main_accepts_the_published_command_line(
     llama2: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     words = "--source_mp_size 2 --target_mp_size 1 --model_type llama"
@@ -204,22 +201,26 @@ def current_umask() -> int:
     return mask
 
 
-def test_options() -> None:
+def test_parser_spellings_aliases_and_errors() -> None:
     parser = convert_mp.build_parser()
     base = ["--input-path", "x", "--target-mp-size", "2"]
     args = parser.parse([*base, "--half", "--exist_ok", "--model_type", "llama2"])
     assert (args.dtype, args.overwrite, args.model_type, args.source_mp_size) == ("fp16", True, "llama", 1)
-    for bad, said in (("--targt_mp_size=2", "--target_mp_size"), ("--model_type=gptj", "gptj"), ("--format=x", "bin")):
-        with pytest.raises(UserError, match=said):
+    for bad, message in (
+        ("--targt_mp_size=2", "--target_mp_size"),
+        ("--model_type=gptj", "gptj"),
+        ("--format=x", "bin"),
+    ):
+        with pytest.raises(UserError, match=message):
             parser.parse([*base, bad])
     with pytest.raises(UserError, match="integer"):
         parser.parse(["--input_path", "x", "--target_mp_size", "0"])
 
 
-def test_overwrite_replaces_at_the_end(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_overwrite_replaces_only_after_success(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(llama, 1, 2)
     before = {path.name: path.read_bytes() for path in (llama / "mp2").iterdir()}
-    monkeypatch.setattr(convert_module, "digest_of", fail)
+    monkeypatch.setattr(convert_module, "write_verified", fail)
     with pytest.raises(UserError, match="no space"):
         run(llama, 1, 2, format="bin", overwrite=True)
     assert {path.name: path.read_bytes() for path in (llama / "mp2").iterdir()} == before
@@ -227,9 +228,9 @@ def test_overwrite_replaces_at_the_end(llama: Path, monkeypatch: pytest.MonkeyPa
     run(llama, 1, 2, format="bin", overwrite=True)
     assert sorted(path.name for path in (llama / "mp2").iterdir()) == ["pytorch_model_0.bin", "pytorch_model_1.bin"]
     expected = whole(llama)
-    convert(GenerationRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=20_000)
+    convert(ConversionRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=20_000)
     assert not (llama / "model.safetensors").exists(), "the old weights would be loaded in place of the new ones"
-    convert(GenerationRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=30_000)
+    convert(ConversionRequest(llama, 2, 1, format="safetensors", overwrite=True), max_file_bytes=30_000)
     index = json.loads((llama / "model.safetensors.index.json").read_text())["weight_map"]
     assert {path.name for path in llama.glob("model-*")} == set(index.values())
     run(llama, 2, 1, format="bin", overwrite=True)

@@ -15,6 +15,7 @@ from helpers.tiny_models import make_model, run
 from safetensors.torch import load_file, save_file
 
 from promptkd.errors import UserError
+from promptkd.utils.files import FileDigest
 from promptkd.weights import safetensors_io
 
 
@@ -36,16 +37,16 @@ def snapshot(folder: Path) -> list[tuple[str, bytes]]:
     return sorted((str(p), p.read_bytes() if p.is_file() else b"") for p in folder.rglob("*"))
 
 
-def refused(root: Path, source: int, target: int, said: str, **how: object) -> None:
-    """One line that says `said`, and nothing in the folder has changed."""
+def refused(root: Path, source: int, target: int, message: str, **options: object) -> None:
+    """One line that says `message`, and nothing in the folder has changed."""
     before = snapshot(root)
     with pytest.raises(UserError) as caught:
-        run(root, source, target, **how)
-    assert said in str(caught.value) and "\n" not in str(caught.value)
+        run(root, source, target, **options)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
     assert snapshot(root) == before
 
 
-def test_sizes_that_do_not_divide(llama: Path) -> None:
+def test_convert_refuses_sizes_that_do_not_divide(llama: Path) -> None:
     refused(llama, 1, 3, "8 attention heads and 4 key-value heads; sizes that would: 1, 2, 4")
     refused(llama, 1, 8, "does not divide the model's 4 key-value heads; sizes that would: 1, 2, 4")
     config = json.loads((llama / "config.json").read_text())
@@ -59,12 +60,12 @@ def test_sizes_that_do_not_divide(llama: Path) -> None:
     refused(llama, 1, 2, "no config.json", model_type="llama")
 
 
-def test_joining_needs_no_config(llama2: Path) -> None:
+def test_convert_joins_without_config(llama2: Path) -> None:
     (llama2 / "config.json").unlink()
     assert "no config.json" in run(llama2, 2, 1, model_type="llama")
 
 
-def test_shards_that_are_no_set(llama2: Path) -> None:
+def test_convert_refuses_shards_of_different_models(llama2: Path) -> None:
     first, second = (llama2 / f"mp2/pytorch_model_{rank}.bin" for rank in range(2))
     kept = torch.load(second, weights_only=True)
     shutil.copyfile(second, llama2 / "mp2/pytorch_model_2.bin")
@@ -88,7 +89,7 @@ def test_shards_that_are_no_set(llama2: Path) -> None:
     refused(llama2, 1, 2, "it holds shards of size 2: give --source_mp_size")
 
 
-def test_swapped_shards_are_seen(llama: Path) -> None:
+def test_convert_refuses_swapped_shards(llama: Path) -> None:
     run(llama, 1, 2)
     first, second = (llama / f"mp2/model_{rank}.safetensors" for rank in range(2))
     shutil.copyfile(first, second)
@@ -96,25 +97,25 @@ def test_swapped_shards_are_seen(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown", "layer", "head"])
-def test_weights_that_are_no_model(llama: Path, change: str) -> None:
+def test_convert_refuses_incomplete_or_unknown_weights(llama: Path, change: str) -> None:
     tensors = load_file(llama / "model.safetensors")
     if change == "missing":
         tensors.pop("model.layers.1.mlp.up_proj.weight")
-        said = "lacks mlp.up_proj.weight of layer 1"
+        message = "lacks mlp.up_proj.weight of layer 1"
     elif change == "unknown":
         tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.ones(2, 2)
-        said = "the model type has no tensor model.layers.0.self_attn.q_proj.lora_A.weight"
+        message = "the model type has no tensor model.layers.0.self_attn.q_proj.lora_A.weight"
     elif change == "layer":
         tensors = {name: tensor for name, tensor in tensors.items() if "layers.1" not in name}
-        said = "of layer 1: the weights are incomplete"
+        message = "of layer 1: the weights are incomplete"
     else:
         tensors.pop("lm_head.weight")
-        said = "lacks lm_head.weight"
+        message = "lacks lm_head.weight"
     save_file(tensors, llama / "model.safetensors")
-    refused(llama, 1, 2, said)
+    refused(llama, 1, 2, message)
 
 
-def test_a_tied_head_that_differs(tmp_path: Path) -> None:
+def test_convert_refuses_a_tied_head_that_differs(tmp_path: Path) -> None:
     make_model("opt", tmp_path)
     run(tmp_path, 1, 2)
     for rank in range(2):
@@ -125,7 +126,7 @@ def test_a_tied_head_that_differs(tmp_path: Path) -> None:
     refused(tmp_path, 2, 4, "lm_head.weight differs from the embedding")
 
 
-def test_targets_in_use(llama: Path, tmp_path: Path) -> None:
+def test_convert_refuses_targets_in_use(llama: Path, tmp_path: Path) -> None:
     refused(llama, 1, 1, "give an --output_path")
     run(llama, 1, 2)
     refused(llama, 1, 2, "is in use: it holds model_0.safetensors")
@@ -142,31 +143,29 @@ def test_targets_in_use(llama: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def test_a_disk_too_small(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_refuses_a_disk_that_is_too_small(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     refused(llama, 1, 2, "but only 1 kB are free there")
 
 
-def test_numbers_too_large_for_the_type(llama: Path) -> None:
+def test_convert_refuses_numbers_too_large_for_the_dtype(llama: Path) -> None:
     tensors = {name: t.float() for name, t in load_file(llama / "model.safetensors").items()}
     tensors["model.norm.weight"][3] = 1e6
     save_file(tensors, llama / "model.safetensors")
     refused(llama, 1, 2, "model.norm.weight holds numbers too large for float16", dtype="fp16")
 
 
-def test_a_bad_disk_is_noticed(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    finish = safetensors_io.SafetensorsWriter.finish
+def test_convert_safetensors_damaged_on_disk_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = safetensors_io.write_tensors
 
-    def spoil(writer: safetensors_io.SafetensorsWriter) -> dict[str, int | str]:
-        digest = finish(writer)
-        with open(writer.path, "r+b") as file:
-            file.seek(-1, os.SEEK_END)
-            last = file.read(1)[0]
-            file.seek(-1, os.SEEK_END)
-            file.write(bytes([last ^ 1]))
+    def write_damaged(path: Path, *arguments: object) -> FileDigest:
+        digest = real(path, *arguments)
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
         return digest
 
-    monkeypatch.setattr(safetensors_io.SafetensorsWriter, "finish", spoil)
+    monkeypatch.setattr(safetensors_io, "write_tensors", write_damaged)
     refused(llama, 1, 2, "reads back with another checksum")
 
 
@@ -178,7 +177,7 @@ class Evil:
         return os.system, (f"touch {self.marker}",)
 
 
-def test_untrusted_files(llama: Path, tmp_path: Path) -> None:
+def test_convert_refuses_hostile_files(llama: Path, tmp_path: Path) -> None:
     weights = llama / "model.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[:-10])
@@ -190,9 +189,9 @@ def test_untrusted_files(llama: Path, tmp_path: Path) -> None:
     refused(llama, 1, 2, "leads out of its folder")
     weights.unlink()
     index = llama / "model.safetensors.index.json"
-    for name, said in (("../outside.safetensors", "not the name of a file"), ("gone.safetensors", "is missing")):
+    for name, message in (("../outside.safetensors", "not the name of a file"), ("gone.safetensors", "is missing")):
         index.write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
-        refused(llama, 1, 2, said)
+        refused(llama, 1, 2, message)
     index.write_text("[")
     refused(llama, 1, 2, "no readable JSON")
     index.unlink()
@@ -208,7 +207,7 @@ def test_untrusted_files(llama: Path, tmp_path: Path) -> None:
     refused(llama, 1, 2, "older than PyTorch 1.6")
 
 
-def test_convert_bin_damaged_on_disk_is_noticed(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convert_bin_damaged_on_disk_is_refused(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.save
 
     def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -226,7 +225,7 @@ def test_convert_full_disk_is_one_line(llama: Path, form: str) -> None:
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
-        said = "File too large" if form == "safetensors" else "pytorch_model_0.bin cannot be written"
-        refused(llama, 1, 2, said, format=form)
+        message = "File too large" if form == "safetensors" else "pytorch_model_0.bin cannot be written"
+        refused(llama, 1, 2, message, format=form)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

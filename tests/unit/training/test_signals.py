@@ -1,4 +1,4 @@
-"""Signals: the step is finished, a checkpoint written, and the exit status tells which signal it was."""
+"""Stop signals: the run finishes its step, writes a checkpoint and exits with a status for the signal."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from helpers.training import ROOT
 
 
 @pytest.mark.parametrize("number, status", [("SIGTERM", 143), ("SIGINT", 130), ("SIGUSR1", 0)])
-def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number, status, options, tmp_path):
+def test_signal_ends_the_run_after_the_step_with_a_checkpoint(number, status, options, tmp_path):
     save = tmp_path / "run"
     extra = ["--checkpoint-every", "0", "--total-iters", "1000"]
     run = Run(options(save, *extra, method="sft"), tmp_path / "log")
@@ -23,14 +23,14 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number, status, 
     assert number in run.log.read_text() and not (save / "last").exists()
 
 
-def test_one_rank_is_told_to_stop_and_both_do(options, tmp_path):
+def test_signal_to_one_rank_stops_both(options, tmp_path):
     run = Run(options(tmp_path / "run", "--batch-size", "1", "--total-iters", "1000"), tmp_path / "log", ranks=2)
     run.wait_for(lambda: len(whole_lines(tmp_path / "run")) >= 1)
     os.kill(run.processes[1].pid, signal.SIGUSR1)
     assert run.wait() == [0, 0], run.log.read_text()
 
 
-def test_a_second_interrupt_leaves_at_once():
+def test_second_interrupt_ends_the_process_at_once():
     code = """
 import os, signal, time
 from promptkd.training.signals import StopSignals
