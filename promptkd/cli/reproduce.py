@@ -30,7 +30,7 @@ from promptkd.planning.show import plan_of
 from promptkd.reproduction.commands import Commands
 from promptkd.reproduction.rows import FAMILIES, PAPER_METHODS, Family, Row, make_rows
 from promptkd.reproduction.stages import Record, run_stages
-from promptkd.training.metrics import read_metrics
+from promptkd.utils.jsonl import read_metrics
 from promptkd.utils.project import CONFIGS, project_root
 from promptkd.utils.strict_json import read_object
 from promptkd.utils.tables import Table

@@ -76,7 +76,7 @@ def test_reproduce_makes_a_table_and_resumes_after_an_interruption(base):
         again = reproduce(base, str(python))
         output = again.communicate(timeout=300)[0]
     assert again.returncode == 0, output
-    assert f"goes on after step {taken}/12" in output and output.count("done before") == 8
+    assert f"resumes after step {taken}/12" in output and output.count("done before") == 8
     assert [row["step"] for row in metrics_of(run)] == list(range(1, 13))
     report = base / "results/gpt2/reproduce/base/report.md"
     text = report.read_text()
