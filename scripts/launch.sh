@@ -76,6 +76,8 @@ train() { # METHOD OPTIONS...: published_gpus says what the options are made for
     case $method in
     sft) shared+=(--lr-decay-style cosine --warmup-iters 0) ;;
     kd | seqkd) shared+=(--lr-decay-style cosine --warmup-iters 0 --kd-ratio 0.5) ;;
+    gkd | distillm) shared+=(--lr-decay-style cosine --warmup-iters 0 --kd-ratio 1.0) ;;
+    distillm2) shared+=(--lr-decay-style cosine --warmup-iters 0) ;;
     promptkd)
         shared+=(--lr-decay-style constant --warmup-iters 100 --prompt-len 7)
         shared+=(--prompt-init-text "Suppose you are a student.")

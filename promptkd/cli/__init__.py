@@ -16,12 +16,13 @@ from promptkd.errors import UserError, exit_with
 COMMANDS = {
     "train": "distill a teacher into a student",
     "evaluate": "answer test sets and score the answers, or measure exposure bias",
-    "generate": "let a teacher answer the training prompts, for SeqKD",
+    "generate": "let a model answer the training prompts, for SeqKD and DistiLLM-2",
     "data": "turn text into token files",
     "report": "compare trained and evaluated models",
-    "plan": "estimate memory and time of a run before it starts",
+    "plan": "estimate the memory of a run before it starts",
     "convert": "convert a model from one tensor-parallel size to another",
     "download": "download the published checkpoints and data",
+    "reproduce": "download, train, evaluate and compare the rows of the paper's table",
 }
 
 

@@ -68,8 +68,11 @@ def memory_of(setting: Setting) -> Memory:
             host.add(offloaded)
         start = max(start, framework + before + building(engine, setting))
     phases = {"student": student_phase(setting), "update": update_phase(setting.student, setting)}
-    if setting.method == "promptkd" and setting.teacher:
-        phases = {"rollout": rollout_phase(setting), "prompt": prompt_phase(setting, setting.teacher), **phases}
+    if setting.teacher and setting.teacher.prompt:
+        phases = {"prompt": prompt_phase(setting, setting.teacher), **phases}
+    if setting.answering:
+        phases = {"rollout": rollout_phase(setting), **phases}
+    if setting.keeps_states:
         # The student's hidden states are kept from the rollout to the end of the step (methods/promptkd.py).
         kept = setting.rows * setting.max_new * setting.student.shape.width * setting.student.size
         for parts in phases.values():
@@ -130,10 +133,13 @@ def logits(setting: Setting, engine: Engine, references: int, tokens: int, train
 
 
 def rollout_phase(setting: Setting) -> Parts:
-    """The student decodes and keeps the hidden state that predicted each token."""
-    student, rows = setting.student, decoding_rows(setting, setting.student, setting.rows)
-    parts = decoding(setting, student, rows)
-    parts["states"] = rows * setting.max_new * student.shape.width * student.size
+    """Student or teacher decode, one after the other. PromptKD keeps the hidden state that predicted each token."""
+    parts, engines = Parts(), {"student": setting.student, "teacher": setting.teacher}
+    for engine in filter(None, map(engines.get, setting.answering)):
+        rows = decoding_rows(setting, engine, setting.rows)
+        parts = parts.maximum(decoding(setting, engine, rows))
+        if setting.keeps_states:
+            parts["states"] = rows * setting.max_new * engine.shape.width * engine.size
     return parts
 
 

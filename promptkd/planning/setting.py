@@ -16,7 +16,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # has a float32 scale for every 64 weights (bitsandbytes' block size).
 PACKED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 DEV_ROWS = 1000  # assumed for a dev set that is read in full: the paper's
-METHODS = ("promptkd", "kd", "seqkd", "sft")
+METHODS = ("promptkd", "kd", "seqkd", "sft", "gkd", "distillm", "distillm2")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,9 @@ class Setting:
     rollout_token_budget: int | None = None  # None: as much as memory allows
     dev_rows: int = 0  # prompts answered in an evaluation, on one rank
     exposure_rows: int = 0  # prompts that student and teacher answer for the exposure bias, on one rank
+    answering: tuple[str, ...] = ()  # who may answer the prompts of a step: "student", "teacher"
+    keeps_states: bool = False  # whether the student's hidden states are kept from its answers
+    sources: int = 1  # sets of `rows` sequences in a step: pairs of responses and a corpus have their own
 
     @property
     def tensor(self) -> int:
@@ -104,8 +107,8 @@ class Setting:
         return min(rows or self.rows, max(1, self.token_budget // self.length))
 
     def micro_batches(self) -> int:
-        """Count the forward passes of a step's examples if all have full length."""
-        return -(-self.rows // self.micro_rows())
+        """Count the forward passes of a step's sequences if all have full length."""
+        return -(-self.rows * self.sources // self.micro_rows())
 
 
 def make_setting(config: RunConfig, hardware: Hardware, examples: int) -> Setting:
@@ -120,7 +123,7 @@ def make_setting(config: RunConfig, hardware: Hardware, examples: int) -> Settin
         UserError: The run cannot be planned, or its models do not fit its sizes.
     """
     if config.method not in METHODS:
-        raise UserError(f"--method {config.method} cannot be planned yet: {', '.join(METHODS)} can")
+        raise UserError(f"--method {config.method} cannot be planned: choose one of {', '.join(METHODS)}")
     student, teacher = _engines(config, hardware)
     groups = hardware.ranks // config.parallel.copies
     optimizer, run = config.optimizer, config.run
@@ -143,7 +146,21 @@ def make_setting(config: RunConfig, hardware: Hardware, examples: int) -> Settin
         rollout_token_budget=optimizer.rollout_token_budget,
         dev_rows=-(-dev_rows // groups),
         exposure_rows=-(-exposure_rows // groups),
+        **_responses(config),
     )
+
+
+def _responses(config: RunConfig) -> dict[str, Any]:
+    """Describe where the responses of a step come from: fields of `Setting`."""
+    options = config.method_settings
+    fraction = getattr(options, "student_data_fraction", 0.0)
+    answers = fraction > 0 or config.method == "distillm"
+    pairs = config.method == "distillm2" or getattr(options, "lm_data_dir", None) is not None
+    return {
+        "answering": ("student",) * answers + ("teacher",) * getattr(options, "seq_kd", False),
+        "keeps_states": config.trains_teacher and fraction == 1,
+        "sources": 2 if pairs else 1,
+    }
 
 
 def _engines(config: RunConfig, hardware: Hardware) -> tuple[Engine, Engine | None]:

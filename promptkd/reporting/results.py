@@ -12,7 +12,10 @@ from promptkd.evaluation.test_sets import SET_NAME
 from promptkd.utils.jsonl import read_jsonl, read_metrics
 from promptkd.utils.strict_json import check_kind, is_kind, read_object
 
-METHOD_LABELS = {"sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "minillm": "MiniLLM", "promptkd": "PromptKD"}
+METHOD_LABELS = {
+    "sft": "SFT", "kd": "KD", "seqkd": "SeqKD", "gkd": "GKD", "imitkd": "ImitKD", "distillm": "DistiLLM",
+    "distillm2": "DistiLLM-2", "abkd": "ABKD", "minillm": "MiniLLM", "promptkd": "PromptKD",
+}  # fmt: skip
 RESULTS, CURVE = "results.json", "exposure_bias.json"
 CURVE_KEYS = ("ex_acc_err", "mean_R", "mean_eps", "std_R", "std_eps")
 INTERVAL_KEYS = ("ex_acc_err_low", "ex_acc_err_high")  # missing in files of the published code

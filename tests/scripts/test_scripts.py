@@ -1,19 +1,21 @@
 """scripts/: each of the published ones has its counterpart, with the published values, and starts what it should.
 
-tests/scripts/recipes.json holds the values of the published scripts (gmkim-ai/PromptKD at 383182f).
+tests/scripts/recipes.json holds the values of the published scripts (gmkim-ai/PromptKD at 383182f), and
+tests/scripts/field_recipes.json those of other methods, with their sources.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers.recipes import BASE, DOLLY, OPT, RECIPES, RUN_EVAL, SCRIPTS
+from helpers.recipes import ABLATION, BASE, DOLLY, FIELD_RECIPES, OPT, RECIPES, RUN_EVAL, SCRIPTS
 from helpers.runs import run_script
 from helpers.training import ROOT
 
@@ -68,6 +70,51 @@ def test_values_are_the_published_ones(script, started):
     assert said == "" and "torch.distributed.run" not in argv
     settings = settings_of(argv)
     assert {name: settings.get(name, "no such setting") for name in RECIPES[script]} == RECIPES[script]
+
+
+@pytest.mark.parametrize("script", FIELD_RECIPES)
+def test_field_recipe_has_its_settings_and_names_its_source(script, started):
+    recipe = FIELD_RECIPES[script]
+    argv, said = started(script, "--dry-run")
+    settings = settings_of(argv)
+    assert said == "" and {name: settings.get(name) for name in recipe["settings"]} == recipe["settings"]
+    text = (ROOT / script).read_text()
+    assert "published_gpus=4\n" in text and settings["batch_size"] * settings["gradient_accumulation_steps"] == 8
+    assert re.search(r"^# Settings: .*\n(# .*\n)*source", text, re.MULTILINE)
+    assert settings_of(started(script, "--dry-run", "--lr", "0.25", "--epochs", "3")[0])["lr"] == 0.25
+
+
+def test_every_field_script_has_a_recipe():
+    folders = ("gkd", "imitkd", "distillm", "distillm2", "abkd")
+    assert set(FIELD_RECIPES) == {script for script in SCRIPTS if script.split("/")[2] in folders}
+
+
+ABLATIONS = {
+    **{f"length_{length}": {"prompt_len": length} for length in (1, 3, 7, 20, 50)},
+    "init_random": {"prompt_init_text": "random"},
+    "init_pad": {"prompt_init_text": "PAD"},
+    "init_text": {"prompt_init_text": "Suppose you are a student."},
+    **{f"{term}_forward": {f"{term}_kld_type": "forward"} for term in ("teacher", "base", "student")},
+    "all_forward": {f"{term}_kld_type": "forward" for term in ("teacher", "base", "student")},
+    "all_reverse": {f"{term}_kld_type": "reverse" for term in ("teacher", "base", "student")},
+    "no_base": {"base_coef": 0.0},
+    "frozen_prompt": {"teacher_lr": 0.0},
+    "no_prompt": {"prompt_len": 0},
+}
+
+
+@pytest.mark.parametrize("ablation", ABLATIONS)
+def test_ablation_is_the_recipe_with_one_change(ablation, started):
+    recipe, settings = (settings_of(started(*command, "--dry-run")[0]) for command in ([BASE], [ABLATION, ablation]))
+    changed = {"save": f"results/gpt2/train/ablations/{ablation}", **ABLATIONS[ablation]}
+    assert settings == {**recipe, **changed}
+    assert ablation in (ROOT / ABLATION).read_text().replace(", _", ", length_").split("ablation=$")[0]
+
+
+@pytest.mark.parametrize("arguments", [[], ["length_8"], ["--dry-run"]])
+def test_ablation_unknown_name_is_one_line(arguments):
+    done = run_script(ABLATION, *arguments)
+    assert done.returncode == 2 and done.stdout == "" and "choose one" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -232,6 +279,7 @@ def test_dry_run_prints_json_alone():
     [
         (DOLLY, {"data_names": "dolly", "eval_batch_size": 16}),
         ("scripts/gpt2/tools/generate_data_seqkd.sh", {"model_path": "results/gpt2/train/sft/gpt2-xlarge/"}),
+        ("scripts/gpt2/tools/generate_data_distillm2.sh", {"save": "results/gpt2/gen/distillm2/gpt2-xlarge"}),
         ("scripts/gpt2/tools/process_data_dolly.sh", {"dev_num": 1000, "only_prompt": False}),  # calls its tool twice
     ],
 )

@@ -12,7 +12,8 @@ from helpers.tiny_models import make_model
 from helpers.training import GOLDEN, golden_argv, metrics_of
 
 TRAINED = ["gpt2/sft/sft_base", "gpt2/kd/kd_base", "gpt2/seqkd/seqkd_base", "gpt2/minillm/minillm_base"]
-TRAINED += ["opt/promptkd/promptkd_1.3B", "llama/promptkd/promptkd_7B"]
+TRAINED += ["opt/promptkd/promptkd_1.3B", "llama/promptkd/promptkd_7B", "opt/gkd/gkd_1.3B", "gpt2/abkd/abkd_base"]
+TRAINED += ["gpt2/distillm/distillm_base"]
 FP32 = "configs/deepspeed/ds_config_fp32.json"
 
 
@@ -46,6 +47,8 @@ def test_a_script_of_each_method_and_family_trains(script, save, families):
         folder = options.index("--data-dir")
         options[folder : folder + 2] = ["--prompt-data-dir", f"{GOLDEN}/processed/dolly/prompt/gpt2"]
         options += ["--lm-data-dir", f"{GOLDEN}/processed/corpus/gpt2", "--num-rollouts", "4", "--chunk-size", "4"]
+    if method == "distillm":
+        options += ["--lm-data-dir", f"{GOLDEN}/processed/corpus/gpt2"]
     if family != "gpt2":
         options += ["--model-path", f"{families}/{family}", "--teacher-model-path", f"{families}/{family}"]
     done = run_script(f"scripts/{script}.sh", *options, "--batch-size", "4", "--gradient-accumulation-steps", "1")
@@ -91,3 +94,24 @@ def test_data_scripts_lead_from_raw_text_to_seqkd(tmp_path):
         for file in (GOLDEN / "processed" / theirs).iterdir():
             assert (made / ours / file.name).read_bytes() == file.read_bytes(), file
     assert (tmp_path / RECIPES["scripts/gpt2/seqkd/seqkd_base.sh"]["data_dir"] / "train_0.bin").exists()
+
+
+def test_distillm2_scripts_generate_pairs_and_train_on_them(tmp_path):
+    models, processed = tmp_path / "checkpoints/gpt2/train", tmp_path / "processed_data/dolly/full"
+    for folder in (models / "sft", models / "minillm_init", processed):
+        folder.mkdir(parents=True)
+    (models / "sft/gpt2-xlarge").symlink_to(GOLDEN / "models/gpt2_teacher")
+    (models / "minillm_init/gpt2-base").symlink_to(GOLDEN / "models/gpt2_student")
+    (processed / "gpt2").symlink_to(GOLDEN / "processed/dolly/full/gpt2")
+    sizes = ["--max-length", "104", "--max-prompt-length", "96"]
+    script = "scripts/gpt2/tools/generate_data_distillm2.sh"
+    for _ in range(2):  # The second time, the answers are complete.
+        done = run_script(script, str(tmp_path), "0", "1", *sizes, "--dtype", "fp32")
+        assert done.returncode == 0, done.stderr
+    steps = ["--total-iters", "2", "--batch-size", "2", "--dev-num", "0", "--deepspeed_config", FP32]
+    done = run_script("scripts/gpt2/distillm2/distillm2_base.sh", str(tmp_path), "0", "1", *sizes, *steps)
+    assert done.returncode == 0, done.stderr
+    rows = metrics_of(tmp_path / "results/gpt2/train/distillm2/gpt2-base-xlarge")
+    assert [row["step"] for row in rows] == [1, 2] and {"teacher_response_loss", "student_response_loss"} <= set(
+        rows[0]
+    )

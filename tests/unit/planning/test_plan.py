@@ -114,6 +114,43 @@ def test_memory_phases_depend_on_the_token_budget(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("method", "options", "answering", "sources", "phases"),
+    [
+        ("promptkd", [], ("student",), 1, ["rollout", "prompt"]),
+        ("promptkd", ["--student-data-fraction", "0"], (), 1, ["prompt"]),
+        ("promptkd", ["--prompt-len", "0"], ("student",), 1, ["rollout"]),
+        ("gkd", [], ("student",), 1, ["rollout"]),
+        ("gkd", ["--seq-kd"], ("student", "teacher"), 1, ["rollout"]),
+        ("gkd", ["--student-data-fraction", "0"], (), 1, []),
+        ("distillm", [], ("student",), 1, ["rollout"]),
+        ("distillm", ["--lm-data-dir", "corpus"], ("student",), 2, ["rollout"]),
+        ("distillm2", ["--student-data-dir", "pairs"], (), 2, []),
+        ("kd", [], (), 1, []),
+    ],
+)
+def test_phases_follow_where_the_responses_come_from(method, options, answering, sources, phases):
+    setting = make("--cpu", "--batch-size", "16", *options, method=method)
+    assert (setting.answering, setting.sources, setting.micro_batches()) == (answering, sources, sources)
+    memory = memory_of(setting)
+    assert list(memory.phases) == [*phases, "student", "update", "evaluation"]
+    assert ("states" in memory.phases["student"]) == (phases == ["rollout", "prompt"])
+
+
+def test_rollout_holds_the_larger_of_the_two_answering_models():
+    caches = [
+        memory_of(make("--cpu", *options, method="gkd")).phases["rollout"]["key-value cache"]
+        for options in ([], ["--seq-kd"])
+    ]
+    assert 0 < caches[0] < caches[1]
+
+
+def test_plan_refuses_a_method_without_formulas():
+    options = ["--prompt-data-dir", "prompts", "--lm-data-dir="]
+    with pytest.raises(UserError, match="--method minillm cannot be planned: choose one of promptkd"):
+        make("--cpu", *options, method="minillm")
+
+
 def test_gradient_bucket_is_no_larger_than_the_trained_parameters(tmp_path):
     """As in config.deepspeed.with_bucket_for: DeepSpeed's default of 5e8 elements would be 2 GB in float32."""
     for device in (["--cpu"], ["--gpus", "1", "--gpu", "a100"]):

@@ -1,0 +1,1 @@
+"""Reproduce the paper's table: the rows, the commands that make them, and running these."""

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# GKD: GPT-2 medium (355M) learns from GPT-2 XL on its own responses and those of the data, half and half.
+#   bash scripts/gpt2/gkd/gkd_medium.sh [base_path] [port] [gpus] [options...]
+# Settings: jongwooko/distillm at 17c0f98, scripts/gpt2/gkd/gkd_medium.sh (mixed-jsd, mixed-alpha 0.5). Not certain:
+# the effective batch of 32, which is batch 8 x the 4 GPUs of its README. The script starts 16 GPUs.
+source "$(dirname "${BASH_SOURCE[0]}")/../../launch.sh"
+
+published_gpus=4
+train gkd \
+    --model-path "${base}checkpoints/gpt2/train/minillm_init/gpt2-medium/" \
+    --teacher-model-path "${base}checkpoints/gpt2/train/sft/gpt2-xlarge/" \
+    --data-dir "${base}processed_data/dolly/full/gpt2/" \
+    --save "${base}results/gpt2/train/gkd/gpt2-medium-xlarge" \
+    --deepspeed_config "${configs}ds_config.json" \
+    --batch-size 8 --gradient-accumulation-steps 1 --eval-batch-size 8 \
+    --lr 0.0005 --epochs 20 \
+    --divergence jsd --jsd-beta 0.5 --student-data-fraction 0.5 \
+    "$@"
