@@ -205,8 +205,8 @@ class OptimizerSettings:
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)  # AdamW's
 
     lr: float = option(5e-5, "peak learning rate of the student")
-    lr_decay_style: Literal["constant", "cosine", "noam"] = option(
-        "constant", "learning-rate schedule of student and prompt"
+    lr_decay_style: Literal["constant", "cosine", "noam", "cosine_trm"] = option(
+        "constant", "learning-rate schedule of student and prompt. cosine_trm is transformers' cosine, with warmup"
     )
     lr_min: float = option(1e-7, "final learning rate of the cosine schedule")
     warmup_iters: int = option(0, "optimizer steps of linear warmup (constant and noam)")
