@@ -47,7 +47,7 @@ def json_object(text: str) -> dict[str, Any]:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text[:32]!r} is not a JSON object ({error})") from None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"{text[:32]!r} is a JSON {type(value).__name__}: give an object")
+        raise argparse.ArgumentTypeError(f"{text[:32]!r} is not a JSON object, but a {type(value).__name__}")
     return value
 
 
