@@ -1,1 +1,1 @@
-"""The paper's baselines, on promptkd's trainer, losses and rollouts."""
+"""The baselines of the paper and of the field, on promptkd's trainer, losses and rollouts."""

@@ -69,12 +69,11 @@ class DistiLLM2(Method):
         assert paired is not None
         own = replace(step_batch, examples=[paired[example.index] for example in step_batch.examples])
         teacher_batches, tokens = self.micro_batches(step_batch, [each.response for each in step_batch.examples])
-        student_batches, own_tokens = self.micro_batches(own, [each.response for each in own.examples])
-        by_student = set(map(id, student_batches))
+        student_batches, own_tokens = self.micro_batches(own, [each.response for each in own.examples], "student")
 
         def losses(batch: MicroBatch) -> dict[str, Term]:
             target = self.teacher.predict(batch)
-            if id(batch) in by_student:
+            if batch.source == "student":
                 return {"student_response_loss": self.settings.term("skew_reverse_kl_detached", target)}
             return {"teacher_response_loss": self.settings.term("skew_forward_kl", target)}
 

@@ -46,10 +46,9 @@ class KD(Method):
         chosen, responses = self.examples(step_batch)
         micro_batches, tokens = self.micro_batches(chosen, responses)
         corpus = self.corpus_batches(step_batch)
-        of_corpus = set(map(id, corpus))
 
         def losses(batch: MicroBatch) -> dict[str, Term]:
-            if id(batch) in of_corpus:
+            if batch.source == "corpus":
                 return {"corpus_loss": CrossEntropy(batch.targets, self.settings.lm_coef)}
             return self.losses(batch)
 

@@ -236,11 +236,10 @@ class MiniLLM(Method):
     ) -> dict[str, float]:
         """Take an optimizer step, without dropout, on rollouts and on texts of the corpus."""
         options, device = self.settings, self.context.ranks.device
-        of_corpus = set(map(id, texts))
 
         def losses(batch: MicroBatch) -> dict[str, Term]:
             teacher = self.teacher.predict(batch)
-            if id(batch) in of_corpus:
+            if batch.source == "corpus":
                 return {
                     "lm_loss": CrossEntropy(batch.targets, options.lm_coef * (1 - options.kd_ratio)),
                     "ds_loss": ForwardKL(teacher, options.lm_coef * options.kd_ratio),

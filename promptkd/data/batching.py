@@ -25,6 +25,7 @@ class MicroBatch:
         where: int64, `(response tokens,)`: the positions in the flattened `ids` whose states predict them.
         targets: int64, `(response tokens,)`.
         token_weights: float32, `(response tokens,)`: the weight of each token's loss in the step's loss.
+        source: Which responses these are, for a method that uses several kinds in one step.
     """
 
     members: list[int]
@@ -32,6 +33,7 @@ class MicroBatch:
     where: Tensor
     targets: Tensor
     token_weights: Tensor
+    source: str = ""
 
 
 def make_micro_batches(

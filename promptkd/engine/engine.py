@@ -109,7 +109,7 @@ class TrainEngine:
         """Take one optimizer step on all micro-batches of a step.
 
         Args:
-            micro_batches: As many on every rank. Their token weights add up to 1 over the step.
+            micro_batches: As many on every rank. For each kind of responses, their token weights add up to 1.
             losses_of: Returns the losses of a micro-batch by name. Their sum, weighted by the coefficients, is
                 minimized. Micro-batches may have different losses.
 

@@ -199,12 +199,15 @@ class Method(ABC):
             responses[i] = response
         return responses, output.hidden_states if keep_states else None
 
-    def micro_batches(self, step_batch: StepBatch, responses: Sequence[TokenIds]) -> tuple[list[MicroBatch], int]:
+    def micro_batches(
+        self, step_batch: StepBatch, responses: Sequence[TokenIds], source: str = ""
+    ) -> tuple[list[MicroBatch], int]:
         """Group prompts and responses into padded micro-batches, as many on each rank.
 
         Args:
             step_batch: The prompts.
             responses: Token ids of a response to each prompt.
+            source: Name of this kind of responses, for `MicroBatch.source`.
 
         Returns:
             The micro-batches, and the number of response tokens of the step on all ranks.
@@ -217,7 +220,8 @@ class Method(ABC):
         sizes = [len(prompt) + length for prompt, length in zip(prompts, lengths)]
         budget = context.limits.token_budget
         count = context.ranks.all_reduce_max(len(group_by_length(sizes, budget)))
-        return make_micro_batches(prompts, responses, weights, budget, context.ranks.device, count), tokens
+        batches = make_micro_batches(prompts, responses, weights, budget, context.ranks.device, count)
+        return [replace(batch, source=source) for batch in batches], tokens
 
     def corpus_batches(self, step_batch: StepBatch) -> list[MicroBatch]:
         """Return micro-batches of the step's rows of the corpus, none if there is no corpus."""
@@ -225,7 +229,7 @@ class Method(ABC):
         if sampler is None or corpus is None:
             return []
         texts = [corpus[row] for row in sampler.indices(step_batch.step)]
-        return self.micro_batches(replace(step_batch, examples=texts), [text.response for text in texts])[0]
+        return self.micro_batches(replace(step_batch, examples=texts), [text.response for text in texts], "corpus")[0]
 
     def token_weights(self, lengths: list[int], tokens: int, batch_size: int) -> list[float]:
         """Return the weight of a response token of each example. With it, grouping cannot change the loss."""

@@ -23,7 +23,7 @@ PUBLISHED_NAMES = {"reverse": "reverse_kl", "forward": "forward_kl"}
 
 def divergence_option(default: str) -> Any:
     """Return the field of `--divergence` with a method's default."""
-    return option(default, "divergence between teacher and student (docs/training.md)", choices=[*DIVERGENCES])
+    return option(default, "divergence between teacher and student (docs/fidelity.md)", choices=[*DIVERGENCES])
 
 
 @dataclass

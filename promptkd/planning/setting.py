@@ -16,7 +16,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 # has a float32 scale for every 64 weights (bitsandbytes' block size).
 PACKED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 DEV_ROWS = 1000  # assumed for a dev set that is read in full: the paper's
-METHODS = ("promptkd", "kd", "seqkd", "sft", "gkd", "distillm", "distillm2")
+PLANNED_METHODS = ("promptkd", "kd", "seqkd", "sft", "gkd", "distillm", "distillm2")
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def make_setting(config: RunConfig, hardware: Hardware, examples: int) -> Settin
     Raises:
         UserError: The run cannot be planned, or its models do not fit its sizes.
     """
-    if config.method not in METHODS:
-        raise UserError(f"--method {config.method} cannot be planned: choose one of {', '.join(METHODS)}")
+    if config.method not in PLANNED_METHODS:
+        raise UserError(f"--method {config.method} cannot be planned: choose one of {', '.join(PLANNED_METHODS)}")
     student, teacher = _engines(config, hardware)
     groups = hardware.ranks // config.parallel.copies
     optimizer, run = config.optimizer, config.run

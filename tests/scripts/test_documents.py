@@ -68,3 +68,9 @@ def test_adding_a_method_code_trains_on_golden_models(tmp_path, monkeypatch):
     rows = metrics_of(tmp_path / "run")
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(0 < row["loss"] < 20 and row["response_tokens"] > 0 for row in rows)
+
+
+def test_training_document_lists_every_method():
+    text = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)`", text, re.MULTILINE)
+    assert sorted(listed) == sorted(METHODS)
