@@ -35,11 +35,11 @@ INCREMENT = 0.1  # of phi
 class DistiLLMSettings(CorpusSettings, KDSettings):
     divergence: str = divergence_option("skew_forward_kl")
     kd_ratio: float = option(1.0, "weight of the distillation loss. Cross-entropy is weighted by 1 - kd_ratio")
-    init_threshold: float = option(0.0, "initial phi: the probability of training on the student's responses")
-    loss_eps: float = option(0.1, "increase of the dev loss over the reference that raises phi")
+    init_threshold: float = option(0.0, "initial value of phi, the probability of training on the student's responses")
+    loss_eps: float = option(0.1, "phi grows by 0.1 when the dev loss is this much above its reference")
     capacity: int = option(1000, "number of responses in the replay buffer")
     replay_ratio: Literal["decreasing", "constant", "increasing"] = option(
-        "decreasing", "how the share of fresh responses among the student's changes during training"
+        "decreasing", "how the share of fresh responses, as opposed to replayed ones, changes during training"
     )
 
     def __post_init__(self) -> None:

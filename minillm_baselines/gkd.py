@@ -21,8 +21,10 @@ from promptkd.methods.divergence_options import divergence_option
 class GKDSettings(KDSettings):
     divergence: str = divergence_option("jsd")
     kd_ratio: float = option(1.0, "weight of the distillation loss. Cross-entropy is weighted by 1 - kd_ratio")
-    student_data_fraction: float = option(0.5, "probability that the student answers a prompt instead of the data")
-    seq_kd: bool = option(False, "let the teacher answer the other prompts instead of the data")
+    student_data_fraction: float = option(
+        0.5, "probability of using the student's response to a prompt instead of the given one"
+    )
+    seq_kd: bool = option(False, "use the teacher's responses to the other prompts instead of those in the data")
 
     def __post_init__(self) -> None:
         super().__post_init__()

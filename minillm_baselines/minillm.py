@@ -42,7 +42,10 @@ class MiniLLMOptimizerSettings(OptimizerSettings):
 
     weight_decay: float = option(1e-6, "weight decay of AdamW. Biases and GPT-2's layer norms are not decayed")
     scheduler_name: str | None = option(
-        None, "published name of the schedule, instead of --lr-decay-style", choices=[*SCHEDULES], published=True
+        None,
+        "published name of the learning-rate schedule (default: --lr-decay-style)",
+        choices=[*SCHEDULES],
+        published=True,
     )
 
     def __post_init__(self) -> None:
@@ -61,27 +64,32 @@ class MiniLLMSettings(CorpusSettings):
     ppo_epochs: int = option(4, "passes over each collection of rollouts")
     num_rollouts: int = option(256, "number of rollouts of a collection, on all ranks together")
     chunk_size: int = option(
-        8, "number of prompts that a rank takes at a time. Surplus prompts of a collection are discarded"
+        8, "number of prompts that a rank reads at a time. Surplus prompts of a collection are discarded"
     )
     teacher_mixed_alpha: float = option(0.2, "weight of the teacher in the mixture that rollouts are sampled from")
-    reward_scaling: float = option(1.0, "divisor of rewards")
+    reward_scaling: float = option(1.0, "value that rewards are divided by")
     cliprange_reward: float = option(100.0, "rewards are clipped to +- this value. 0 disables clipping")
     cliprange: float = option(0.2, "the probability ratio is clipped to 1 +- this value")
-    gamma: float = option(0.95, "discount factor of later rewards")
+    gamma: float = option(0.95, "discount factor of future rewards")
     length_norm: bool = option(
         True,
-        "log reward and rev_kl per token. Advantages are divided by the remaining length in any case, as published",
+        "log reward and rev_kl per token. Advantages are always divided by the remaining length, as published",
     )
     single_step_reg: bool = option(True, "add KL(student || teacher) at each token to the policy loss")
     whiten: Literal["response", "published"] = option(
-        "response", "whiten advantages over response tokens. published: over padding, too, as zeros", published=True
+        "response",
+        "tokens over which advantages are whitened. response: response tokens. published: also padding, as zeros",
+        published=True,
     )
     kd_ratio: float = option(
         0.5, "weight of the distillation loss in the pre-training loss. Cross-entropy is weighted by 1 - kd_ratio"
     )
     seed_ppo: int = option(42, "seed of the order of rollouts in each pass")
     seed_lm: int = option(
-        7, "unused, as in the published code. --seed-order orders the corpus, too", numbers=False, published=True
+        7,
+        "unused, as in the published code. --seed-order is the seed of the order of the corpus",
+        numbers=False,
+        published=True,
     )
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ class GgufSettings:
     """The command's options."""
 
     gguf: str = option("", "GGUF file to read")
-    save: str = option("", "folder to write into")
+    save: str = option("", "output folder")
 
     def __post_init__(self) -> None:
         if not self.save:
@@ -80,7 +80,9 @@ def read(gguf: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def main() -> None:
     """Run the command."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
-    settings = parse({"options": GgufSettings}, sys.argv[1:], "convert_gguf.py", dry_run=False).options
+    settings = parse(
+        {"options": GgufSettings}, sys.argv[1:], "convert_gguf.py", dry_run=False, description=__doc__
+    ).options
     model, tokenizer = read(Path(settings.gguf))
     with atomic_files(Path(settings.save)) as folder:
         model.save_pretrained(folder)

@@ -167,14 +167,14 @@ MOST_ROWS = 1_000_000  # more different instructions than the tasks have
 class DemoSettings:
     """The options of this script."""
 
-    save: str = option("results/demo", "folder to write to")
-    seed: int = option(1, "seeds data and weights")
-    teacher_num: int = option(20000, "the teacher's training examples")
-    train_num: int = option(1000, "the students' training examples: the first of the teacher's")
-    dev_num: int = option(240, "examples for the dev loss and ROUGE-L during training")
-    test_num: int = option(480, "examples for the evaluation at the end")
-    vocab_size: int = option(1024, "tokens of the byte-level BPE tokenizer")
-    models: bool = option(True, "make tokenizer and models, too; --no-models: only data, for existing models")
+    save: str = option("results/demo", "output folder")
+    seed: int = option(1, "seed of data and weights")
+    teacher_num: int = option(20000, "number of training examples of the teacher")
+    train_num: int = option(1000, "number of training examples of the students, the first of the teacher's")
+    dev_num: int = option(240, "number of dev examples, for the evaluations during training")
+    test_num: int = option(480, "number of test examples, for the evaluation at the end")
+    vocab_size: int = option(1024, "vocabulary size of the byte-level BPE tokenizer")
+    models: bool = option(True, "also make tokenizer and models. --no-models makes only data")
 
     def __post_init__(self) -> None:
         if max(self.teacher_num, self.test_num, self.dev_num) > MOST_ROWS or not self.save:
@@ -253,7 +253,9 @@ def make_model(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2
 
 def main() -> None:
     """Make data and models."""
-    settings = parse({"options": DemoSettings}, sys.argv[1:], "make_demo.py", dry_run=False).options
+    settings = parse(
+        {"options": DemoSettings}, sys.argv[1:], "make_demo.py", dry_run=False, description=__doc__
+    ).options
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
     save, data = Path(settings.save), make_data(settings)
     for name, rows in data.items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Estimate memory and time of a run: the same as `promptkd plan`. --help lists the options."""
+"""Plan the memory of a run: the same as `promptkd plan`. --help lists the options."""
 
 from promptkd.cli.plan import main
 from promptkd.errors import exit_with

@@ -31,9 +31,9 @@ class PruneSettings:
     """The command's options."""
 
     model_path: str = option("", "teacher: a Hugging Face folder or hub name")
-    keep: int = option(0, "number of layers to keep, at least 2; drops layers in the middle")
+    keep: int = option(0, "number of layers to keep, at least 2. Layers in the middle are dropped")
     drop: list[int] | None = option(None, "layers to drop, numbered from 0, instead of --keep")
-    save: str = option("", "folder to write into")
+    save: str = option("", "output folder")
 
     def __post_init__(self) -> None:
         for name in ("model_path", "save"):
@@ -100,7 +100,9 @@ def prune(model: PreTrainedModel, dropped: list[int]) -> None:
 def main() -> None:
     """Run the command."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
-    settings = parse({"options": PruneSettings}, sys.argv[1:], "prune_layers.py", dry_run=False).options
+    settings = parse(
+        {"options": PruneSettings}, sys.argv[1:], "prune_layers.py", dry_run=False, description=__doc__
+    ).options
     import torch
 
     from promptkd.models.loading import load_causal_lm, load_tokenizer

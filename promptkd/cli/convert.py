@@ -2,9 +2,9 @@
 
     python tools/convert_mp.py --input_path results/llama/13B --source_mp_size 4 --target_mp_size 1 --model_type llama
 
-Size 1 is a Hugging Face folder with DIR/model.safetensors or DIR/pytorch_model.bin, or several files and an index.
-Size N > 1 is DIR/mpN/model_0.safetensors ... or, like the published checkpoints, DIR/mpN/pytorch_model_0.bin ...
-The output is written into the input folder, or into --output_path together with config.json and the tokenizer. It
+A model of size 1 is a Hugging Face folder: model.safetensors or pytorch_model.bin, or several files and an index.
+A model of size N > 1 is mpN/model_0.safetensors ... or, like the published checkpoints, mpN/pytorch_model_0.bin ...
+The output is written to the input folder, or to --output_path together with config.json and the tokenizer. It
 appears when it is complete and its checksums are verified. A run that fails leaves nothing behind.
 Exit status: 0 for success, 2 for bad input, with nothing written.
 """
@@ -40,7 +40,7 @@ def build_parser() -> CommandParser:
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder with the weights or with mp<N>/",
+        help="folder with the weights, or with mp<N>/",
     )
     parser.add_argument(
         "--source_mp_size",
@@ -48,7 +48,7 @@ def build_parser() -> CommandParser:
         type=parallel_size,
         default=1,
         metavar="N",
-        help="size of the input (default: 1)",
+        help="tensor-parallel size of the input (default: 1)",
     )
     parser.add_argument(
         "--target_mp_size",
@@ -56,7 +56,7 @@ def build_parser() -> CommandParser:
         type=parallel_size,
         required=True,
         metavar="N",
-        help="size of the output",
+        help="tensor-parallel size of the output",
     )
     parser.add_argument(
         "--model_type",
@@ -66,13 +66,16 @@ def build_parser() -> CommandParser:
         help="model family (default: the one in config.json)",
     )
     parser.add_argument(
-        "--output_path", "--output-path", type=Path, metavar="DIR", help="folder of the output (default: --input_path)"
+        "--output_path", "--output-path", type=Path, metavar="DIR", help="output folder (default: --input_path)"
     )
     parser.add_argument(
         "--format", choices=("safetensors", "bin"), default="safetensors", help="file format (default: safetensors)"
     )
     parser.add_argument(
-        "--dtype", choices=("keep", "fp16", "bf16", "fp32"), default="keep", help="dtype of the output (default: keep)"
+        "--dtype",
+        choices=("keep", "fp16", "bf16", "fp32"),
+        default="keep",
+        help="data type of the output (default: keep)",
     )
     parser.add_argument("--half", dest="dtype", action="store_const", const="fp16", help="same as --dtype fp16")
     parser.add_argument(

@@ -4,13 +4,13 @@
     python tools/process_data.py corpus --raw text.txt --tokenizer MODEL --save DIR --dev-num 1000
     python tools/process_data.py pseudo --generated generated.jsonl --data-dir FULL --tokenizer MODEL --save DIR
 
-instructions: rows of any shape (promptkd/data/rows.py) of .jsonl, .json, .csv, .parquet or hub:NAME become
-train_0.bin/.idx and train.jsonl, the first --dev-num rows valid_0.bin/.idx and valid.jsonl. Rows with too long prompts
-are left out.
-corpus: each line is a document ("<@x(x!>" stands for a newline within it). All are packed into rows of
---max-length tokens; the first --dev-num rows are the valid split.
-pseudo: the teacher's answers of tools/generate.py become the responses; the valid split is copied.
---help after the command lists its options, --dry-run prints their values as JSON and runs nothing.
+instructions: Read rows from .jsonl, .json, .csv, .parquet or hub:NAME (docs/data.md lists their fields). The first
+--dev-num rows become valid_0.bin/.idx and valid.jsonl, the others train_0.bin/.idx and train.jsonl. Rows with too long
+prompts are dropped.
+corpus: Read a document from each line, in which "<@x(x!>" stands for a newline. All documents are packed into rows of
+--max-length tokens. The first --dev-num rows are the valid split.
+pseudo: Use the teacher's answers from tools/generate.py as responses. The valid split is copied from --data-dir.
+COMMAND --help lists the options of a command. COMMAND --dry-run prints their values as JSON and exits.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ from promptkd.utils.machine import usable_cores
 class Common:
     """Options of the commands that read --raw."""
 
-    raw: str = option("", "file to read")
-    tokenizer: str = option("", "folder of the model whose tokenizer is used")
-    save: str = option("", "folder to write to")
-    dev_num: int = option(0, "rows of the valid split, taken from the start")
-    workers: int = option(usable_cores(), "worker processes; the output is the same for any number")
-    overwrite: bool = option(False, "replace token files that --save holds already")
+    raw: str = option("", "file, folder#split or hub:NAME#split to read (corpus: a text file)")
+    tokenizer: str = option("", "folder or hub name of the model whose tokenizer is used")
+    save: str = option("", "output folder")
+    dev_num: int = option(0, "number of rows of the valid split, taken from the start")
+    workers: int = option(usable_cores(), "number of worker processes. The output does not depend on it")
+    overwrite: bool = option(False, "replace existing token files in --save")
 
     def __post_init__(self) -> None:
         require(self, "raw", "tokenizer", "save")
@@ -66,11 +66,14 @@ class Common:
 class InstructionSettings(TemplateSettings, Common):
     """Options of `instructions`."""
 
-    max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
-    max_length: int | None = option(None, "cut rows to this many tokens (train.py cuts anyway); default: no cut")
-    only_prompt: bool = option(False, "write prompts without marker and response to the token files")
+    max_prompt_length: int = option(256, "maximum number of tokens of a prompt. Rows with longer prompts are dropped")
+    max_length: int | None = option(
+        None, "cut rows to this number of tokens; train.py cuts them in any case (default: no cut)"
+    )
+    only_prompt: bool = option(False, "write only prompts to the token files, as MiniLLM reads them")
     special_tokens: Literal["own", "none", "published"] = option(
-        "own", "special tokens in front of prompts: once those that the tokenizer begins texts with; published: none"
+        "own",
+        "special tokens in front of prompts. own: those that the tokenizer puts before a text, once. published: none",
     )
 
     def __post_init__(self) -> None:
@@ -87,8 +90,8 @@ class InstructionSettings(TemplateSettings, Common):
 class CorpusSettings(Common):
     """Options of `corpus`."""
 
-    max_length: int = option(512, "tokens of each row")
-    train_num: int = option(-1, "rows of the train split; -1: all rows")
+    max_length: int = option(512, "number of tokens of each row")
+    train_num: int = option(-1, "number of rows of the train split. -1: all rows")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,13 +104,15 @@ class CorpusSettings(Common):
 class PseudoSettings:
     """Options of `pseudo`."""
 
-    generated: str = option("", "generated.jsonl of tools/generate.py")
-    data_dir: str = option("", "processed folder its prompts came from: they are checked, its valid split is copied")
-    tokenizer: str = option("", "folder of the model whose tokenizer is used")
-    save: str = option("", "folder to write to")
-    max_prompt_length: int = option(256, "leave out rows whose prompt has more tokens")
+    generated: str = option("", "file generated.jsonl that tools/generate.py wrote")
+    data_dir: str = option(
+        "", "processed folder that the prompts came from. They are compared, and its valid split is copied"
+    )
+    tokenizer: str = option("", "folder or hub name of the model whose tokenizer is used")
+    save: str = option("", "output folder")
+    max_prompt_length: int = option(256, "maximum number of tokens of a prompt. Rows with longer prompts are dropped")
     special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
-    overwrite: bool = option(False, "replace token files that --save holds already")
+    overwrite: bool = option(False, "replace existing token files in --save")
 
     def __post_init__(self) -> None:
         require(self, "generated", "data_dir", "tokenizer", "save")

@@ -28,7 +28,7 @@ def read_settings(argv: list[str]) -> SimpleNamespace:
         "decoding": AnswerSettings,
         "exposure_bias": ExposureBiasSettings,
     }
-    settings = parse(groups, argv, prog=program_name("evaluate.py"))
+    settings = parse(groups, argv, prog=program_name("evaluate.py"), description=__doc__)
     foreign = settings.exposure_bias.given()
     if foreign and settings.evaluation.type != "exposure_bias":
         raise UserError(f"{foreign} is for --type exposure_bias: leave it out, or pass that type")

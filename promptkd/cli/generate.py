@@ -36,11 +36,11 @@ if TYPE_CHECKING:
 class GenerationSettings(AnsweringSettings):
     """The folder for the answers, and the prompts to answer."""
 
-    save: str = option("results/gen", "folder for generated.jsonl")
-    overwrite: bool = option(False, "replace answers of other settings that --save holds")
+    save: str = option("results/gen", "output folder for generated.jsonl")
+    overwrite: bool = option(False, "replace answers in --save that were generated with other options")
     seed: int = option(10, "seed of sampling")
-    gen_num: int = option(-1, "answer N of the prompts, chosen by --seed-ppo; -1: all")
-    seed_ppo: int = option(42, "chooses the prompts when --gen-num is not -1")
+    gen_num: int = option(-1, "number of prompts to answer, chosen at random. -1: all")
+    seed_ppo: int = option(42, "seed of the choice of prompts by --gen-num")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,10 +55,10 @@ class GenerationSettings(AnsweringSettings):
 class PromptSettings(BudgetSettings, TemplateSettings):
     """The data folder and its prompts."""
 
-    data_dir: str = option("", "processed folder with train.jsonl, or the root of such folders")
-    data_names: str = option("", "name of the folder below --data-dir, where --data-dir has no train.jsonl")
-    max_length: int = option(512, "most tokens of prompt and answer together")
-    max_prompt_length: int = option(256, "most tokens of a prompt; longer ones are left out")
+    data_dir: str = option("", "folder with train.jsonl (.json, .csv, .parquet), its parent folder, or hub:NAME")
+    data_names: str = option("", "name of the folder below --data-dir, if --data-dir has no train.jsonl")
+    max_length: int = option(512, "maximum number of tokens of prompt and answer together")
+    max_prompt_length: int = option(256, "maximum number of tokens of a prompt. Longer prompts are dropped")
     special_tokens: SpecialTokensRule = option("auto", SPECIAL_TOKENS_HELP)
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ def read_settings(argv: list[str]) -> SimpleNamespace:
         "data": PromptSettings,
         "decoding": DecodingSettings,
     }
-    return parse(groups, argv, prog=program_name("generate.py"))
+    return parse(groups, argv, prog=program_name("generate.py"), description=__doc__)
 
 
 def identity(settings: SimpleNamespace, prompts: list[str], dtype: str) -> dict[str, Any]:

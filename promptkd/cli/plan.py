@@ -5,8 +5,8 @@
         --teacher-model-path gpt2-xlarge --batch-size 2
     python tools/plan.py --cpu --ranks 2 --gpu-memory 16GB --method promptkd --model-path DIR --teacher-model-path DIR
 
-Only config.json files and the DeepSpeed file are read. A model whose folder does not exist is looked up by its name in
-configs/models. All other options are those of train.py. With --script they override the script's.
+The plan reads only config.json and the DeepSpeed config. If a model's folder does not exist, its name is looked up in
+configs/models. All other options are those of train.py. With --script, they override the options of the script.
 """
 
 from __future__ import annotations
@@ -48,13 +48,20 @@ def build_parser() -> Parser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--script", type=Path, help="a script of scripts/<model>/<method>/")
-    add("--gpus", "--ranks", type=whole_number, dest="ranks", help="total number of devices; default: 1")
-    add("--gpus-per-node", type=whole_number, help="devices of one machine; default: up to 8")
+    add("--script", type=Path, help="training script, such as scripts/<model>/<method>/*.sh")
+    add("--gpus", "--ranks", type=whole_number, dest="ranks", help="total number of devices (default: 1)")
+    add("--gpus-per-node", type=whole_number, help="number of devices of one machine (default: at most 8)")
     add("--cpu", action="store_true", help="run the ranks on a CPU")
-    add("--gpu", choices=GPUS, help="kind of GPU, which gives --gpu-memory")
-    add("--gpu-memory", help="memory of one GPU, or with --cpu of the machine, like 24GB")
-    add("--examples", type=whole_number, help=f"training examples; default: those in --data-dir, or {DOLLY}")
+    add("--gpu", choices=GPUS, help="model of the GPU, which sets --gpu-memory")
+    add(
+        "--gpu-memory",
+        help="memory of one GPU, such as 24GB; with --cpu, memory of the machine (default with --cpu: 16GB)",
+    )
+    add(
+        "--examples",
+        type=whole_number,
+        help=f"number of training examples (default: those in --data-dir, else {DOLLY})",
+    )
     add("--json", action="store_true", help="print JSON, with sizes in bytes")
     return parser
 

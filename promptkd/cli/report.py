@@ -1,12 +1,11 @@
 """Compare trained and evaluated models: tables, curves, costs, answers side by side.
 
-    python tools/report.py results/demo/{sft,kd,promptkd} --references results/demo/{teacher,start} \
+    python tools/report.py results/demo/{sft,kd,promptkd} --references results/demo/{teacher,start} \\
         --baseline sft --save results/demo
 
-A folder holds what train.py --save wrote, with the results of evaluate.py in its folder "eval", or what evaluate.py
---save wrote. Exposure bias is expected in its folder "exposure_bias". NAME=FOLDER gives a result a name other than its
-folder's. The report consists of report.md with curves.png, report.html and report.json below --save. The scores are
-printed.
+FOLDER is the --save folder of train.py or of evaluate.py. In a training folder, the results of evaluate.py are read
+from "eval" and "exposure_bias". NAME=FOLDER gives a result another name than its folder's. The report consists of
+report.md with curves.png, report.html and report.json in --save. The scores are printed.
 """
 
 from __future__ import annotations
@@ -26,11 +25,15 @@ from promptkd.errors import UserError
 class ReportSettings:
     """The options of the command."""
 
-    references: list[str] | None = option(None, "folders of models shown as reference lines, such as teacher and start")
-    baseline: str | None = option(None, "name of the result that the others are compared to by paired bootstrap")
+    references: list[str] | None = option(
+        None, "result folders of models to show as references, such as the teacher and the initial student"
+    )
+    baseline: str | None = option(
+        None, "name of the result that the others are compared with by paired bootstrap (default: none)"
+    )
     mixed: bool = option(False, "allow results of different protocols, seeds or test sets in one table")
-    save: str = option("results/report", "folder to write to")
-    title: str = option("Comparison", "the report's heading", nargs="+")
+    save: str = option("results/report", "output folder")
+    title: str = option("Comparison", "title of the report", nargs="+")
     samples: int = option(6, "number of examples of each test set whose answers are shown")
 
     def __post_init__(self) -> None:
@@ -45,7 +48,8 @@ def main() -> None:
     if not folders and not {"-h", "--help"} & set(sys.argv):  # The parser does not know the folders.
         raise UserError("result folders come first: report.py FOLDER... [options]; --help lists the options")
     argv = sys.argv[1 + len(folders) :]
-    settings = parse({"options": ReportSettings}, argv, f"{program_name('report.py')} FOLDER...", dry_run=False).options
+    prog = f"{program_name('report.py')} FOLDER..."
+    settings = parse({"options": ReportSettings}, argv, prog, dry_run=False, description=__doc__).options
     from promptkd.reporting.report import Contents, find_baseline, write_report
     from promptkd.reporting.results import check_comparable, read_result
 

@@ -35,7 +35,8 @@ def main() -> None:
     """Train as the command line says."""
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv) and not any(word.partition("=")[0] == "--method" for word in argv):
-        print(f"Options of --method promptkd. Choose another method to see its options: {', '.join(METHODS)}.\n")
+        print("Distill a teacher into a student. These are the options of --method promptkd.")
+        print(f"To list the options of another method, add --method and one of: {', '.join(METHODS)}.\n")
         argv = ["--method", "promptkd", *argv]
     config = resolve(argv)
     from promptkd.training.setup import build_trainer  # not needed, and slow to import, for a dry run

@@ -11,7 +11,7 @@ from promptkd.errors import UserError
 
 RougeTokenizer = Literal["unicode", "published"]  # see evaluation/rouge_tokenizers.py
 
-# Padded tokens in one forward pass, by device. With 4096 the paper's recipes fit its GPUs (docs/performance.md).
+# Padded tokens in one forward pass, by device. With 4096 the paper's recipes fit its GPUs (docs/distributed.md).
 TOKEN_BUDGET = {"cpu": 2048, "cuda": 4096}
 
 
@@ -31,7 +31,7 @@ class RunSettings:
     overwrite: bool = option(False, "replace an existing run in --save", numbers=False)
     resume: Literal["never", "auto", "must"] = option(
         "never",
-        "continue from the newest valid checkpoint; auto: start a new run if there is none",
+        "continue from the newest valid checkpoint. auto: start a new run if there is none. must: require one",
         nargs="?",
         const="must",
         numbers=False,
@@ -41,7 +41,9 @@ class RunSettings:
         2, "number of checkpoints to keep. 0 writes none. A finished run keeps its last one", numbers=False
     )
     checkpoint_every: int = option(
-        0, "write a checkpoint every N optimizer steps, in addition to one after each evaluation", numbers=False
+        0,
+        "write a checkpoint every N optimizer steps, in addition to one after each evaluation. 0: never",
+        numbers=False,
     )
     checkpoint_minutes: float = option(
         30.0, "write a checkpoint when the last one is M minutes old. 0 disables this", numbers=False
@@ -114,7 +116,7 @@ class ModelSettings:
     )
     teacher_deepspeed_config: str | None = option(
         None,
-        "DeepSpeed config of the teacher's engine, such as one with ZeRO-3; default: the student's",
+        "DeepSpeed config of the teacher's engine, such as one with ZeRO-3 (default: the student's)",
         numbers=False,
     )
     gradient_checkpointing: bool = option(
@@ -130,7 +132,7 @@ class ModelSettings:
 class ParallelSettings:
     model_parallel: bool = option(False, "tensor parallelism: partition each model over neighboring ranks")
     model_parallel_size: int | None = option(
-        None, "number of ranks that hold one model. Shards are read from mp<N>/ if the folder has no complete model"
+        None, "number of ranks that share one model. Shards are read from mp<N>/ if the folder has no complete model"
     )
 
     def __post_init__(self) -> None:
@@ -148,8 +150,8 @@ class ParallelSettings:
 class TrainingParallelSettings(ParallelSettings):
     teacher_model_parallel_size: int | None = option(
         None,
-        "number of ranks that hold the teacher; default: --model-parallel-size. The ranks of the larger of the two "
-        "groups process the same examples",
+        "number of ranks that share the teacher. The ranks of the larger of the two groups process the same examples "
+        "(default: --model-parallel-size)",
     )
 
     def __post_init__(self) -> None:
@@ -209,7 +211,7 @@ class OptimizerSettings:
         "constant", "learning-rate schedule of student and prompt. cosine_trm is transformers' cosine, with warmup"
     )
     lr_min: float = option(1e-7, "final learning rate of the cosine schedule")
-    warmup_iters: int = option(0, "optimizer steps of linear warmup (constant and noam)")
+    warmup_iters: int = option(0, "optimizer steps of linear warmup, for the schedules constant and noam")
     weight_decay: float = option(0.01, "weight decay of AdamW. Biases and GPT-2's layer norms are not decayed")
     clip_grad: float = option(1.0, "maximum gradient norm. 0 disables clipping")
     batch_size: int = option(8, "examples per data-parallel rank and accumulation step")
@@ -224,17 +226,19 @@ class OptimizerSettings:
     )
     token_budget: int | None = option(
         None,
-        "maximum number of padded tokens in one forward pass. It affects speed and memory only. "
-        f"Default: {TOKEN_BUDGET['cuda']} on a GPU, {TOKEN_BUDGET['cpu']} on a CPU",
+        "maximum number of padded tokens in one forward pass. It affects speed and memory only "
+        f"(default: {TOKEN_BUDGET['cuda']} on a GPU, {TOKEN_BUDGET['cpu']} on a CPU)",
     )
     rollout_token_budget: int | None = option(
         None,
         "maximum number of tokens (rows x longest prompt and answer) that are decoded together. It affects speed and "
-        "memory only. Default: what the GPU's free memory allows, on a CPU a key-value cache of 0.5 GB",
+        "memory only (default: at most half of a GPU's free memory, or a key-value cache of 0.5 GB on a CPU)",
         numbers=False,
     )
     deepspeed_config: str | None = option(
-        None, "DeepSpeed config file; default: bf16 or fp16 with ZeRO-1 on a GPU, fp32 on a CPU", numbers=False
+        None,
+        "DeepSpeed config file (default: bf16 or fp16 with ZeRO-1 on a GPU, fp32 without ZeRO on a CPU)",
+        numbers=False,
     )
 
     def __post_init__(self) -> None:
@@ -254,7 +258,7 @@ class OptimizerSettings:
 
 @dataclass
 class DecodingSettings:
-    do_sample: bool = option(True, "sample the answers; --no-do-sample decodes greedily")
+    do_sample: bool = option(True, "sample responses. --no-do-sample decodes greedily")
     temperature: float = option(1.0, "sampling temperature")
     top_k: int = option(0, "sample from the K most likely tokens. 0: from all")
     top_p: float = option(1.0, "sample from the most likely tokens that have this total probability. 1: from all")

@@ -19,6 +19,14 @@ from promptkd.config.values import TYPES, check_arguments
 from promptkd.errors import UserError
 
 
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Help texts that end with the default, unless it is empty or the text states it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        empty = action.default is None or action.default == ""
+        return action.help if empty else super()._get_help_string(action)
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse with errors of one line."""
 
@@ -33,6 +41,7 @@ def parse(
     dry_run: bool = True,
     choice: dict[str, str] | None = None,
     check: Callable[[types.SimpleNamespace], Any] = lambda options: options,
+    description: str | None = None,
 ) -> Any:
     """Make one instance of each dataclass in `groups` from the command line.
 
@@ -46,6 +55,7 @@ def parse(
         dry_run: Whether there is `--dry-run`.
         choice: Options that were read before because they decide the groups (`--method`).
         check: Turns the groups into what is returned, and raises UserError for values that do not go together.
+        description: Text above the options in `--help`, printed as it is.
 
     Returns:
         What `check` returns. The default is a namespace with the groups and `choice`.
@@ -53,18 +63,18 @@ def parse(
     Raises:
         UserError: An option is unknown, and the message names the nearest one, or a value cannot be used.
     """
-    parser = _Parser(prog=prog, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
     for name, group in groups.items():
-        _add_group(parser.add_argument_group(name), group, published=False)
+        _add_group(parser.add_argument_group(name.replace("_", " ")), group, published=False)
     compatibility = parser.add_argument_group("compatibility with the published code (docs/fidelity.md)")
     for group in groups.values():
         _add_group(compatibility, group, published=True)
     for name in choice or {}:
-        parser.add_argument(f"--{name}")
+        parser.add_argument(f"--{name}", help=f"{name}, which decides the other options")
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
     if dry_run:
-        parser.add_argument("--dry-run", action="store_true", help="print the settings as JSON and leave")
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of options; the command line wins")
+        parser.add_argument("--dry-run", action="store_true", help="print the resolved options as JSON and exit")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of options. The command line overrides it")
     path, argv = split_config(argv)
     if path is not None:
         argv = [*config_arguments(path), *argv]

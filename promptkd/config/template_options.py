@@ -12,15 +12,16 @@ from promptkd.errors import UserError
 @dataclass
 class TemplateSettings:
     template: Literal["published", "chat"] = option(
-        "published", "what makes prompts of rows; chat: the tokenizer's own template"
+        "published",
+        "template of the prompts. published: that of the published code. chat: the tokenizer's chat template",
     )
     chat_template_kwargs: dict[str, Any] | None = option(
         None, "arguments of the chat template as a JSON object, such as '{\"enable_thinking\": false}'", metavar="JSON"
     )
     template_time: str | None = option(
         None,
-        "the time that a chat template with a date writes, such as 2026-11-25; default: the start of the run, or of "
-        "the run that is resumed",
+        "time that a chat template with a date writes, such as 2026-11-25 (default: when the run started, or the "
+        "resumed run)",
         type=moment,
     )
 

@@ -14,8 +14,9 @@ from promptkd.utils.strict_json import parse_json
 LONGEST_ARGUMENT = 4096  # as long as a path may be
 SpecialTokensRule = Literal["auto", "own", "none", "published"]  # of every command that makes prompts
 SPECIAL_TOKENS_HELP = (
-    "special tokens in front of prompts. own: once those that the tokenizer begins texts with; none: no tokens; "
-    "published: none in training, all in evaluation; auto: as the token files or the model's training have it, else own"
+    "special tokens in front of prompts. own: those that the tokenizer puts before a text, once. none: no tokens. "
+    "published: none in training, all in evaluation. auto: the rule of the token files or of the model's training, "
+    "else own"
 )
 
 

@@ -17,12 +17,12 @@ DEFAULT_SEED = 10
 class AnsweringSettings:
     """The model that answers, and its precision."""
 
-    model_path: str = option("", "the model that answers: a Hugging Face folder or hub name")
-    model_type: str | None = option(None, "the model's family, checked against its config.json")
+    model_path: str = option("", "model that answers: a Hugging Face folder or hub name")
+    model_type: str | None = option(None, "model family, checked against config.json")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
-        "auto", "precision; auto: the DeepSpeed file's, without one bf16 on a GPU, fp32 on a CPU"
+        "auto", "precision. auto: that of the DeepSpeed config, else bf16 on a GPU and fp32 on a CPU"
     )
-    deepspeed_config: str | None = option(None, "DeepSpeed file. Only its precision is used, see --dtype")
+    deepspeed_config: str | None = option(None, "DeepSpeed config file. Only its precision is used (--dtype auto)")
 
     def __post_init__(self) -> None:
         if not self.model_path:
@@ -34,12 +34,12 @@ class EvaluationSettings(AnsweringSettings):
     """The kind of evaluation, its folder and its seeds."""
 
     type: Literal["eval_main", "exposure_bias"] = option(
-        "eval_main", "eval_main: answers and ROUGE-L; exposure_bias: excess accumulated error against a teacher"
+        "eval_main", "what to measure. eval_main: ROUGE-L of answers. exposure_bias: excess accumulated error"
     )
-    save: str | None = option(None, "folder for the results; default: results/<type>")
-    overwrite: bool = option(False, "replace the results that --save already holds")
-    seeds: list[int] | None = option(None, "seeds of sampling, all in one run; default: --seed")
-    seed: int | None = option(None, f"a single seed, {DEFAULT_SEED} unless given")
+    save: str | None = option(None, "output folder (default: results/<type>)")
+    overwrite: bool = option(False, "replace existing results in --save")
+    seeds: list[int] | None = option(None, "seeds of sampling, evaluated in one run (default: --seed)")
+    seed: int | None = option(None, f"single seed of sampling (default: {DEFAULT_SEED})")
     rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
     def __post_init__(self) -> None:
@@ -60,10 +60,14 @@ class EvaluationSettings(AnsweringSettings):
 class ExposureBiasSettings:
     """Options of --type exposure_bias."""
 
-    teacher_model_path: str | None = option(None, "the teacher: a Hugging Face folder or hub name")
-    teacher_prompt: str | None = option(None, "the teacher's soft prompt in PEFT's format: prompt/ of a run")
-    sample_times: int | None = option(None, "answers to each prompt from each model; default: 3, if greedy 1")
-    published: bool = option(False, "the published code's arithmetic (docs/fidelity.md)")
+    teacher_model_path: str | None = option(None, "teacher: a Hugging Face folder or hub name")
+    teacher_prompt: str | None = option(
+        None, "soft prompt of the teacher in PEFT's format: the folder prompt/ of a run (default: no soft prompt)"
+    )
+    sample_times: int | None = option(
+        None, "number of answers to each prompt from each model (default: 3, or 1 if greedy)"
+    )
+    published: bool = option(False, "compute exposure bias as the published code does (docs/fidelity.md)")
 
     def __post_init__(self) -> None:
         if self.sample_times is not None:
@@ -80,10 +84,11 @@ class BudgetSettings:
     """The size of a decoding batch."""
 
     eval_batch_size: int | None = option(
-        None, "answers of --max-length tokens that are decoded together; default: as many as memory allows"
+        None, "number of answers of --max-length tokens that are decoded together (default: as many as memory allows)"
     )
     token_budget: int | None = option(
-        None, "most padded tokens in one decoding batch; default: --eval-batch-size x --max-length, if that is given"
+        None,
+        "maximum number of padded tokens in one decoding batch (default: --eval-batch-size x --max-length, if given)",
     )
 
     def resolve_budget(self, max_length: int) -> None:
@@ -103,14 +108,16 @@ class BudgetSettings:
 class TestSetSettings(BudgetSettings, DataSettings):
     """The test sets and their prompts."""
 
-    data_dir: str = option("data", "the root that holds all sets, or the folder of one (its valid.jsonl)")
+    data_dir: str = option("data", "folder that holds all test sets, or the folder of one test set with valid.jsonl")
     data_names: str = option(
         "dolly self_inst vicuna sinst uinst",
-        "names of the sets: published ones, or folders below --data-dir",
+        "names of the test sets: published ones, or folders below --data-dir",
         nargs="+",
     )
-    dev_num: int = option(-1, "the first N rows of each set; -1: all (of uinst the first 10,000, as published)")
-    prompt_cut: Literal["end", "start"] = option("end", "which side a prompt over --max-prompt-length loses")
+    dev_num: int = option(
+        -1, "evaluate on the first N rows of each test set. -1: all rows, but 10,000 of uinst, as published"
+    )
+    prompt_cut: Literal["end", "start"] = option("end", "side at which prompts longer than --max-prompt-length are cut")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -123,7 +130,7 @@ class TestSetSettings(BudgetSettings, DataSettings):
 class AnswerSettings(DecodingSettings):
     """How answers to test sets are decoded."""
 
-    no_repeat_ngram_size: int = option(6, "no N tokens occur twice in prompt and answer; 0: no such rule")
+    no_repeat_ngram_size: int = option(6, "no sequence of N tokens occurs twice in prompt and answer. 0: no such rule")
 
     def __post_init__(self) -> None:
         super().__post_init__()

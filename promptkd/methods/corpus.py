@@ -22,7 +22,7 @@ MAKE_CORPUS = "leave it out (--lm-data-dir=), or run python tools/process_data.p
 @dataclass
 class CorpusSettings:
     lm_data_dir: str | None = option(
-        None, "folder of the pre-training corpus' train_0.bin/.idx; default: no corpus", numbers=False
+        None, "folder with train_0.bin/.idx of the pre-training corpus (default: no corpus)", numbers=False
     )
     lm_coef: float = option(1.0, "weight of the pre-training loss")
 

@@ -31,11 +31,15 @@ class DivergenceParameters:
     """Parameters of the divergences. Those of other divergences than the chosen one have no effect."""
 
     jsd_beta: float = option(0.5, "jsd: weight of the teacher in the mixture, from 0 to 1")
-    skew: float = option(0.1, "skew_*: weight of the skewed distribution's own part in the mixture, from 0 to 1")
-    ab_alpha: float = option(0.2, "alpha_beta: exponent alpha")
-    ab_beta: float = option(0.7, "alpha_beta: exponent beta")
-    akl_mu: float = option(0.5, "adaptive_kl: cumulative probability of the teacher's head, from 0 to 1")
-    kd_temperature: float = option(1.0, "temperature of both distributions in the divergence")
+    skew: float = option(
+        0.1, "skew_forward_kl: weight of the teacher in the mixture. skew_reverse_kl: of the student. From 0 to 1"
+    )
+    ab_alpha: float = option(0.2, "alpha_beta: exponent of the teacher's probabilities")
+    ab_beta: float = option(0.7, "alpha_beta: exponent of the student's probabilities")
+    akl_mu: float = option(
+        0.5, "adaptive_kl: cumulative probability of the teacher's most likely tokens, its head, from 0 to 1"
+    )
+    kd_temperature: float = option(1.0, "temperature of teacher and student in the divergence")
 
     def __post_init__(self) -> None:
         for field, (names, parameter) in PARAMETERS.items():

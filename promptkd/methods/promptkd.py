@@ -28,18 +28,22 @@ def kl_option(default: str, help: str) -> Any:
 
 @dataclass
 class PromptKDSettings(DivergenceParameters):
-    teacher_lr: float | None = option(None, "peak learning rate of the prompt; default: --lr")
+    teacher_lr: float | None = option(None, "peak learning rate of the soft prompt (default: --lr)")
     prompt_len: int = option(7, "number of embeddings of the soft prompt. 0: on-policy distillation without a prompt")
     prompt_init_text: str = option(
         "Suppose you are a student.",
-        "initial prompt: a text, whose token embeddings are used, or PAD, or random",
+        "initialization of the soft prompt: the token embeddings of a text, PAD, or random",
         nargs="+",
     )
     teacher_kld_type: str = kl_option("reverse", "divergence of prompted teacher and student in prompt tuning")
     base_kld_type: str = kl_option("reverse", "divergence of prompted and unprompted teacher in prompt tuning")
     student_kld_type: str = kl_option("reverse", "divergence of student and prompted teacher in distillation")
-    base_coef: float = option(1.0, "initial weight of the unprompted teacher's term, which falls linearly to 0")
-    student_data_fraction: float = option(1.0, "probability that the student answers a prompt instead of the data")
+    base_coef: float = option(
+        1.0, "initial weight of the divergence of prompted and unprompted teacher. It falls linearly to 0"
+    )
+    student_data_fraction: float = option(
+        1.0, "probability of using the student's response to a prompt instead of the response in the data"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
