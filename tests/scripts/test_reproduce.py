@@ -95,7 +95,9 @@ def test_reproduce_dry_run_prints_each_command_and_writes_nothing(tmp_path):
     assert sum("run_eval.sh" in line for line in commands) == 13  # 6 methods, 2 seeds each, and the teacher
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=[] if name == "gpt2" else pytest.mark.slow) for name in FAMILIES]
+)
 def test_reproduce_plan_shows_memory_and_steps(family, tmp_path):
     size = FAMILIES[family].sizes()[0]
     options = ["--plan", "--methods", "gkd", "minillm", "--sizes", size]
