@@ -72,10 +72,7 @@ def build_parser() -> CommandParser:
         "--format", choices=("safetensors", "bin"), default="safetensors", help="file format (default: safetensors)"
     )
     parser.add_argument(
-        "--dtype",
-        choices=("keep", "fp16", "bf16", "fp32"),
-        default="keep",
-        help="data type of the output (default: keep)",
+        "--dtype", choices=("keep", "fp16", "bf16", "fp32"), default="keep", help="output data type (default: keep)"
     )
     parser.add_argument("--half", dest="dtype", action="store_const", const="fp16", help="same as --dtype fp16")
     parser.add_argument(
