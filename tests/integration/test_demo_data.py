@@ -161,7 +161,8 @@ def test_demo_script_names_existing_options():
         )
     )
     known += "".join(
-        (ROOT / path).read_text() for path in ("promptkd/training/run_folder.py", "promptkd/cli/report.py")
+        (ROOT / path).read_text()
+        for path in ("promptkd/training/run_folder.py", "promptkd/cli/report.py", "minillm_baselines/minillm.py")
     )
     for name in set(re.findall(r"(?<=[( ])--([a-z-]+)", script)) - {"fresh", "method"}:
         assert f"{name.replace('-', '_')}:" in known, name
