@@ -63,18 +63,7 @@ def parse(
     Raises:
         UserError: An option is unknown, and the message names the nearest one, or a value cannot be used.
     """
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
-    for name, group in groups.items():
-        _add_group(parser.add_argument_group(name.replace("_", " ")), group, published=False)
-    compatibility = parser.add_argument_group("compatibility with the published code (docs/fidelity.md)")
-    for group in groups.values():
-        _add_group(compatibility, group, published=True)
-    for name in choice or {}:
-        parser.add_argument(f"--{name}", help=f"{name}, which decides the other options")
-    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
-    if dry_run:
-        parser.add_argument("--dry-run", action="store_true", help="print the resolved options as JSON and exit")
-    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of options. The command line overrides it")
+    parser = _build(groups, prog, dry_run, choice or {}, description)
     path, argv = split_config(argv)
     if path is not None:
         argv = [*config_arguments(path), *argv]
@@ -94,6 +83,24 @@ def parse(
         print(json.dumps({**(choice or {}), **flat(instances)}, indent=1))
         sys.exit(0)
     return checked
+
+
+def _build(
+    groups: dict[str, type], prog: str, dry_run: bool, choice: dict[str, str], description: str | None
+) -> argparse.ArgumentParser:
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+    for name, group in groups.items():
+        _add_group(parser.add_argument_group(name.replace("_", " ")), group, published=False)
+    compatibility = parser.add_argument_group("compatibility with the published code (docs/fidelity.md)")
+    for group in groups.values():
+        _add_group(compatibility, group, published=True)
+    for name in choice:
+        parser.add_argument(f"--{name}", help=f"{name}, which decides the other options")
+    parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
+    if dry_run:
+        parser.add_argument("--dry-run", action="store_true", help="print the resolved options as JSON and exit")
+    parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of options. The command line overrides it")
+    return parser
 
 
 def flat(groups: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from helpers.recipes import ABLATION, BASE, DOLLY, FIELD_RECIPES, OPT, RECIPES, RUN_EVAL, SCRIPTS
 from helpers.runs import run_script
 from helpers.training import ROOT
@@ -24,8 +23,6 @@ import train
 from promptkd.cli import generate
 from promptkd.config.parser import flat
 from promptkd.config.resolve import RunOptions
-from promptkd.errors import UserError
-from promptkd.evaluation.session import choose_dtype
 
 
 @pytest.fixture(scope="module")
@@ -288,24 +285,3 @@ def test_the_other_entry_points_print_json_alone(script, expected):
     assert (done.returncode, done.stderr) == (0, "")
     settings = json.loads(done.stdout)
     assert {name: settings[name] for name in expected} == expected
-
-
-def test_precision_of_an_evaluation_is_the_deepspeed_files(tmp_path):
-    configs, cpu = ROOT / "configs" / "deepspeed", torch.device("cpu")
-    assert choose_dtype("auto", str(configs / "ds_config_bf16.json"), cpu) == "bf16"
-    assert choose_dtype("fp32", str(configs / "ds_config.json"), cpu) == choose_dtype("auto", None, cpu) == "fp32"
-    for config, message in ((configs / "ds_config.json", "fp16"), (tmp_path / "none.json", "none.json")):
-        with pytest.raises(UserError, match=message):
-            choose_dtype("auto", str(config), cpu)
-
-
-def test_gitignore_covers_the_virtual_environment_as_folder_and_as_link(tmp_path):
-    """install.sh advises to make .venv a link to a disk with more room."""
-    subprocess.run(["git", "init", "-q", tmp_path], check=True)
-    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / ".venv").symlink_to("elsewhere")
-    assert subprocess.run(["git", "check-ignore", "-q", ".venv"], cwd=tmp_path).returncode == 0
-    (tmp_path / ".venv").unlink()
-    (tmp_path / ".venv").mkdir()
-    assert subprocess.run(["git", "check-ignore", "-q", ".venv/"], cwd=tmp_path).returncode == 0

@@ -7,13 +7,21 @@ import math
 
 import pytest
 import torch
-from helpers.half_precision import PARTS, random_head, relative_error
+from helpers.divergence_formulas import (
+    CASES,
+    NEAR,
+    assert_near,
+    closed_form,
+    computed,
+    entropies,
+    identifier,
+    plain_with_gradient,
+    random_logits,
+)
 from helpers.training import GOLDEN
-from torch import Tensor
 
-from promptkd import losses
 from promptkd.errors import UserError
-from promptkd.losses import DIVERGENCES, CrossEntropy, Divergence, FrozenLogits, divergence, fused_loss, kl_divergences
+from promptkd.losses import DIVERGENCES, Divergence, FrozenLogits, divergence, kl_divergences
 from promptkd.models.wrapper import LMHead
 
 RECORDED = json.loads((GOLDEN / "divergences" / "given.json").read_text())
@@ -21,115 +29,6 @@ LOGITS = {row["case"]: row for row in RECORDED["rows"] if "student_logits" in ro
 ROWS = [row for row in RECORDED["rows"] if "divergence" in row]
 
 # All divergences, each also at the values of its parameters that have code of their own.
-CASES = [
-    ("forward_kl", {}),
-    ("reverse_kl", {}),
-    *[("jsd", {"beta": beta}) for beta in (0, 1e-3, 0.1, 0.5, 1 - 1e-3, 1)],
-    *[("skew_forward_kl", {"skew": skew}) for skew in (0, 1e-3, 0.1, 1 - 1e-3, 1)],
-    *[("skew_reverse_kl", {"skew": skew}) for skew in (0, 1e-3, 0.1, 1 - 1e-3, 1)],
-    *[("skew_reverse_kl_detached", {"skew": skew}) for skew in (0, 1e-3, 0.1, 1 - 1e-3, 1)],
-    *[
-        ("alpha_beta", {"alpha": alpha, "beta": beta})
-        for alpha, beta in (
-            *[(0.2, 0.7), (0.5, 0.5), (1, 1), (-0.3, 0.8), (1.3, -0.3), (-0.4, -0.2)],
-            *[(0, 0.7), (0, 1), (0, -0.5), (0.7, 0), (1, 0), (-0.5, 0), (0.5, -0.5), (-0.5, 0.5), (0, 0)],
-        )
-    ],
-    ("total_variation", {}),
-    *[("adaptive_kl", {"mu": mu}) for mu in (0, 0.5, 0.9, 1)],
-]
-# Parameters near the limits, where the plain formula loses digits even in float64.
-NEAR = [(1e-3, 0.7), (0.7, 1e-3), (1e-3, 1e-3), (0.05, 0.02), (0.5, -0.499), (1e-3, -2e-3), (0.0, 1e-3)]
-
-
-def identifier(value: object) -> str | None:
-    return "-".join(f"{key}{number:g}" for key, number in value.items()) if isinstance(value, dict) else None
-
-
-def entropies(a: Tensor, b: Tensor) -> Tensor:
-    """sum a log(a / b), for a > 0."""
-    return (a * (a.log() - b.log())).sum(-1)
-
-
-def plain_alpha_beta(p: Tensor, q: Tensor, a: float, b: float) -> Tensor:
-    d, s = q.log() - p.log(), a + b
-    if a == b == 0:
-        return d.square().sum(-1) / 2
-    if a == 0:
-        return (q**b * b * d - q**b + p**b).sum(-1) / b**2
-    if b == 0:
-        return (-(p**a) * a * d - p**a + q**a).sum(-1) / a**2
-    if s == 0:
-        return (a * d + (-a * d).exp() - 1).sum(-1) / a**2
-    return -(p**a * q**b - a / s * p**s - b / s * q**s).sum(-1) / (a * b)
-
-
-def plain_adaptive_kl(p: Tensor, q: Tensor, mu: float) -> Tensor:
-    """The definition, token by token and id by id."""
-    total = []
-    for token_p, token_q in zip(p, q):
-        gaps = {True: 0.0, False: 0.0}
-        cumulative, ids = 0.0, sorted(range(len(token_p)), key=lambda i: -float(token_p[i]))
-        for rank, i in enumerate(ids):
-            cumulative += float(token_p[i])
-            gaps[rank == 0 or mu == 1 or cumulative <= mu] += abs(float(token_p[i] - token_q[i]))
-        head = gaps[True] / sum(gaps.values())
-        total.append(head * entropies(token_p, token_q) + (1 - head) * entropies(token_q, token_p))
-    return torch.stack(total)
-
-
-def plain(name: str, z: Tensor, t: Tensor, temperature: float = 1.0, **parameters: float) -> Tensor:
-    """The table's definitions with autograd, and none of the project's code."""
-    p, q = (t.double() / temperature).softmax(-1), (z.double() / temperature).softmax(-1)
-    x = next(iter(parameters.values()), 0.0)
-    if name == "forward_kl" or (name == "skew_forward_kl" and x == 0):
-        return -(p * q.log()).sum(-1)
-    if name == "reverse_kl" or (name.startswith("skew_reverse_kl") and x == 0):
-        return entropies(q, p)
-    if name == "jsd":
-        m = x * p + (1 - x) * q
-        return {0: entropies(p, q), 1: entropies(q, p)}.get(x, x * entropies(p, m) + (1 - x) * entropies(q, m))
-    if name == "skew_forward_kl":
-        return -(p * (x * p + (1 - x) * q).log()).sum(-1)
-    if name == "skew_reverse_kl":
-        return entropies(q, (1 - x) * p + x * q)
-    if name == "skew_reverse_kl_detached":
-        return entropies(q, ((1 - x) * p + x * q).detach())
-    if name == "alpha_beta":
-        return plain_alpha_beta(p, q, parameters["alpha"], parameters["beta"])
-    if name == "total_variation":
-        return (p - q).abs().sum(-1) / 2
-    return plain_adaptive_kl(p, q, parameters["mu"])
-
-
-def plain_with_gradient(name: str, z: Tensor, t: Tensor, *arguments: float, **parameters: float):
-    z = z.detach().double().requires_grad_()
-    loss = plain(name, z, t, *arguments, **parameters)
-    return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
-
-
-def computed(name: str, z: Tensor, t: Tensor, *arguments: float, **parameters: float):
-    z = z.detach().requires_grad_()
-    loss = divergence(name, z, t, *arguments, **parameters)
-    return loss.detach(), torch.autograd.grad(loss.sum(), z)[0]
-
-
-def closed_form(name: str, z: Tensor, t: Tensor, **parameters: float):
-    """The closed form in the logits' precision."""
-    log_q = z.log_softmax(-1)
-    return DIVERGENCES[name].compute(t.log_softmax(-1), log_q, log_q.exp(), **parameters)
-
-
-def random_logits(tokens: int = 6, vocabulary: int = 50, deviation: float = 2.0, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(0)
-    return (deviation * torch.randn(2, tokens, vocabulary, generator=generator, dtype=dtype)).unbind()
-
-
-def assert_near(actual, expected, limit: float) -> None:
-    """Losses and gradients differ by at most `limit`, relative to the largest entry where that is above 1."""
-    for value, reference in zip(actual, expected):
-        largest = max(1.0, float(reference.abs().max()))
-        assert float((value.double() - reference.double()).abs().max()) <= limit * largest
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r['case']}-{r['divergence']}-{identifier(r['parameters'])}")
@@ -307,72 +206,6 @@ def test_no_tokens_have_no_losses():
     for name in DIVERGENCES:
         loss, gradient = computed(name, torch.empty(0, 5), torch.empty(0, 5))
         assert loss.shape == (0,) and gradient.shape == (0, 5), name
-
-
-def models(tokens: int = 90, vocabulary: int = 37, width: int = 8):
-    torch.manual_seed(0)
-    sizes = (tokens, width), (vocabulary, width), (vocabulary,)
-    leaves = [(0.6 * torch.randn(*size)).requires_grad_() for size in sizes]
-    target = FrozenLogits(torch.randn(tokens, 5), LMHead(0.5 * torch.randn(vocabulary, 5), torch.randn(vocabulary)))
-    return leaves, target, torch.rand(tokens) / tokens
-
-
-def in_double(leaves: list[Tensor], target: FrozenLogits) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Leaves in float64, and the logits of both models."""
-    leaves = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    teacher = target.hidden.double() @ target.head.weight.double().T + target.head.bias.double()
-    return leaves, leaves[0] @ leaves[1].T + leaves[2], teacher
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("name, parameters", CASES, ids=identifier)
-def test_chunked_loss_equals_plain_one(name, parameters, temperature, monkeypatch):
-    """Values, and gradients of hidden states, weight and bias. 90 tokens are a chunk of 70 and a shorter one."""
-    monkeypatch.setitem(losses.CHUNK, "cpu", 70 * 37)
-    leaves, target, weights = models()
-    term = Divergence(target, name, 0.5, temperature, parameters)
-    loss, sums = fused_loss(leaves[0], LMHead(*leaves[1:]), [term], weights)
-    exact_leaves, z, t = in_double(leaves, target)
-    expected = (plain(name, z, t, temperature, **parameters) * weights).sum()
-    limit = 1e-6 if sum(parameters.values()) >= 0 else 3e-6  # negative exponents amplify the rounding of the logits
-    assert_near([sums[0], loss], [expected, expected / 2], limit)
-    assert_near(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected / 2, exact_leaves), limit)
-
-
-def test_terms_that_share_a_pass_do_not_disturb_each_other(monkeypatch):
-    """No divergence changes the student's distribution, which the next one uses."""
-    monkeypatch.setitem(losses.CHUNK, "cpu", 70 * 37)
-    leaves, target, weights = models()
-    labels = torch.randint(37, (90,))
-    terms = [Divergence(target, name, parameters=parameters) for name, parameters in CASES]
-    loss, sums = fused_loss(leaves[0], LMHead(*leaves[1:]), [*terms, CrossEntropy(labels)], weights)
-    exact_leaves, z, t = in_double(leaves, target)
-    each = [plain(name, z, t, **parameters) for name, parameters in CASES]
-    each.append(torch.nn.functional.cross_entropy(z, labels, reduction="none"))
-    expected = torch.stack([(values * weights).sum() for values in each])
-    torch.testing.assert_close(sums.double(), expected, rtol=1e-6, atol=1e-6)
-    gradients = torch.autograd.grad(expected.sum(), exact_leaves)
-    assert_near(torch.autograd.grad(loss, leaves), gradients, 1e-6)
-
-
-@pytest.mark.parametrize("dtype, limit", [(torch.float16, 0.003), (torch.bfloat16, 0.006)])
-@pytest.mark.parametrize("name", DIVERGENCES)
-def test_half_precision_gradient_is_that_of_the_rounded_logits(name, dtype, limit):
-    """The gradient's norm has the error that rounding causes, though each entry is below what float16 can hold.
-
-    The exact gradient is that of the logits in half precision: the sign in total_variation changes with rounding.
-    """
-    torch.manual_seed(0)
-    hidden, head = torch.randn(64, 64).to(dtype), random_head(5000, 64, 0.8, dtype)
-    target = FrozenLogits(torch.randn(64, 64).to(dtype), random_head(5000, 64, 0.8, dtype))
-    weights, scale = torch.full((64,), 1 / 25600), 2.0**14
-    leaves = [part.clone().requires_grad_() for part in (hidden, head.weight, head.bias)]
-    loss, _ = fused_loss(leaves[0], LMHead(*leaves[1:]), [Divergence(target, name)], weights)
-    z = torch.nn.functional.linear(hidden, head.weight, head.bias).float()
-    gradient = computed(name, z, target.logits(slice(None)))[1] * weights[:, None]
-    exact = [gradient @ head.weight.float(), gradient.T @ hidden.float(), gradient.sum(0)]
-    for part, value, expected in zip(PARTS, torch.autograd.grad(loss * scale, leaves), exact):
-        assert relative_error(value.float() / scale, expected) <= limit, part
 
 
 @pytest.mark.parametrize(

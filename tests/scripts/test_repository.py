@@ -1,0 +1,33 @@
+"""Files of the repository beside the code: what git ignores, and the DeepSpeed configs that evaluations read."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+import torch
+from helpers.training import ROOT
+
+from promptkd.errors import UserError
+from promptkd.evaluation.session import choose_dtype
+
+
+def test_choose_dtype_auto_is_the_deepspeed_files_precision(tmp_path):
+    configs, cpu = ROOT / "configs" / "deepspeed", torch.device("cpu")
+    assert choose_dtype("auto", str(configs / "ds_config_bf16.json"), cpu) == "bf16"
+    assert choose_dtype("fp32", str(configs / "ds_config.json"), cpu) == choose_dtype("auto", None, cpu) == "fp32"
+    for config, message in ((configs / "ds_config.json", "fp16"), (tmp_path / "none.json", "none.json")):
+        with pytest.raises(UserError, match=message):
+            choose_dtype("auto", str(config), cpu)
+
+
+def test_gitignore_covers_the_environment_as_folder_and_as_link(tmp_path):
+    """install.sh advises to make .venv a link to a disk with more room."""
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / ".gitignore").write_bytes((ROOT / ".gitignore").read_bytes())
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / ".venv").symlink_to("elsewhere")
+    assert subprocess.run(["git", "check-ignore", "-q", ".venv"], cwd=tmp_path).returncode == 0
+    (tmp_path / ".venv").unlink()
+    (tmp_path / ".venv").mkdir()
+    assert subprocess.run(["git", "check-ignore", "-q", ".venv/"], cwd=tmp_path).returncode == 0
