@@ -1,8 +1,7 @@
-"""SeqKD: the student learns what the teacher said.
+"""SeqKD: cross-entropy on the teacher's responses.
 
-The responses of the data are the teacher's answers (tools/generate.py, then tools/process_data.py pseudo); on
-them --kd-ratio mixes in the token-level KD of the published scripts, and 0 is SeqKD proper, which never asks
-the teacher again.
+`tools/generate.py` and then `tools/process_data.py pseudo` make the data. --kd-ratio mixes in KD on the same tokens, as
+in the published scripts. With --kd-ratio 0, training does not use the teacher.
 """
 
 from __future__ import annotations

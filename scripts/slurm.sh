@@ -6,7 +6,7 @@
 #
 # One task is one rank on one GPU. A task may see all GPUs of its machine, or one of its own (--gpus-per-task 1). Two
 # minutes before the end Slurm sends SIGUSR1: the ranks finish their step, write a checkpoint and leave with status 0
-# (README, interrupted runs), then the job is queued again, and --resume auto goes on from there. All machines have to
+# (docs/resuming.md). Then the job is requeued, and --resume auto continues from there. All machines have to
 # see the folder of --save. Should a step take longer than that, raise the 120 below.
 #SBATCH --job-name=promptkd
 #SBATCH --signal=B:USR1@120

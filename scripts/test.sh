@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs them; arguments go to pytest: bash scripts/test.sh tests/test_data.py
+# Installs what the tests need and runs them; arguments go to pytest: bash scripts/test.sh tests/unit/data
 # One worker per core, each with one thread: more of either makes them wait for each other (-n 0: no workers).
 set -euo pipefail
 

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# What the scripts of this folder share. Whatever stands behind := is changed from outside, and options of train.py or
-# evaluate.py at the end of a script win over its own:
+# Settings that the scripts of this folder share. Environment variables override the values after :=, and options of
+# train.py or evaluate.py at the end of a script override its own:
 #
 #   STEPS=300 METHODS="sft promptkd" OUT=results/try bash scripts/smollm2/run.sh
 #   DATA=data/dolly/raw.jsonl DATA_ROOT=data PROMPT_LENGTH=160 LENGTH=224 DEV_ROWS=1000 bash scripts/smollm2/run.sh
