@@ -32,7 +32,7 @@ def test_resume_is_bitwise_with_each_engine(stage, bf16, offload, options, tmp_p
     check_resume(options, tmp_path, "--deepspeed_config", zero_file(tmp_path, stage, bf16, offload))
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "minillm"])
+@pytest.mark.parametrize("method", ["sft", pytest.param("kd", marks=pytest.mark.slow), "minillm"])
 def test_resume_is_bitwise_for_other_methods_and_with_evaluation(method, options, tmp_path):
     often = ["--dev-num", "2", "--eval-interval", "3"]
     if method != "sft":

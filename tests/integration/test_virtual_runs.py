@@ -56,7 +56,7 @@ def test_virtual_gpu_promptkd_stop_and_resume_with_each_file(name, machine, opti
     check_stop_and_resume(machine, options, tmp_path, *config(name))
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "distillm", "minillm"])
+@pytest.mark.parametrize("method", ["sft", pytest.param("kd", marks=pytest.mark.slow), "distillm", "minillm"])
 def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, options, tmp_path):
     extra = ["--dev-num", "2", *config("ds_config_bf16")]
     if method != "sft":
@@ -72,7 +72,7 @@ def test_virtual_gpu_gkd_takes_steps(machine, options, tmp_path):
 @pytest.mark.parametrize(
     "method, name",
     [
-        ("promptkd", "ds_config_zero3_fp32"),
+        pytest.param("promptkd", "ds_config_zero3_fp32", marks=pytest.mark.slow),
         ("kd", "ds_config_zero2_offload"),
         pytest.param("minillm", "ds_config", marks=pytest.mark.slow),
     ],

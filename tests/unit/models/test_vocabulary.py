@@ -233,6 +233,7 @@ def test_train_padded_vocabulary_changes_no_metric(method, tmp_path, capfd):
         assert described == dict(zip(("student", "teacher", "shared"), sizes))
 
 
+@pytest.mark.slow
 def test_train_padded_vocabulary_changes_no_metric_with_zero_3(tmp_path):
     more = [*SHORT, "--no-do-sample", "--deepspeed_config", zero_file(tmp_path, 3)]
     train_here(tiny_argv("promptkd", tmp_path / "plain", *more))
