@@ -3,7 +3,7 @@
     python benchmarks/evaluation.py --model MODELS/gpt2-dolly-student --data DATA [--seeds 10 20]
 
 One published run for each seed that is asked for with --published-seeds (their mean stands for the others), one of
-ours with all seeds, each in its own process, whole processes timed. Writes evaluation.json, .md and .png.
+ours with all seeds, each in its own process, with the complete process timed. Writes evaluation.json, .md and .png.
 """
 
 from __future__ import annotations

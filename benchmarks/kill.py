@@ -116,18 +116,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as where:
         folder = Path(where)
         student, log = student_with_dropout(folder / "student"), folder / "log"
-        whole, cut = folder / "whole", folder / "cut"
-        run_to_the_end(options(how, student, whole), whole, log, how.ranks)
-        seconds = json.loads(Path(f"{whole}.seconds").read_text(encoding="utf-8"))
+        through, cut = folder / "through", folder / "cut"
+        run_to_the_end(options(how, student, through), through, log, how.ranks)
+        seconds = json.loads(Path(f"{through}.seconds").read_text(encoding="utf-8"))
         killed: Counter[str] = Counter()
         aimed = 0
-        for aim in aims(how, seconds, len(rows_of(whole))):
+        for aim in aims(how, seconds, len(rows_of(through))):
             part = kill_once(options(how, student, cut), cut, log, how.ranks, aim)
             killed[part] += 1
             aimed += part == aim.part
         run_to_the_end(options(how, student, cut), cut, log, how.ranks)
         try:
-            assert_same_run(whole, cut)
+            assert_same_run(through, cut)
             equal = True
         except AssertionError as error:
             equal = f"no: {error}"

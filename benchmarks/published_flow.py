@@ -1,6 +1,6 @@
 """What one PromptKD (or KD) step costs in the published flow, emulated.
 
-Emulates train_promptkd.py of gmkim-ai/PromptKD at 383182f on stock transformers: each micro-batch by itself; prompts
+Emulates train_promptkd.py of gmkim-ai/PromptKD at 383182f on stock transformers: each micro-batch separately; prompts
 padded on the left to 256, `generate` for both until the last has ended, then everything padded on the right to 512;
 logits of all 512 positions from prompted teacher, teacher, student (twice) and updated teacher, in float32, with
 softmax, log-softmax and masked products of that size; gradients accumulate over the micro-batches of a step.

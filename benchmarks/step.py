@@ -42,7 +42,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--malloc", nargs="+", default=["keep"], choices=["keep", "system"])
     parser.add_argument("--sides", nargs="+", default=["ours", "sketch", "trl", "published"])
-    parser.add_argument("--method", choices=["promptkd", "kd"], default="promptkd", help="kd: ours and published alone")
+    parser.add_argument(
+        "--method", choices=["promptkd", "kd"], default="promptkd", help="with kd, only ours and published"
+    )
     parser.add_argument("--save", type=Path, default=ROOT / "results/benchmarks")
     return parser.parse_args()
 

@@ -127,7 +127,7 @@ def _flush_stdout() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory is used up, on the host or a GPU. Code that catches all leaves it alone."""
+    """Return whether an exception reports that memory is used up, on the host or a GPU. Do not catch such errors."""
     return isinstance(error, MemoryError) or (
         isinstance(error, (RuntimeError, OSError)) and _mentions(str(error), OUT_OF_MEMORY)
     )

@@ -44,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
 
     Args:
         script: Name of the command's script, such as `download.py`.
-        description: Text above the options in `--help`, printed as it is.
+        description: Text above the options in `--help`, printed without wrapping.
     """
 
     def __init__(self, script: str, description: str | None) -> None:

@@ -55,7 +55,7 @@ def parse(
         dry_run: Whether there is `--dry-run`.
         choice: Options that were read before because they decide the groups (`--method`).
         check: Turns the groups into what is returned, and raises UserError for values that do not go together.
-        description: Text above the options in `--help`, printed as it is.
+        description: Text above the options in `--help`, printed without wrapping.
 
     Returns:
         What `check` returns. The default is a namespace with the groups and `choice`.

@@ -1,6 +1,6 @@
 """Data, from files to micro-batches.
 
-row_files   a file or data set -> rows as they are
+row_files   a file or data set -> rows, unchanged
 rows        a row -> conversation, prompt by the published template, gold texts (messages: lists of messages)
 templates   a row -> prompt by the tokenizer's chat template (thoughts: what models think before they answer)
 encoding    prompt and response -> token ids (special_tokens: texts that only spell special tokens)

@@ -26,7 +26,7 @@ def added_around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 class SpecialTokens:
-    """The special tokens of a tokenizer as they are spelled, and tokenization that treats them as text.
+    """The spelling of a tokenizer's special tokens, and tokenization that treats them as text.
 
     A chat template writes special tokens, and so may a user. To tell them apart, `mark` replaces those of a user's
     text before the template is rendered. A marked prompt is a text in which only the template's special tokens are

@@ -77,7 +77,7 @@ class TestSet:
         return self.published_rows is not None and len(self) < self.published_rows
 
     def note(self) -> str:
-        """Describe rows that are not used as they are. Empty without any."""
+        """Describe rows that are cut or changed. The text is empty if there are none."""
         parts = []
         if self.cut:
             parts.append(f"{self.cut:,} lose part of the prompt (over --max-prompt-length, see --prompt-cut)")
@@ -114,7 +114,7 @@ def find_sets(data_dir: str, names: list[str]) -> tuple[dict[str, Path], list[Mi
         seen.add(canonical(name))
     if not is_folder(root):
         raise UserError(f"--data-dir {root}: no such folder: correct it, or: {_remedy(root, names)}")
-    files = {name: path for name in names if (path := _file(root, name, alone=len(names) == 1))}
+    files = {name: path for name in names if (path := _file(root, name, only=len(names) == 1))}
     lost = {name: str(root / FOLDERS.get(canonical(name), name) / FILE) for name in names if name not in files}
     if not files:
         others = "" if len(names) == 1 else f", nor is any of {', '.join(names[1:])}"
@@ -156,7 +156,7 @@ def read_set(
 
 
 def notes_on_sets(sets: list[TestSet], options: dict[str, str | None]) -> list[str]:
-    """Describe rows that are not used as they are, and prompts unlike those of training.
+    """Describe rows that are cut or changed, and prompts unlike those of training.
 
     Args:
         sets: The sets that are evaluated.
@@ -174,11 +174,11 @@ def _cut(ids: list[int], most: int, cut_start: bool, leading: list[int]) -> list
     return begin + ids[len(ids) - most + len(begin) :]
 
 
-def _file(root: Path, name: str, alone: bool) -> Path | None:
+def _file(root: Path, name: str, only: bool) -> Path | None:
     """Return a set's rows: in its published folder, in one of its own name, or in `root` for a single set."""
     published = FOLDERS.get(canonical(name), name)
     below = [] if is_hub(root) else [root / published, root / name]
-    folders = [*below, *([root] if alone else [])]
+    folders = [*below, *([root] if only else [])]
     path = next((rows for folder in folders if (rows := find_rows(folder, "test")) is not None), None)
     return None if path is None else Path(path)
 

@@ -10,7 +10,6 @@ from promptkd.losses.terms import (
     FrozenLogits,
     ReverseKL,
     Term,
-    kl_loss,
 )
 from promptkd.utils.memory import BLOCK, CHUNK
 
@@ -28,7 +27,6 @@ __all__ = [
     "divergence",
     "fused_loss",
     "kl_divergences",
-    "kl_loss",
     "log_probs",
     "positions_at_a_time",
     "reference_loss",

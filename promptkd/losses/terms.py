@@ -184,8 +184,3 @@ class ClippedPolicy(_TokenLoss):
 
 
 Term = Divergence | CrossEntropy | ClippedPolicy
-
-
-def kl_loss(kind: str, target: FrozenLogits, coefficient: float = 1.0) -> Term:
-    """Return the loss that an option's value `reverse` or `forward` names."""
-    return Divergence(target, f"{kind}_kl", coefficient)

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ from promptkd.errors import UserError
 from promptkd.generation.sampling import Sampling
 from promptkd.methods.base import Method, step_sampler
 from promptkd.methods.context import DatasetBundle, LengthLimits, MethodContext
-from promptkd.methods.registry import method_class
 from promptkd.models.adapters import base_of, is_adapter
 from promptkd.models.loading import (
     check_pair,
@@ -76,7 +75,7 @@ def build_trainer(config: RunConfig) -> Trainer:
         check_with_deepspeed(config.teacher_deepspeed, path, ranks.device, TEACHER_FILE)
     check_installed(config.models.teacher_quantization)
     tokenizer = load_bound_tokenizer(config, ranks)
-    kind = method_class(config.method)
+    kind = cast("type[Method]", config.method_class)
     data = kind.open_data(config, tokenizer)
     check_dev_set(config, data)
     sampler = kind.make_sampler(config, data, ranks)
@@ -217,7 +216,7 @@ def build_method(
         shared=models.shared,
         published_mean=options.loss_normalization == "micro-batch",
     )
-    return method_class(config.method)(context, config.method_settings)
+    return cast("type[Method]", config.method_class)(context, config.method_settings)
 
 
 def report_shared_vocabulary(context: MethodContext, record: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def digest_of(path: Path) -> FileDigest:
 def fingerprint(folder: str | Path) -> dict[str, Any]:
     """Return one checksum of the names, sizes and both ends of a folder's files.
 
-    It is cheap for files of many gigabytes, and changes whenever training or conversion writes the folder anew.
+    It is cheap for files of many gigabytes, and changes whenever training or conversion rewrites the folder.
     """
     digest, total = hashlib.sha256(), 0
     files = sorted(

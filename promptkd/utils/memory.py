@@ -88,7 +88,7 @@ def layer_work(width: int, inner: int, queries: int, gated: bool) -> int:
 def keep_freed_memory() -> None:
     """Let glibc keep freed memory; otherwise page faults take a fifth of a step on a CPU.
 
-    PROMPTKD_MALLOC=system in the environment turns this off. Other C libraries are left alone.
+    PROMPTKD_MALLOC=system in the environment turns this off. With other C libraries, nothing changes.
     """
     if os.environ.get("PROMPTKD_MALLOC") == "system":
         return

@@ -75,7 +75,7 @@ def _figure() -> Figure:
 
 
 def label_axes(axes: Axes, title: str, xlabel: str) -> None:
-    """Set the title of axes and the label of an x axis that counts in whole numbers, and show a legend of the lines."""
+    """Set the title of axes and the label of an x axis that has integer ticks, and show a legend of the lines."""
     axes.set(title=title, xlabel=xlabel)
     axes.locator_params(axis="x", integer=True)
     if lines := axes.get_legend_handles_labels()[0]:

@@ -9,7 +9,7 @@ def pieces(length: int, blocks: int, source: int, target: int, rank: int) -> lis
     """List which ranges of the source shards make up a target shard.
 
     The sizes need not divide each other. Each block is divided into as many chunks as the least common multiple of
-    the sizes, so that no chunk lies in two shards.
+    the sizes, so that no chunk is split between two shards.
 
     Args:
         length: Length of the complete axis.
