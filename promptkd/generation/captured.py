@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from promptkd.errors import UserError
+from promptkd.errors import UserError, is_out_of_memory
 from promptkd.generation.cached_model import CachedModel
 from promptkd.models.tensor_parallel import group_of
 
@@ -77,7 +77,7 @@ class CapturedStep:
             try:
                 step()
             except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if is_out_of_memory(error):
                     raise
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()

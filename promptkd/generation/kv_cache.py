@@ -36,7 +36,8 @@ class RowMoves:
         indices = torch.tensor([*order, *(new for new, _ in moved), *(old for _, old in moved)])
         if device.type == "cuda":
             indices = indices.pin_memory().to(device, non_blocking=True)
-        return cls(*indices.split([len(order), len(moved), len(moved)]), frees)
+        stay, targets, sources = indices.split([len(order), len(moved), len(moved)])
+        return cls(stay, targets, sources, frees)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Move rows in place, and return those that stay: a view, or a copy that lets the buffer go."""

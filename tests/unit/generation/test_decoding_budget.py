@@ -12,8 +12,8 @@ from helpers.runs import rows_of, tiny_argv
 from helpers.tiny_models import make_model
 from helpers.training import GOLDEN, train_here
 
-from promptkd.generation.budget import decoding_budget
 from promptkd.generation.batch import Batch
+from promptkd.generation.budget import decoding_budget
 from promptkd.generation.decode import GenerationRequest, decode
 from promptkd.generation.kv_cache import GrowingCache
 from promptkd.generation.sampling import Sampling
