@@ -13,6 +13,21 @@ from promptkd.utils.files import write_text
 from promptkd.utils.format import format_spread
 from promptkd.utils.tables import Table
 
+METRIC_LABELS = {
+    "rougeL": "ROUGE-L",
+    "exact_match": "exact match, %",
+    "length": "tokens of an answer",
+    "cut": "answers cut at the limit, %",
+    "repetition": "repeated 4-grams of an answer, %",
+    "distinct_1": "distinct words of a prompt's answers, %",
+    "distinct_2": "distinct 2-grams of a prompt's answers, %",
+    "self_bleu": "self-BLEU",
+    "perplexity": "perplexity of references",
+    "ece": "calibration error (ECE), %",
+    "forward_kl": "KL(teacher || model), nats",
+    "reverse_kl": "KL(model || teacher), nats",
+}
+
 
 class Row(NamedTuple):
     """A scored answer.
@@ -60,8 +75,25 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
     return {"per_seed": values, "mean": statistics.fmean(values), "std": std}
 
 
+def metric_table(head: str, columns: dict[str, dict[str, Any]]) -> Table:
+    """Build a table with a row for each metric, and a column for each name -> `metrics` of results.json."""
+    table = Table([head, *columns])
+    for name, label in METRIC_LABELS.items():
+        if any(name in metrics for metrics in columns.values()):
+            table.add(label, *(_interval(metrics.get(name)) for metrics in columns.values()))
+    return table
+
+
+def _interval(metric: dict[str, float | None] | None) -> str:
+    numbers = [] if metric is None else [number for number in metric.values() if number is not None]
+    if len(numbers) < 3:
+        return "-"
+    value, low, high = (f"{number:.{4 if abs(numbers[0]) < 1 else 2}f}" for number in numbers)
+    return f"{value} ({low} to {high})"
+
+
 def markdown(results: dict[str, Any]) -> str:
-    """Format results.md: one line for each set, then the protocol."""
+    """Format results.md: one line for each set, then the metrics and the protocol."""
     protocol, seeds = results["protocol"], results["seeds"]
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     table = Table(["set", "rows", "cut", "ROUGE-L", "exact match", "tokens", "seconds"])
@@ -69,6 +101,7 @@ def markdown(results: dict[str, Any]) -> str:
         table.add(*_cells(name, entry))
     for lost in results["missing"]:
         table.add(lost["name"], "missing")
+    metrics = {name: entry["metrics"] for name, entry in results["sets"].items()}
     lines = [
         f"# {results['model']['path']}",
         "",
@@ -77,6 +110,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"ROUGE-L (stemmed, best reference, x 100, --rouge-tokenizer {protocol['rouge_tokenizer']}): {over} "
         f"({', '.join(map(str, seeds))}). cut: prompts that lost their {protocol['prompt_cut']}; "
         "tokens: mean length of an answer. partial: fewer rows than the paper's.",
+        "",
+        metric_table("metric (95 % interval over examples)", metrics).markdown(),
         "",
         protocol_line(results),
         *(f"\n{lost['name']} is missing ({lost['file']}): {lost['remedy']}." for lost in results["missing"]),
