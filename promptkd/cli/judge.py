@@ -18,8 +18,6 @@ from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
 from promptkd.errors import UserError
 
-LONGEST_WAIT = 86400
-
 
 @dataclass
 class JudgeSettings:
@@ -29,7 +27,7 @@ class JudgeSettings:
     model: str = option("", "name of the judge on the server")
     save: str = option("results/judge", "output folder")
     overwrite: bool = option(False, "replace replies of another comparison in --save")
-    rows: int = option(-1, "judge the first N rows of each test set. -1: all rows")
+    rows: int | None = option(None, "judge only the first N rows of each test set")
     parallel: int = option(8, "number of requests at a time")
     timeout: float = option(120.0, "seconds to wait for the server")
     max_tokens: int = option(1024, "maximum number of tokens in a reply of the judge")
@@ -39,11 +37,9 @@ class JudgeSettings:
         for name, value in {"--base-url": self.base_url, "--model": self.model, "--save": self.save}.items():
             if not value:
                 raise UserError(f"{name} is missing: --help shows an example")
-        at_least(1, parallel=self.parallel, max_tokens=self.max_tokens)
-        if self.rows < 1 and self.rows != -1:
-            raise UserError(f"--rows {self.rows}: give a number of rows, or -1 for all")
-        if not 0 < self.timeout <= LONGEST_WAIT:
-            raise UserError(f"--timeout {self.timeout}: give a number of seconds from 0 to {LONGEST_WAIT}")
+        rows = 1 if self.rows is None else self.rows
+        at_least(1, parallel=self.parallel, max_tokens=self.max_tokens, rows=rows)
+        at_least(0.01, timeout=self.timeout)
 
 
 def main() -> None:

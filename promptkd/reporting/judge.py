@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,8 +41,8 @@ class Pair(NamedTuple):
     answers: tuple[str, str]
 
 
-def read_pairs(first: Result, second: Result, rows: int) -> list[Pair]:
-    """Return the answers with the first seed to the first `rows` rows (-1: all) of the sets that both results have.
+def read_pairs(first: Result, second: Result, rows: int | None) -> list[Pair]:
+    """Return the answers with the first seed to the first `rows` rows (None: all) of the sets that both results have.
 
     Raises:
         UserError: The results have no set in common, or a test set's file has changed.
@@ -53,11 +54,9 @@ def read_pairs(first: Result, second: Result, rows: int) -> list[Pair]:
         if not is_unchanged(entry) or second.sets[name]["sha256"] != entry["sha256"]:
             problem = f"{entry['file']} is missing or not the file of both evaluations"
             raise UserError(f"{problem}: restore it, or evaluate again")
-        answers = [result.answers(name) for result in (first, second)]
-        prompts = [render_prompt(read_row(row, where), where) for where, row in read_rows(entry["file"])]
-        count = min(map(len, (*answers, prompts)))
-        chosen = range(count if rows < 0 else min(rows, count))
-        pairs += [Pair(name, row, prompts[row], (answers[0][row], answers[1][row])) for row in chosen]
+        answers = zip(first.answers(name), second.answers(name))
+        for row, ((where, raw), pair) in enumerate(islice(zip(read_rows(entry["file"]), answers), rows)):
+            pairs.append(Pair(name, row, render_prompt(read_row(raw, where), where), pair))
     if not pairs:
         raise UserError(f"{first.folder} and {second.folder} have no test set in common: evaluate both on one")
     return pairs

@@ -9,7 +9,6 @@ import re
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from promptkd.errors import UserError
 from promptkd.utils.strict_json import parse_json
@@ -22,6 +21,9 @@ SYSTEM = (
     "Explain your decision in a few sentences. Then end with your verdict: [[A]] if response A is better, [[B]] if "
     "response B is better, [[C]] for a tie."
 )
+# Host, port and path. No "@" or "?", which introduce keys: the address is recorded.
+ADDRESS = re.compile(r"https?://([a-zA-Z\d.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[!->A-~]*)?")
+LONGEST_WAIT = 86400.0  # seconds, which a socket can count
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 
@@ -53,16 +55,8 @@ class JudgeServer:
     max_tokens: int
 
     def __post_init__(self) -> None:
-        try:
-            address = urlsplit(self.base_url)
-            usable = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
-            usable &= address.username is None and not address.query  # no keys in what is recorded
-        except ValueError:
-            usable = False
-        if not usable or not self.base_url.isprintable() or " " in self.base_url:
-            raise UserError(
-                f"--base-url {self.base_url}: not an address without a key: give one like http://localhost:8000/v1"
-            )
+        if not ADDRESS.fullmatch(self.base_url):
+            raise UserError(f"--base-url {self.base_url}: not an address without a key: give http://localhost:8000/v1")
         key = os.environ.get(KEY, "")
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"{KEY} in the environment holds characters that no key has: correct it")
@@ -82,12 +76,14 @@ class JudgeServer:
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.build_opener(_NoRedirect).open(request, timeout=self.timeout) as response:
+            with urllib.request.build_opener(_NoRedirect).open(
+                request, timeout=min(self.timeout, LONGEST_WAIT)
+            ) as response:
                 reply = parse_json(response.read(LARGEST_REPLY).decode())["choices"][0]["message"]["content"]
         except urllib.error.HTTPError as error:
             error.close()
             raise NoReply(f"HTTP {error.code}") from None
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, OverflowError, http.client.HTTPException) as error:  # overflow: of the port
             late = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
             raise NoReply("timeout" if late else "connection") from None
         except (ValueError, LookupError, TypeError):

@@ -187,9 +187,10 @@ def test_a_server_that_dies_ends_the_comparison_which_resumes(judged, stub, caps
     [
         (["--base-url", "file:///etc/passwd"], "--base-url file:///etc/passwd: not an address"),
         (["--base-url", "http://user:key@localhost/v1"], "without a key"),
-        (["--base-url", "http://[::1/v1"], "not an address"),
+        (["--base-url", "http://local host/v1"], "not an address"),
         (["--rows", "0"], "--rows 0"),
-        (["--timeout", "1e9"], "--timeout"),
+        (["--timeout", "0"], "--timeout 0.0 is under"),
+        (["--base-url", "http://localhost/v1?key=k"], "without a key"),
         (["--model", ""], "--model is missing"),
     ],
 )
