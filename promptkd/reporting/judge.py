@@ -88,7 +88,7 @@ def judge(
     names = [result.name for result in results]
     sets = [*dict.fromkeys(pair.set for pair in pairs)]
     summaries = {name: summarize([row for row in rows if row["set"] == name]) for name in sets}
-    summaries |= {"all": summarize(rows)} if len(sets) > 1 else {}
+    summaries |= {"all sets": summarize(rows)} if len(sets) > 1 else {}
     folders = [str(result.folder) for result in results]
     record = {"names": names, "folders": folders, "judge": dataclasses.asdict(server), "sets": summaries}
     text = markdown(names, server.model, summaries)
