@@ -72,9 +72,9 @@ def evaluate_sets(
             rows = answer_and_score(session, test_set, model.model, pool, bar)
             answers = by_seed(rows, len(options.seeds))
             entry = summary(test_set, answers, time.perf_counter() - began)
-            results["sets"][test_set.name] = entry | measure(session, test_set, answers, model, teacher)
             for seed, rows_of_seed in zip(options.seeds, answers if ranks.is_main else []):
                 write_answers(Path(options.save) / test_set.name / f"seed{seed}", rows_of_seed)
+            results["sets"][test_set.name] = entry | measure(session, test_set, answers, model, teacher)
     bar.close()
 
 
@@ -96,10 +96,8 @@ def measure(
     if "ece" in columns:
         entry["reliability"] = reliability(columns)
         if ranks.is_main:
-            folder = Path(options.save) / test_set.name
-            folder.mkdir(exist_ok=True)
-            title = f"{options.model_path} on {test_set.name}"
-            draw_reliability(entry["reliability"], folder / "reliability.png", title)
+            picture = Path(options.save) / test_set.name / "reliability.png"
+            draw_reliability(entry["reliability"], picture, f"{options.model_path} on {test_set.name}")
     return entry
 
 
