@@ -97,7 +97,8 @@ def measure(
         entry["reliability"] = reliability(columns)
         if ranks.is_main:
             picture = Path(options.save) / test_set.name / "reliability.png"
-            draw_reliability(entry["reliability"], picture, f"{options.model_path} on {test_set.name}")
+            ece = entry["metrics"]["ece"]["value"]
+            draw_reliability(entry["reliability"], picture, f"next tokens of {test_set.name}, ECE {ece:.1f} %")
     return entry
 
 

@@ -88,7 +88,7 @@ def draw_reliability(bins: dict[str, list[Any]], picture: Path, title: str) -> N
     style = {"width": 1 / BINS, "align": "edge", "edgecolor": "white"}
     with new_figure((4.2, 5), rows=2) as (figure, axes):
         (top,), (bottom,) = axes
-        top.bar(edges, accuracy, color=COLORS[0], label="share of likeliest tokens that are right", **style)
+        top.bar(edges, accuracy, color=COLORS[0], label="accuracy of the likeliest token", **style)
         top.plot(confidence, confidence, "o", color=COLORS[1], label="mean confidence")
         top.plot([0, 1], [0, 1], color=GRAY, lw=0.8)
         top.set(xlim=(0, 1), ylim=(0, 1), title=shown(title))
