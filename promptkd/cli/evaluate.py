@@ -2,6 +2,7 @@
 
 python evaluate.py --model-path M --data-dir data --seeds 10 20 30 40 50 --save R                   (all sets)
 python evaluate.py --model-path M --data-dir data/dolly --data-names dolly --seed 10 --save R       (one set)
+python evaluate.py --answers R --metrics distinct self_bleu                      (stored answers, without a model)
 python evaluate.py --type exposure_bias --model-path S --teacher-model-path T --data-names dolly --save R
 torchrun --nproc_per_node 8 evaluate.py ...                                                         (8 GPUs)
 """
@@ -29,9 +30,12 @@ def read_settings(argv: list[str]) -> SimpleNamespace:
         "exposure_bias": ExposureBiasSettings,
     }
     settings = parse(groups, argv, prog=program_name("evaluate.py"), description=__doc__)
-    foreign = settings.exposure_bias.given()
-    if foreign and settings.evaluation.type != "exposure_bias":
-        raise UserError(f"{foreign} is for --type exposure_bias: leave it out, or pass that type")
+    evaluation = settings.evaluation
+    if evaluation.type != "exposure_bias":
+        of_kl = ("teacher_model_path", "teacher_prompt")
+        if foreign := settings.exposure_bias.given(allowed=of_kl if "kl" in evaluation.metrics else ()):
+            other = " or --metrics kl" if foreign.startswith("--teacher") else ""
+            raise UserError(f"{foreign} is for --type exposure_bias{other}: leave it out, or pass that option")
     return settings
 
 
@@ -39,7 +43,9 @@ def main() -> None:
     """Run the command."""
     settings = read_settings(sys.argv[1:])
     # Imported here because --help and a dry run need no model libraries.
-    if settings.evaluation.type == "exposure_bias":
+    if settings.evaluation.answers is not None:
+        from promptkd.reporting.rescore import run
+    elif settings.evaluation.type == "exposure_bias":
         from promptkd.evaluation.exposure_bias import run
     else:
         from promptkd.evaluation.evaluate import run

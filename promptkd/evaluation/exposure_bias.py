@@ -224,12 +224,9 @@ def run(settings: SimpleNamespace) -> None:
         forward_budget=min(data.token_budget, TOKEN_BUDGET[ranks.device.type]),
         published=bias.published,
     )
-    if (shared := student.shared) is not None:
-        for each in session.sets:
-            shared.check_inputs((f"{each.path}: prompt {i + 1}", ids) for i, ids in enumerate(each.prompts))
     results = session.begin()
     results["protocol"] |= {"sample_times": protocol.samples, "published": bias.published}
-    if shared is not None:
+    if (shared := student.shared) is not None:
         session.print_notes([f"note: {shared.notice(protocol.end_ids)}"])
         results["protocol"]["shared_tokens"] = len(shared)
     results["teacher"] = describe_model(bias.teacher_model_path) | {"prompt": bias.teacher_prompt}
@@ -259,6 +256,10 @@ def load_pair(session: Session) -> tuple[LanguageModel, LanguageModel]:
     student = session.load("--model-path", settings.evaluation.model_type)
     teacher = session.load("--teacher-model-path")
     shared = check_pair(student, teacher, session.tokenizer, load_tokenizer(bias.teacher_model_path))
+    if shared is not None:
+        for each in session.sets:
+            for kind, rows in (("prompt", each.prompts), ("response", each.responses)):
+                shared.check_inputs((f"{each.path}: {kind} {i + 1}", ids) for i, ids in enumerate(rows))
     prompt = None
     if bias.teacher_prompt:
         embedding: Any = teacher.get_input_embeddings()

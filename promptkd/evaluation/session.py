@@ -18,7 +18,7 @@ from promptkd.data.templates import bind_settings, now
 from promptkd.distributed.device import peak_memory_gb
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.errors import UserError
-from promptkd.evaluation.options import AnsweringSettings
+from promptkd.evaluation.options import REFERENCE_METRICS, AnsweringSettings
 from promptkd.evaluation.test_sets import Missing, TestSet, find_sets, notes_on_sets, read_set
 from promptkd.models.loading import check_positions, load_causal_lm, load_config, load_own_tokenizer
 from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
@@ -115,7 +115,8 @@ def open_evaluation(settings: SimpleNamespace, models: dict[str, str]) -> Sessio
     session = open_session("evaluate.py", settings, settings.evaluation, models)
     data.special_tokens = choose_rule(data.special_tokens, *models.values())
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
-    session.sets = [read_set(name, path, session.tokenizer, *reading) for name, path in files.items()]
+    length = data.max_length if set(settings.evaluation.metrics) & set(REFERENCE_METRICS) else None
+    session.sets = [read_set(name, path, session.tokenizer, *reading, length) for name, path in files.items()]
     session.missing = missing
     session.print_notes([f"warning: {each}" for each in missing])
     return session
@@ -197,6 +198,7 @@ def claim(folder: Path, ranks: Ranks) -> None:
         # exposure_bias/ is not a test set's folder but holds another evaluation, see tools/report.py.
         curves = [path for path in folder.glob("*/exposure_bias.*") if path.parent.name != "exposure_bias"]
         answers = folder.glob("*/seed*/answers.jsonl")
-        for path in [folder / RESULTS, folder / "results.md", *answers, *folder.glob("exposure_bias.*"), *curves]:
+        curves += [*folder.glob("exposure_bias.*"), *folder.glob("*/reliability.png")]
+        for path in [folder / RESULTS, folder / "results.md", *answers, *curves]:
             path.unlink(missing_ok=True)
     ranks.barrier()

@@ -23,6 +23,7 @@ SCRIPTS = {
     "generate": "tools/generate.py",
     "data": "tools/process_data.py",
     "report": "tools/report.py",
+    "judge": "tools/judge.py",
     "plan": "tools/plan.py",
     "convert": "tools/convert_mp.py",
     "download": "tools/download.py",
