@@ -38,7 +38,7 @@ def restored_process_state() -> Iterator[None]:
         if device is not None:
             torch.cuda.set_device(device)
         if own_group and dist.is_initialized() and dist.get_world_size() == 1:
-            _end_group()
+            end_process_group()
         for name in os.environ.keys() - environment.keys():
             del os.environ[name]
         os.environ.update(environment)
@@ -46,7 +46,7 @@ def restored_process_state() -> Iterator[None]:
         torch.cuda.empty_cache()
 
 
-def _end_group() -> None:
+def end_process_group() -> None:
     """End the default process group. DeepSpeed, if it was imported, has to forget it, too."""
     comm = sys.modules.get("deepspeed.comm")
     if comm is not None and comm.is_initialized():
