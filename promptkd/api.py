@@ -97,6 +97,7 @@ def train(**options: Any) -> Run:
 
 def _train(config: RunConfig) -> Run:
     trainer = build_trainer(config)
+    trainer.signals.second_interrupt = signal.default_int_handler  # the kernel of a notebook must survive it
     try:
         trainer.fit()
     except SystemExit as stop:

@@ -102,8 +102,16 @@ def test_evaluate_bad_options_are_exceptions():
         promptkd.evaluate(model_path=MODELS["model_path"], seedz=(10, 20))
 
 
-@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGUSR1, promptkd.RunError)])
-def test_train_signal_is_an_exception_and_the_run_resumes(number, error, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("numbers", "error", "message"),
+    [
+        ([signal.SIGINT], KeyboardInterrupt, "resume='must' continues"),
+        ([signal.SIGINT, signal.SIGINT], KeyboardInterrupt, "^$"),
+        ([signal.SIGUSR1], promptkd.RunError, "resume='must' continues"),
+    ],
+    ids=["interrupt", "two interrupts", "SIGUSR1"],
+)
+def test_train_signal_is_an_exception_and_the_run_resumes(numbers, error, message, tmp_path, monkeypatch):
     from minillm_baselines.sft import SFT
 
     class Interrupted(SFT):
@@ -111,16 +119,17 @@ def test_train_signal_is_an_exception_and_the_run_resumes(number, error, tmp_pat
             row = super().step(step_batch)
             if step_batch.step == 2 and not (tmp_path / "sent").exists():
                 (tmp_path / "sent").touch()
-                os.kill(os.getpid(), number)
+                for number in numbers:
+                    os.kill(os.getpid(), number)
             return row
 
     monkeypatch.setitem(METHODS, "interrupted", Interrupted)
     options = {"model_path": MODELS["model_path"], **DATA, "total_iters": 3, "batch_size": 4, "save": tmp_path / "run"}
     handlers = [signal.getsignal(each) for each in signal.valid_signals()]
-    with pytest.raises(error, match="resume='must' continues"):
+    with pytest.raises(error, match=message):
         promptkd.train(method="interrupted", **options)
     assert [signal.getsignal(each) for each in signal.valid_signals()] == handlers
-    if number == signal.SIGINT:
+    if numbers == [signal.SIGINT]:
         run = promptkd.train(method="interrupted", **options, resume="must")
         assert [row["step"] for row in run.metrics] == [1, 2, 3] and run.best == {} and run.student.name == "last"
 
