@@ -13,7 +13,7 @@ from promptkd.cli import program_name
 from promptkd.config import resolve as settings
 from promptkd.config.resolve import RunConfig, RunOptions
 from promptkd.distributed.device import device_type
-from promptkd.methods.registry import METHODS, method_class
+from promptkd.methods.registry import method_class, method_names
 
 
 def resolve(argv: list[str], device: str | None = None) -> RunConfig:
@@ -36,7 +36,7 @@ def main() -> None:
     argv = sys.argv[1:]
     if {"-h", "--help"} & set(argv) and not any(word.partition("=")[0] == "--method" for word in argv):
         print("Distill a teacher into a student. These are the options of --method promptkd.")
-        print(f"To list the options of another method, add --method and one of: {', '.join(METHODS)}.\n")
+        print(f"To list the options of another method, add --method and one of: {', '.join(method_names())}.\n")
         argv = ["--method", "promptkd", *argv]
     config = resolve(argv)
     from promptkd.training.setup import build_trainer  # not needed, and slow to import, for a dry run

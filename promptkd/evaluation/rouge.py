@@ -25,7 +25,7 @@ from promptkd.evaluation.rouge_tokenizers import (
     strip_invisible,
     tokenizer_for,
 )
-from promptkd.utils.machine import exit_with_parent, usable_cores
+from promptkd.utils.machine import exit_with_parent, hidden_main_module, usable_cores
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _UNICODE_PUNCTUATION = regex.compile(r"\p{P}+")
@@ -84,7 +84,8 @@ class ScoringPool:
 
     def submit(self, pairs: list[tuple[str, list[str]]], tokenizer: RougeTokenizer) -> Future[list[Score]]:
         """Score (answer, references) pairs in a worker."""
-        return self._pool.submit(score_all, pairs, tokenizer)
+        with hidden_main_module():
+            return self._pool.submit(score_all, pairs, tokenizer)
 
     def __enter__(self) -> ScoringPool:
         return self

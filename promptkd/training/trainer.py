@@ -91,8 +91,11 @@ class Trainer:
             if self.is_evaluation_due(step):
                 self.evaluate(step)
             self.measure_exposure_bias(step)
+            if step < self.total and (self.is_evaluation_due(step) or self.is_exposure_bias_due(step)):
+                self.draw()
             self.maybe_checkpoint(step)
         self.save("last")
+        self.draw()
         self.record_memory()
         self.checkpoints.prune(1)
 
@@ -144,6 +147,8 @@ class Trainer:
         self.times.add({**batch.seconds, "step_seconds": seconds})
         if step % self.settings.run.log_interval and step != self.total:
             return
+        if "response_tokens" in row:
+            row["response_length"] = row["response_tokens"] / (len(batch.examples) * self.ranks.dp_size)
         row["lr"] = self.method.student.lr
         row["grad_norm"] = self.method.student.grad_norm
         row.update(self.times.means(), peak_memory_gb=logged_memory_gb(self.ranks.device))
@@ -154,6 +159,11 @@ class Trainer:
         every = self.settings.run.eval_interval
         every = self.sampler.steps_per_epoch if every == -1 else every
         return step == self.total or (every > 0 and step % every == 0)
+
+    def is_exposure_bias_due(self, step: int) -> bool:
+        """Return whether the exposure bias is measured before the first step, or after a step."""
+        every = self.settings.run.exposure_bias_every
+        return every > 0 and (step % every == 0 or step == self.total)
 
     def evaluate(self, step: int) -> None:
         """Measure the dev loss and, with --eval-gen, ROUGE-L of sampled answers. Save the student if it is the best."""
@@ -170,7 +180,6 @@ class Trainer:
         self.progress.line(f"{self.settings.method}  step {step}/{self.total}  {shown}")
         if step:
             self.keep_best(row)
-        self.draw()
 
     def keep_best(self, row: dict[str, float]) -> None:
         """Write the student to each folder of BEST_METRICS whose values it improves on.
@@ -190,8 +199,7 @@ class Trainer:
 
     def measure_exposure_bias(self, step: int) -> None:
         """Log the exposure bias on dev prompts: every --exposure-bias-every steps, first and last."""
-        every = self.settings.run.exposure_bias_every
-        if not every or (step % every and step != self.total):
+        if not self.is_exposure_bias_due(step):
             return
         began = time.perf_counter()
         rows = self.settings.run.exposure_bias_rows
@@ -199,7 +207,6 @@ class Trainer:
         epoch = self.sampler.epoch_of(step) if step else 0
         seconds = time.perf_counter() - began
         self.metrics.row("exposure_bias", step, epoch=epoch, **row, exposure_bias_seconds=seconds)
-        self.draw()
 
     def save(self, name: str) -> None:
         """Write the student, and the soft prompt if the method tunes one, to folders of the run."""
@@ -209,7 +216,6 @@ class Trainer:
         if prompt is not None and teacher is not None and self.ranks.is_main:
             with output_folder(self.folder / ("prompt" if name == "last" else f"{name}_prompt")) as temporary:
                 save_prompt(prompt, temporary, self.settings.models.teacher_model_path, teacher.config)
-        self.draw()
 
     def draw(self) -> None:
         """Draw curves.png. The run continues without it if that fails."""
