@@ -43,6 +43,7 @@ from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.training.run_folder import check_vacant, clear_folder, describe_run
+from promptkd.training.trackers import Trackers, check_packages
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
 from promptkd.utils.files import lock_folder, write_json
@@ -74,6 +75,7 @@ def build_trainer(config: RunConfig) -> Trainer:
     if (path := config.models.teacher_deepspeed_config) is not None:
         check_with_deepspeed(config.teacher_deepspeed, path, ranks.device, TEACHER_FILE)
     check_installed(config.models.teacher_quantization)
+    check_packages(config.reporting.report_to)
     tokenizer = load_bound_tokenizer(config, ranks)
     kind = cast("type[Method]", config.method_class)
     data = kind.open_data(config, tokenizer)
@@ -91,6 +93,9 @@ def build_trainer(config: RunConfig) -> Trainer:
             "parameters": count_all_parameters(config, method.prompt()),
             "rows": {name: examples.record() for name, examples in data.sets().items()},
         }
+        trackers = Trackers(checkpoints.resumed)
+        if ranks.is_main:
+            trackers.start(config.reporting.report_to, checkpoints.run, config.as_dict())
         begin_files(checkpoints, record)
     except BaseException:
         checkpoints.unlock()
@@ -103,7 +108,7 @@ def build_trainer(config: RunConfig) -> Trainer:
         data.dev, tokenizer, context.sampling, context.limits,
         config.optimizer.eval_batch_size, config.run.seed, ranks, context.published_mean, config.run.rouge_tokenizer,
     )  # fmt: skip
-    return Trainer(config, method, data.train, sampler, dev, ranks, checkpoints)
+    return Trainer(config, method, data.train, sampler, dev, ranks, checkpoints, trackers)
 
 
 def load_bound_tokenizer(config: RunConfig, ranks: Ranks) -> Any:
