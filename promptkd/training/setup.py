@@ -16,6 +16,7 @@ from promptkd.checkpointing.fingerprint import RunFingerprint
 from promptkd.checkpointing.manager import Checkpoints, recorded_time, select_checkpoint
 from promptkd.config.deepspeed import DTYPES, check_with_deepspeed, precision
 from promptkd.config.parser import declared_options
+from promptkd.config.reporting_options import hub_token
 from promptkd.config.resolve import TEACHER_FILE, RunConfig
 from promptkd.data.dataset import vocabulary_size
 from promptkd.data.prompt_format import mismatch
@@ -76,6 +77,8 @@ def build_trainer(config: RunConfig) -> Trainer:
         check_with_deepspeed(config.teacher_deepspeed, path, ranks.device, TEACHER_FILE)
     check_installed(config.models.teacher_quantization)
     check_packages(config.reporting.report_to)
+    if config.reporting.push_to_hub:
+        hub_token("--push-to-hub")
     tokenizer = load_bound_tokenizer(config, ranks)
     kind = cast("type[Method]", config.method_class)
     data = kind.open_data(config, tokenizer)

@@ -11,9 +11,9 @@ import os
 import sys
 import uuid
 from collections.abc import Callable
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import read_metrics
@@ -22,118 +22,107 @@ from promptkd.utils.tables import Table, evaluation_table
 PROJECT, RESULTS, TAG = "promptkd", "evaluations", "promptkd_run"
 
 
-class Tracker(Protocol):
-    """A tracker of one run. Any method may raise any exception.
+@dataclass(frozen=True)
+class TrackedRun:
+    """What trackers are told about a run."""
 
-    Args:
-        folder: The run's folder.
-        run_id: A text that stays the same when the run resumes.
-        step: The step after which the run resumes. None for a new run.
-        settings: All options by name.
-    """
-
-    def __init__(self, folder: Path, run_id: str, step: int | None, settings: dict[str, Any]) -> None: ...
-
-    def log(self, step: int, values: dict[str, float]) -> None: ...
-
-    def close(self, results: Table | None) -> None:
-        """End the run. `results` are the evaluations of a completed run, and None for an interrupted one."""
+    folder: Path
+    id: str  # stays the same when the run resumes
+    resumes_after: int | None  # step, None for a new run
+    settings: dict[str, Any]
 
 
-class TensorBoardTracker:
+@dataclass(frozen=True)
+class Tracker:
+    """A started tracker. Its functions may raise any exception."""
+
+    log: Callable[[dict[str, float], int], Any]  # values and their step
+    close: Callable[[Table | None], Any]  # gets the evaluations of a completed run, None of an interrupted one
+
+
+def tensorboard(run: TrackedRun) -> Tracker:
     """Write event files to <save>/tensorboard. A resumed run hides the steps that it repeats."""
+    from torch.utils.tensorboard import SummaryWriter
 
-    def __init__(self, folder: Path, run_id: str, step: int | None, settings: dict[str, Any]) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    writers: list[SummaryWriter] = []  # made by the first row: until then the folder may be of a run that is replaced
 
-        self.start = lambda: SummaryWriter(str(folder / "tensorboard"), purge_step=None if step is None else step + 1)
-        self.settings = Table(["option", "value"], texts=2)
-        for name, value in settings.items():
-            self.settings.add(name, str(value))
+    def writer() -> Any:
+        if not writers:
+            purge = None if run.resumes_after is None else run.resumes_after + 1
+            writers.append(SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge))
+            table = Table(["option", "value"], texts=2)
+            for name, value in run.settings.items():
+                table.add(name, str(value))
+            writers[0].add_text("settings", table.markdown())
+        return writers[0]
 
-    @cached_property
-    def writer(self) -> Any:
-        """The writer. It starts with the first row, since until then the folder may hold a run that is replaced."""
-        writer = self.start()
-        writer.add_text("settings", self.settings.markdown())
-        return writer
-
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
-        self.writer.flush()  # A killed run then loses no row that metrics.jsonl has.
+            writer().add_scalar(name, value, step)
+        writer().flush()  # A killed run then loses no row that metrics.jsonl has.
 
-    def close(self, results: Table | None) -> None:
+    def close(results: Table | None) -> None:
         if results is not None:
-            self.writer.add_text(RESULTS, results.markdown())
-        self.writer.close()
+            writer().add_text(RESULTS, results.markdown())
+        writer().close()
+
+    return Tracker(log, close)
 
 
-class WandbTracker:
+def wandb(run: TrackedRun) -> Tracker:
     """Log to Weights & Biases. WANDB_MODE=offline and other variables apply."""
+    import wandb
 
-    def __init__(self, folder: Path, run_id: str, step: int | None, settings: dict[str, Any]) -> None:
-        import wandb
+    project, name = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_NAME", run.folder.name)
+    its_run = wandb.init(project=project, name=name, id=run.id, resume="allow", config=run.settings)
 
-        self.wandb, project = wandb, os.environ.get("WANDB_PROJECT", PROJECT)
-        name = os.environ.get("WANDB_NAME", folder.name)
-        self.run = wandb.init(project=project, name=name, id=run_id, resume="allow", config=settings)
+    def log(values: dict[str, float], step: int) -> None:
+        if step >= its_run.starting_step:  # W&B has the earlier steps, and would warn at each of them.
+            its_run.log(values, step=step)
 
-    def log(self, step: int, values: dict[str, float]) -> None:
-        if step >= self.run.starting_step:  # W&B has the earlier steps, and would warn at each of them.
-            self.run.log(values, step=step)
-
-    def close(self, results: Table | None) -> None:
+    def close(results: Table | None) -> None:
         if results is not None:
-            self.run.log({RESULTS: self.wandb.Table(columns=results.heads, data=_texts(results))})
-        self.run.finish(exit_code=int(results is None))
+            its_run.log({RESULTS: wandb.Table(columns=results.heads, data=results.texts_of_rows())})
+        its_run.finish(exit_code=int(results is None))
+
+    return Tracker(log, close)
 
 
-class TrackioTracker:
+def trackio(run: TrackedRun) -> Tracker:
     """Log to Trackio, which stores runs on this machine. TRACKIO_SPACE_ID and other variables apply."""
+    import trackio
 
-    def __init__(self, folder: Path, run_id: str, step: int | None, settings: dict[str, Any]) -> None:
-        import trackio
+    trackio.init(project=PROJECT, name=f"{run.folder.name}-{run.id}", config=run.settings, resume="allow")
 
-        self.trackio = trackio
-        trackio.init(project=PROJECT, name=f"{folder.name}-{run_id}", config=settings, resume="allow")
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.trackio.log(values, step=step)
-
-    def close(self, results: Table | None) -> None:
+    def close(results: Table | None) -> None:
         if results is not None:
-            self.trackio.log({RESULTS: self.trackio.Table(columns=results.heads, data=_texts(results))})
-        self.trackio.finish()
+            trackio.log({RESULTS: trackio.Table(columns=results.heads, data=results.texts_of_rows())})
+        trackio.finish()
+
+    return Tracker(trackio.log, close)
 
 
-class MlflowTracker:
+def mlflow(run: TrackedRun) -> Tracker:
     """Log to MLflow. MLFLOW_TRACKING_URI and other variables apply."""
+    import mlflow
 
-    def __init__(self, folder: Path, run_id: str, step: int | None, settings: dict[str, Any]) -> None:
-        import mlflow
+    if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
+        mlflow.set_experiment(PROJECT)
+    if started := mlflow.search_runs(filter_string=f"tags.{TAG} = '{run.id}'", output_format="list"):
+        mlflow.start_run(run_id=started[0].info.run_id)
+    else:
+        mlflow.start_run(run_name=run.folder.name, tags={TAG: run.id})
+        mlflow.log_params(run.settings)
 
-        self.mlflow = mlflow
-        if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
-            mlflow.set_experiment(PROJECT)
-        if started := mlflow.search_runs(filter_string=f"tags.{TAG} = '{run_id}'", output_format="list"):
-            mlflow.start_run(run_id=started[0].info.run_id)
-        else:
-            mlflow.start_run(run_name=folder.name, tags={TAG: run_id})
-            mlflow.log_params(settings)
-
-    def log(self, step: int, values: dict[str, float]) -> None:
-        self.mlflow.log_metrics(values, step=step)
-
-    def close(self, results: Table | None) -> None:
+    def close(results: Table | None) -> None:
         if results is not None:
-            self.mlflow.log_text(results.markdown(), f"{RESULTS}.md")
-        self.mlflow.end_run("FAILED" if results is None else "FINISHED")
+            mlflow.log_text(results.markdown(), f"{RESULTS}.md")
+        mlflow.end_run("FAILED" if results is None else "FINISHED")
+
+    return Tracker(mlflow.log_metrics, close)
 
 
-KINDS: dict[str, type[Tracker]] = {
-    "tensorboard": TensorBoardTracker, "wandb": WandbTracker, "trackio": TrackioTracker, "mlflow": MlflowTracker,
-}  # fmt: skip
+STARTERS = {"tensorboard": tensorboard, "wandb": wandb, "trackio": trackio, "mlflow": mlflow}
 
 
 class Trackers:
@@ -141,32 +130,19 @@ class Trackers:
 
     Args:
         resumed: state.json of the checkpoint that the run resumes from.
-
-    Attributes:
-        active: The started trackers by name.
-        run_id: The run's id, which checkpoints keep.
     """
 
     def __init__(self, resumed: dict[str, Any] | None = None) -> None:
         self.active: dict[str, Tracker] = {}
         self.step = resumed["step"] if resumed else None
         recorded = (resumed or {}).get("run_id")
-        self.run_id = recorded if isinstance(recorded, str) else uuid.uuid4().hex[:8]
+        self.run_id = recorded if isinstance(recorded, str) else uuid.uuid4().hex[:8]  # which checkpoints keep
 
     def start(self, names: list[str] | None, folder: Path, settings: dict[str, Any]) -> None:
-        """Start trackers.
-
-        Args:
-            names: Keys of `KINDS`.
-            folder: The run's folder.
-            settings: All options by name.
-
-        Raises:
-            UserError: A tracker does not start. Those before it are closed.
-        """
+        """Start the trackers with these names. Raise UserError if one does not start."""
         for name in dict.fromkeys(names or ()):
             try:
-                self.active[name] = KINDS[name](folder, self.run_id, self.step, settings)
+                self.active[name] = STARTERS[name](TrackedRun(folder, self.run_id, self.step, settings))
             except Exception as error:  # Each library has its own types.
                 self.close(None)
                 raise UserError(f"--report-to {name} does not start ({_reason(error)}): correct its settings") from None
@@ -174,19 +150,19 @@ class Trackers:
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
         """Report the numbers of a row of metrics.jsonl."""
         numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
-        self._each(lambda tracker: tracker.log(step, numbers))
+        self._each(lambda tracker: tracker.log(numbers, step))
 
     def finish(self, metrics: Path) -> None:
-        """End a completed run in all trackers, with the table of its evaluations."""
+        """Close the trackers of a completed run, with the table of its evaluations."""
         if self.active:
             self.close(evaluation_table(read_metrics(metrics)))
 
     def close(self, results: Table | None) -> None:
-        """End the run in all trackers, see `Tracker.close`. Do nothing if they are closed."""
+        """Close the trackers that are not closed yet, see `Tracker`."""
         self._each(lambda tracker: tracker.close(results))
         self.active = {}
 
-    def _each(self, action: Callable[[Tracker], None]) -> None:
+    def _each(self, action: Callable[[Tracker], Any]) -> None:
         for name, tracker in list(self.active.items()):
             try:
                 action(tracker)
@@ -202,10 +178,6 @@ def check_packages(names: list[str] | None) -> None:
         if importlib.util.find_spec(name) is None:
             remedy = f"bash install.sh --extras {name}, or pip install {name}"
             raise UserError(f"--report-to {name} needs the package {name}: {remedy}")
-
-
-def _texts(table: Table) -> list[list[str]]:
-    return [[cell.text for cell in row] for row in table.rows]
 
 
 def _reason(error: Exception) -> str:

@@ -42,9 +42,13 @@ class Table:
         padded = (*cells, *[""] * (len(self.heads) - len(cells)))
         self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in padded])
 
+    def texts_of_rows(self) -> list[list[str]]:
+        """Return the cells' texts."""
+        return [[cell.text for cell in row] for row in self.rows]
+
     def text(self) -> str:
         """Format the table as plain text in columns, for the terminal."""
-        lines = [self.heads, *([cell.text for cell in row] for row in self.rows)]
+        lines = [self.heads, *self.texts_of_rows()]
         widths = [max(map(len, column)) for column in zip(*lines)]
         pads = [str.ljust if column < self.texts else str.rjust for column in range(len(self.heads))]
         return "\n".join(
