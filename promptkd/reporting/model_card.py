@@ -36,6 +36,11 @@ class Trained:
     settings: dict[str, Any]  # of the run
     kind: str  # MODEL or one of KINDS
 
+    @property
+    def origin(self) -> str:
+        """The path or hub name of the model that training started from or, for a prompt, of the teacher."""
+        return str(self.settings["teacher_model_path" if self.kind == PROMPT else "model_path"])
+
 
 def find_trained(path: Path) -> Trained:
     """Read what a path names: the folder of a run, for its best model, or a folder in it.
@@ -59,20 +64,19 @@ def find_trained(path: Path) -> Trained:
 def model_card(trained: Trained, repo: str) -> str:
     """Return the card, with its metadata, for a hub repository."""
     settings, title, rows = trained.settings, repo.rpartition("/")[2], read_metrics(trained.run / "metrics.jsonl")
-    origin = str(settings["teacher_model_path" if trained.kind == PROMPT else "model_path"])
-    base, method = _public_name(origin), METHOD_LABELS.get(settings["method"], settings["method"])
+    base, method = public_name(trained.origin), METHOD_LABELS.get(settings["method"], settings["method"])
     source = str(settings.get("data_dir") or settings.get("prompt_data_dir"))
-    data = source[4:].partition("@")[0] if source.startswith("hub:") else _public_name(source)
+    data = source[4:].partition("@")[0] if source.startswith("hub:") else public_name(source)
     metadata = ModelCardData(
         library_name="transformers" if trained.kind == MODEL else "peft",
         pipeline_tag="text-generation",
-        base_model=None if Path(origin).exists() else origin,
+        base_model=None if Path(trained.origin).exists() else trained.origin,
         datasets=data if source.startswith("hub:") else None,
         tags=["knowledge-distillation", "promptkd", settings["method"]],
-        license=_license(origin),
+        license=_license(trained.origin),
     )
-    shown = {"method": settings["method"], "student": _public_name(settings["model_path"]), "data": data}
-    shown |= {"teacher": settings["teacher_model_path"] and _public_name(settings["teacher_model_path"])}
+    shown = {"method": settings["method"], "student": public_name(settings["model_path"]), "data": data}
+    shown |= {"teacher": settings["teacher_model_path"] and public_name(settings["teacher_model_path"])}
     shown |= {name: settings.get(name) for name in SHOWN}
     parts = [
         f"---\n{metadata.to_yaml()}\n---\n\n# {title}",
@@ -88,7 +92,7 @@ def model_card(trained: Trained, repo: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _public_name(path: str) -> str:
+def public_name(path: str) -> str:
     """Return a hub name as it is, and only the last part of a path, since a card may be public."""
     return Path(path).resolve().name if Path(path).exists() or os.path.isabs(path) else path
 

@@ -6,14 +6,17 @@ the large files that the hub does not have yet.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from promptkd.config.reporting_options import hub_token
 from promptkd.downloads.hub import one_line_errors
-from promptkd.reporting.model_card import PICTURE, Trained, find_trained, model_card
+from promptkd.models.adapters import CONFIG
+from promptkd.reporting.model_card import PICTURE, Trained, find_trained, model_card, public_name
 from promptkd.utils.format import format_bytes
+from promptkd.utils.strict_json import read_object
 
 CARD = "README.md"
 SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")  # weights, configurations and tokenizers
@@ -53,6 +56,10 @@ def files_of(trained: Trained, repo: str) -> dict[str, Path | bytes]:
     """
     files = [path for path in sorted(trained.folder.iterdir()) if path.is_file() and not path.is_symlink()]
     pushed: dict[str, Path | bytes] = {path.name: path for path in files if path.suffix in SUFFIXES}
+    if CONFIG in pushed:  # names the base model by its path on this machine
+        config = read_object(trained.folder / CONFIG, "save it again")
+        config["base_model_name_or_path"] = public_name(trained.origin)
+        pushed[CONFIG] = json.dumps(config, indent=2).encode()
     if (picture := trained.run / PICTURE).is_file():
         pushed[PICTURE] = picture
     own_card = trained.folder / CARD

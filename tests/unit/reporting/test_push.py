@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import fake_hub
 from helpers.fake_hub_uploads import TOKEN
+from helpers.made_results import make_result
 from helpers.training import GOLDEN, golden_argv
 from huggingface_hub import ModelCard, constants
 
 from promptkd import cli
 from promptkd.cli import train
 from promptkd.errors import UserError
+from promptkd.reporting.model_card import find_trained, model_card
+from promptkd.reporting.results import read_result
 
 WEIGHTS = "model.safetensors"
 
@@ -77,6 +81,31 @@ def test_push_soft_prompt_to_public_repository(run, hub, monkeypatch):
     card = ModelCard(pushed["README.md"].decode())
     assert card.data.library_name == "peft" and 'PeftModel.from_pretrained(model, "me/prompt")' in card.text
     assert 'AutoModelForCausalLM.from_pretrained("gpt2_teacher")' in card.text
+    assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == "gpt2_teacher"
+
+
+def test_model_card_has_test_scores_of_this_model_and_licenses(tmp_path):
+    run, base = Path(make_result(tmp_path, "promptkd")), tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\nA base model.\n")
+    config = json.loads((run / "config.json").read_text())
+    config["settings"] |= {
+        "model_path": str(base),
+        "teacher_model_path": "owner/teacher",
+        "data_dir": "hub:owner/data@1",
+    }
+    (run / "config.json").write_text(json.dumps(config))
+    for name in ("last", "best_loss", "prompt"):
+        (run / name).mkdir()
+        (run / name / WEIGHTS).write_bytes(b"")
+    (run / "prompt/adapter_config.json").write_text(json.dumps({"peft_type": "PROMPT_TUNING"}))
+    card = ModelCard(model_card(find_trained(run / "last"), "me/student"))
+    assert card.data.license == "apache-2.0" and card.data.datasets == "owner/data"
+    score = read_result(str(run)).score("test")
+    assert "## Test sets" in card.text and f"{score['mean']:.2f} ± {score['std']:.2f}" in card.text
+    card = ModelCard(model_card(find_trained(run), "me/student"))  # best_loss was not evaluated
+    assert "## Test sets" not in card.text
+    assert ModelCard(model_card(find_trained(run / "prompt"), "me/prompt")).data.base_model == "owner/teacher"
 
 
 def test_push_repeats_after_interruptions_without_uploading_twice(run, hub, monkeypatch):
