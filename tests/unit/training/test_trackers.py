@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,10 @@ def test_wandb_offline_holds_the_numbers_of_a_resumed_run(tmp_path, monkeypatch)
     files = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
     assert len(files) == 2 and all(file.name == f"run-{run_id}.wandb" for file in files)
     shown: Series = {}
-    for file in files:
-        for row in wandb_history(file):
-            for name, value in row.items():
-                shown.setdefault(name, {})[row["_step"]] = value
+    end = time.monotonic() + 20
+    while "evaluations/nrows" not in shown and time.monotonic() < end:  # W&B's own process writes the files
+        rows = [row for file in files for row in wandb_history(file)]
+        shown = {name: {row["_step"]: row[name] for row in rows if name in row} for row in rows for name in row}
     assert {name: shown[name] for name in expected} == expected
     assert shown["evaluations/nrows"] == {6: 2}
 
