@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "compute the memory of a run before it starts",
     "convert": "convert a model from one tensor-parallel size to another",
     "download": "download the published checkpoints and data",
+    "push": "push a trained model to the Hugging Face hub",
     "reproduce": "download, train, evaluate and compare the rows of the paper's table",
 }
 

@@ -41,4 +41,9 @@ def main() -> None:
     config = resolve(argv)
     from promptkd.training.setup import build_trainer  # not needed, and slow to import, for a dry run
 
-    build_trainer(config).fit()
+    trainer = build_trainer(config)
+    trainer.fit()
+    if (repo := config.reporting.push_to_hub) and trainer.ranks.is_main:
+        from promptkd.reporting.upload import push
+
+        push(trainer.folder, repo, public=False, option="--push-to-hub")

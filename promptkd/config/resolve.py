@@ -22,6 +22,7 @@ from promptkd.config.options import (
     TrainingParallelSettings,
 )
 from promptkd.config.parser import flat, parse
+from promptkd.config.reporting_options import ReportingSettings
 from promptkd.errors import UserError
 
 TEACHER_FILE = "--teacher-deepspeed-config"
@@ -62,6 +63,7 @@ class RunOptions:
     data: DataSettings
     optimizer: OptimizerSettings
     decoding: DecodingSettings
+    reporting: ReportingSettings
 
     @property
     def needs_teacher(self) -> bool:
@@ -137,6 +139,7 @@ def read_options(argv: list[str], find_method: FindMethod, prog: str = "train.py
         "data": DataSettings,
         "optimizer": kind.OptimizerSettings,
         "decoding": DecodingSettings,
+        "reporting": ReportingSettings,
         "method_settings": kind.Settings,
     }
 

@@ -65,7 +65,7 @@ def clear_folder(folder: Path) -> None:
     for name in ("curves.png", "memory.json", "profile.md", "trace.json.gz"):
         (folder / name).unlink(missing_ok=True)
     best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
-    for name in ("last", "prompt", *best, "eval", "exposure_bias", "checkpoints"):
+    for name in ("last", "prompt", *best, "eval", "exposure_bias", "tensorboard", "checkpoints"):
         remove(folder / name)
     (folder / "metrics.jsonl").unlink()  # last: until then the folder counts as taken
 

@@ -16,6 +16,7 @@ from promptkd.checkpointing.fingerprint import RunFingerprint
 from promptkd.checkpointing.manager import Checkpoints, recorded_time, select_checkpoint
 from promptkd.config.deepspeed import DTYPES, check_with_deepspeed, precision
 from promptkd.config.parser import declared_options
+from promptkd.config.reporting_options import hub_token
 from promptkd.config.resolve import TEACHER_FILE, RunConfig
 from promptkd.data.dataset import vocabulary_size
 from promptkd.data.prompt_format import mismatch
@@ -43,6 +44,7 @@ from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.training.run_folder import check_vacant, clear_folder, describe_run
+from promptkd.training.trackers import Trackers, check_packages
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
 from promptkd.utils.files import lock_folder, write_json
@@ -74,6 +76,9 @@ def build_trainer(config: RunConfig) -> Trainer:
     if (path := config.models.teacher_deepspeed_config) is not None:
         check_with_deepspeed(config.teacher_deepspeed, path, ranks.device, TEACHER_FILE)
     check_installed(config.models.teacher_quantization)
+    check_packages(config.reporting.report_to)
+    if config.reporting.push_to_hub:
+        hub_token("--push-to-hub")
     tokenizer = load_bound_tokenizer(config, ranks)
     kind = cast("type[Method]", config.method_class)
     data = kind.open_data(config, tokenizer)
@@ -91,6 +96,9 @@ def build_trainer(config: RunConfig) -> Trainer:
             "parameters": count_all_parameters(config, method.prompt()),
             "rows": {name: examples.record() for name, examples in data.sets().items()},
         }
+        trackers = Trackers(checkpoints.resumed)
+        if ranks.is_main:
+            trackers.start(config.reporting.report_to, checkpoints.run, config.as_dict())
         begin_files(checkpoints, record)
     except BaseException:
         checkpoints.unlock()
@@ -103,7 +111,7 @@ def build_trainer(config: RunConfig) -> Trainer:
         data.dev, tokenizer, context.sampling, context.limits,
         config.optimizer.eval_batch_size, config.run.seed, ranks, context.published_mean, config.run.rouge_tokenizer,
     )  # fmt: skip
-    return Trainer(config, method, data.train, sampler, dev, ranks, checkpoints)
+    return Trainer(config, method, data.train, sampler, dev, ranks, checkpoints, trackers)
 
 
 def load_bound_tokenizer(config: RunConfig, ranks: Ranks) -> Any:

@@ -24,6 +24,7 @@ from promptkd.training.metrics import MetricsFile, StepTimes, logged_memory_gb
 from promptkd.training.nonfinite import NonFiniteGuard
 from promptkd.training.run_folder import output_folder, save_model
 from promptkd.training.signals import StopSignals, name_of, status_of
+from promptkd.training.trackers import Trackers
 from promptkd.training.validation import DevSet
 from promptkd.utils.files import write_json
 from promptkd.utils.profiling import profile_step
@@ -44,6 +45,7 @@ class Trainer:
         dev: The dev set.
         ranks: The ranks of the run.
         checkpoints: The run's checkpoints. If the run resumes, their state has been loaded.
+        trackers: The experiment trackers, none on other ranks than the first.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Trainer:
         dev: DevSet,
         ranks: Ranks,
         checkpoints: Checkpoints,
+        trackers: Trackers,
     ) -> None:
         self.settings, self.method, self.ranks = settings, method, ranks
         self.folder, self.checkpoints = checkpoints.run, checkpoints
@@ -65,7 +68,7 @@ class Trainer:
         if (state := checkpoints.resumed) is not None:
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
         self.guard = NonFiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.is_main)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.is_main, trackers)
         self.times = StepTimes()
         self.progress = Progress(settings.method, self.total, ranks.is_main, done=self.done)
         self.signals = StopSignals()
@@ -75,7 +78,9 @@ class Trainer:
         try:
             with self.signals:
                 self.run()
+            self.metrics.trackers.finish(self.metrics.path)
         finally:
+            self.metrics.trackers.close(None)
             self.progress.close()
             self.checkpoints.unlock()
 
@@ -129,6 +134,7 @@ class Trainer:
         keeps = self.checkpoints.keep > 0
         if keeps and (request or self.checkpoints.is_due(step) or self.is_evaluation_due(step)):
             numbers = {"best": self.best, "skipped": self.guard.skipped, "metrics_bytes": self.metrics.synced_size()}
+            numbers["run_id"] = self.metrics.trackers.run_id
             self.checkpoints.write(step, self.method, numbers)
         if stop:
             note = "with a checkpoint: --resume continues" if keeps else "without a checkpoint (--keep-checkpoints 0)"

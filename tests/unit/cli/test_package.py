@@ -27,6 +27,7 @@ SCRIPTS = {
     "plan": "tools/plan.py",
     "convert": "tools/convert_mp.py",
     "download": "tools/download.py",
+    "push": "tools/push.py",
     "reproduce": "tools/reproduce.py",
 }
 
