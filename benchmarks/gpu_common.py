@@ -10,9 +10,12 @@ from typing import Any
 
 import torch
 
+from promptkd.config.options import DeviceSettings
+from promptkd.distributed.device import choose_device
+
 ROOT = Path(__file__).parents[1]
 TOKENIZER = ROOT / "tests/golden/models/gpt2_student"
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DEVICE = choose_device(0, DeviceSettings()).type  # with the settings of a run, such as no cuDNN attention
 
 
 class Rows:

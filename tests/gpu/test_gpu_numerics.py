@@ -37,6 +37,7 @@ def case(kinds: str, dtype: torch.dtype, tokens: int = TOKENS, vocabulary: int =
             terms = [Divergence(target, kinds)]
         else:
             terms = random_terms(kinds, tokens, vocabulary, WIDTH, 0.8, dtype)
+        terms = [term.with_head(lambda source: source) for term in terms]
         return hidden, head, terms, torch.full((tokens,), 1 / 25600)
 
 
@@ -62,7 +63,7 @@ def test_gpu_gradient_is_autograd_of_the_plain_formula(kinds):
         loss, sums = function(leaves[0], LMHead(*leaves[1:]), typed, weights.to(dtype))
         results.append([sums, *torch.autograd.grad(loss, leaves)])
     for value, expected in zip(*results):
-        assert relative_error(value, expected.double()) < 1e-4
+        assert relative_error(value, expected.double()) < 1e-4 * JUMPS.get(kinds, 1)
 
 
 def in_dtype(term, dtype: torch.dtype):

@@ -44,7 +44,7 @@ def test_gpu_half_precision_steps_are_near_the_recording(name, file, save):
     for key in case["steps"][0].keys() - NOT_COMPARED.get(case["options"]["method"], set()):
         values, expected = (np.array([row[key] for row in table]) for table in (rows, case["steps"]))
         if case["options"]["method"] == "promptkd":
-            assert values.mean() == pytest.approx(expected.mean(), rel=0.1), key
+            assert values.mean() == pytest.approx(expected.mean(), rel=0.2), key
         else:
             assert values == pytest.approx(expected, abs=5e-3), key
 
