@@ -23,7 +23,7 @@ from promptkd.utils.memory import BLOCK, CHUNK, positions_per_chunk
 def positions_at_a_time(head: LMHead) -> int:
     """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
     device = head.weight.device.type
-    return positions_per_chunk(len(head.weight), device if device in CHUNK else "cuda")
+    return positions_per_chunk(len(head.weight) - head.padding, device if device in CHUNK else "cuda")
 
 
 def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
