@@ -19,7 +19,8 @@ from promptkd.generation.sampling import mask_repeated_ngrams, sample_token, uni
 LOOK_EVERY = {"cpu": 1, "cuda": 8}
 # Positions by which the cache of captured steps grows. Attention reads all of them, and growth needs a new graph.
 WINDOW = 128
-# Captured steps decode finished rows, too, until at most this share of the rows is left. Fewer rows need a new graph.
+# Captured steps decode finished rows, too, until at most this share of the rows is left. Fewer rows need a new graph,
+# which pays off only if many tokens are left.
 KEPT_SHARE = 0.25
 
 
@@ -166,7 +167,7 @@ class Batch:
         """Move finished responses to the output and return how many there are."""
         new = self.generated[:, self._seen : self.length].cpu().numpy()  # This waits for the device.
         self._host_tokens[:, self._seen : self.length] = new
-        ends = np.isin(new, self.request.end_ids)
+        ends = np.isin(new, list(self.request.end_ids))
         finished = 0
         for row in np.flatnonzero(ends.any(1) | (self.length == self.request.max_new_tokens)).tolist():
             index = self.rows[row]
@@ -181,9 +182,10 @@ class Batch:
         self._seen = self.length
         if finished and self.is_active:
             active = sum(index is not None for index in self.rows)
+            left = self.request.max_new_tokens - self.length
             if not self._captures:
                 self._drop_finished()
-            elif active <= KEPT_SHARE * len(self.rows):
+            elif active <= KEPT_SHARE * len(self.rows) and left > WINDOW // 2:
                 self._window = self._read  # The next step starts a graph.
         return finished
 

@@ -77,10 +77,10 @@ class CapturedStep:
             try:
                 step()
             except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
                 with contextlib.suppress(RuntimeError):
                     graph.capture_end()
+                if is_out_of_memory(error):
+                    raise
                 raise UserError(f"a decoding step cannot be captured ({error}): set {SWITCH}=off") from error
             graph.capture_end()
         torch.cuda.current_stream().wait_stream(cls._stream)

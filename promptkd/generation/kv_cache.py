@@ -39,10 +39,14 @@ class RowMoves:
         stay, targets, sources = indices.split([len(order), len(moved), len(moved)])
         return cls(stay, targets, sources, frees)
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Move rows in place, and return those that stay: a view, or a copy that lets the buffer go."""
+    def move(self, rows: Tensor) -> None:
+        """Move rows in place."""
         if len(self.targets):
             rows.index_copy_(0, self.targets, rows.index_select(0, self.sources))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Move rows in place, and return those that stay: a view, or a copy that lets the buffer go."""
+        self.move(rows)
         rows = rows[: len(self.order)]
         return rows.clone() if self.frees else rows
 
@@ -79,9 +83,8 @@ class _GrowingLayer(DynamicLayer):
         if self._buffer is None:  # nothing was cached, as in layers that use another layer's keys
             return
         count, length = len(moves.order), cast(Tensor, self.keys).size(-2)
-        for part in (cast(Tensor, self.keys), cast(Tensor, self.values)):
-            if len(moves.targets):
-                part.index_copy_(0, moves.targets, part.index_select(0, moves.sources))
+        moves.move(cast(Tensor, self.keys))
+        moves.move(cast(Tensor, self.values))
         self.keys, self.values = self._buffer[0, :count, :, :length], self._buffer[1, :count, :, :length]
         if moves.frees:
             buffer = self._reallocate(self.keys, length, self._buffer.size(-2))
