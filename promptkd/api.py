@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -129,11 +128,7 @@ def evaluate(**options: Any) -> Results:
 
 def _parsed(parse: Callable[[list[str]], Parsed], options: dict[str, Any], source: str) -> Parsed:
     """Parse keyword arguments as the command line parses its arguments."""
-    values = {
-        name: os.fspath(value) if isinstance(value, os.PathLike) else list(value) if isinstance(value, tuple) else value
-        for name, value in options.items()
-    }
     try:
-        return parse(as_arguments(values, source))
+        return parse(as_arguments(options, source))
     except SystemExit:
         raise UserError("help and dry_run end the process, which is for the command line: leave them out") from None

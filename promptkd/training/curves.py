@@ -66,7 +66,7 @@ def read_series(metrics: Path) -> dict[str, tuple[list[int], list[float]]]:
         if row.get("step_seconds") and "response_tokens" in row:
             row[TOKENS_PER_SECOND] = row["response_tokens"] / row["step_seconds"]
         for key, value in row.items():
-            if _is_number(value) and key not in OMITTED and not key.endswith(OMITTED_ENDS):
+            if isinstance(value, (int, float)) and key not in OMITTED and not key.endswith(OMITTED_ENDS):
                 series[key][0].append(row["step"])
                 series[key][1].append(value)
     return dict(series)
@@ -80,10 +80,6 @@ def arrange(series: dict[str, Any]) -> dict[str, list[str]]:
         if key not in known:
             panels.setdefault(LOSSES if key.endswith("loss") else key, []).append(key)
     return {name: keys for name, keys in panels.items() if keys}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _draw(axes: Axes, steps: list[int], values: list[float], label: str | None) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import sys
 import threading
-import types
-from collections.abc import Iterator
 
 
 def usable_cores() -> int:
@@ -25,20 +22,6 @@ def start_method() -> str:
     in the child, which is why Python does not fork there by default.
     """
     return "fork" if sys.platform.startswith("linux") else "spawn"
-
-
-@contextlib.contextmanager
-def hidden_main_module() -> Iterator[None]:
-    """Keep processes that are spawned meanwhile from running the caller's script again.
-
-    A script that calls `promptkd.evaluate` may have no `if __name__ == "__main__"`, and would evaluate in each worker.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
 
 
 def exit_with_parent() -> None:
