@@ -47,7 +47,11 @@ def arguments() -> argparse.Namespace:
 
 def run(command: list, limit: float) -> str:
     """Run a command within a time limit and return what it printed. After a failure, print its end."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
     began = time.perf_counter()
     try:
         done = subprocess.run(
