@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.generation.kv_cache import GrowingCache, RowMoves
+from promptkd.models.wrapper import LMHead
 
 Head = Callable[[Tensor], Tensor]
 
@@ -73,11 +74,13 @@ def decoding_head(model: PreTrainedModel) -> Head:
     """Return the function from hidden states `(batch, hidden)` to logits.
 
     On a CPU it multiplies by a transposed copy of the weight. For the few sequences of a decoding step, that is twice
-    as fast as the weight itself.
+    as fast as the weight itself. On a GPU it may need a padded copy, see `LMHead.aligned`.
     """
     head = model.get_output_embeddings()
-    if model.device.type != "cpu" or not isinstance(head, torch.nn.Linear):
+    if type(head) is not torch.nn.Linear:  # such as a quantized one
         return head
+    if model.device.type != "cpu":
+        return LMHead(head.weight, head.bias).aligned().logits
     transposed = head.weight.t().contiguous()
     if head.bias is None:
         return lambda hidden: hidden @ transposed
