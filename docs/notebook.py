@@ -20,7 +20,7 @@ MODELS = {
     "teacher_model_path": EXAMPLES / "models/gpt2_teacher",
 }
 DATA = {"data_dir": EXAMPLES / "processed/dolly/full/gpt2", "max_length": 128, "max_prompt_length": 96}
-SHORT = {"lr": 1e-3, "batch_size": 4, "total_iters": 4, "dev_num": 3, "eval_interval": 2, "overwrite": True}
+SHORT = {"lr": 1e-3, "batch_size": 4, "total_iters": 3, "dev_num": 3, "overwrite": True}
 
 # %% [markdown]
 # ## Train
