@@ -4,7 +4,7 @@
 
 A step takes 32 prompts of 41 - 161 tokens and generates 256 new tokens for each, through train.py in a process of its
 own. The first step carries the warm-up; the medians are of the others. With --trl, TRL's DistillationTrainer takes
-steps on the same prompts. It tunes no prompt, so it runs the teacher once and not three times.
+steps on the same prompts instead. It tunes no prompt, so it runs the teacher once and not three times.
 """
 
 from __future__ import annotations
@@ -65,10 +65,6 @@ def run(command: list, limit: float) -> str:
 def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
     """Run train.py on a pair of models and add its rows."""
     student, teacher, precision = pair.split(":")
-    for name in (student, teacher):
-        write_model(name, args.work / name, args.layers)
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()  # train.py is to see all memory as free
     save = args.work / pair.replace(":", "_")
     options = [
         "--method", "promptkd", "--model-path", args.work / student, "--teacher-model-path", args.work / teacher,
@@ -116,10 +112,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"prompt": text, "response": "word"}) for text in prompt_texts(args.batch * args.steps)]
     (args.work / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    if args.trl and not (DEVICE == "cuda" and importlib.util.find_spec("trl")):
+        raise SystemExit("TRL needs a GPU and the package trl: leave this part out")
     for pair in args.pairs:
-        measure_pair(args, rows, pair)
-    if args.trl and args.pairs and DEVICE == "cuda" and importlib.util.find_spec("trl"):
-        measure_trl(args, rows, args.pairs[0])
+        for name in pair.split(":")[:2]:
+            write_model(name, args.work / name, args.layers)
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()  # the runs are to see all memory as free
+        (measure_trl if args.trl else measure_pair)(args, rows, pair)
 
 
 if __name__ == "__main__":
