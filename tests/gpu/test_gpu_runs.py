@@ -66,8 +66,8 @@ def test_gpu_out_of_memory_is_one_line(save):
     argv = tiny_argv("promptkd", save, "--batch-size", "32", "--total-iters", "1")
     done = start(argv, PYTORCH_ALLOC_CONF="per_process_memory_fraction:0.0002")
     assert done.returncode == 1, done.stderr
-    lines = [line for line in done.stderr.splitlines() if "error" in line.lower()]
-    assert lines == [done.stderr.splitlines()[-1]] and "the GPU has not enough memory: lower" in lines[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("train.py: error: ")]
+    assert len(errors) == 1 and "the GPU has not enough memory: lower" in errors[0], done.stderr
     assert "Traceback" not in done.stderr
 
 
