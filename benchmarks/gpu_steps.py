@@ -34,10 +34,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True, help="file that the table's rows are appended to")
     parser.add_argument("--work", type=Path, required=True, help="folder for models and runs, 5 GB")
-    default = ["gpt2-base:gpt2-xlarge:bf16", "gpt2-base:gpt2-xlarge:fp16", "gpt2-large:gpt2-xlarge:bf16"]
-    parser.add_argument("--pairs", nargs="*", default=default, help="student:teacher:precision")
+    base, large = "gpt2-base:gpt2-xlarge", "gpt2-large:gpt2-xlarge"
+    default = [f"{base}:bf16", f"{base}:bf16:16384", f"{base}:fp16", f"{large}:bf16"]
+    parser.add_argument("--pairs", nargs="+", default=default, help="student:teacher:precision[:token budget]")
     parser.add_argument("--trl", action="store_true")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--new", type=int, default=256, help="new tokens")
     parser.add_argument("--layers", type=int, help="fewer layers, to try this script")
@@ -64,7 +65,7 @@ def run(command: list, limit: float) -> str:
 
 def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
     """Run train.py on a pair of models and add its rows."""
-    student, teacher, precision = pair.split(":")
+    student, teacher, precision, *budget = pair.split(":")
     save = args.work / pair.replace(":", "_")
     options = [
         "--method", "promptkd", "--model-path", args.work / student, "--teacher-model-path", args.work / teacher,
@@ -72,7 +73,7 @@ def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
         "--max-prompt-length", 256, "--max-length", 256 + args.new, "--keep-checkpoints", "0",
         "--deepspeed_config", ROOT / f"configs/deepspeed/{FILES[precision]}.json",
     ]  # fmt: skip
-    options = list(map(str, options))
+    options = [*map(str, options), *(["--token-budget", *budget] if budget else [])]
     run([sys.executable, ROOT / "train.py", *options, "--save", save, "--overwrite"], args.limit)
     metrics = save / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
@@ -81,7 +82,7 @@ def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
         print({key: round(value, 3) for key, value in step.items() if isinstance(value, float)}, flush=True)
     if len(steps) < 2:
         return
-    what = f"PromptKD step, {student} <- {teacher}, {precision}"
+    what = f"PromptKD step, {student} <- {teacher}, {precision}" + (f", token budget {budget[0]}" if budget else "")
     median = {key: statistics.median(step[f"{key}_seconds"] for step in steps[1:]) for key in (*PHASES, "step")}
     rows.add(what, median.pop("step"), "s", **median, **{"first step": steps[0]["step_seconds"]})
     peak = steps[-1]["peak_memory_gb"]
@@ -93,7 +94,7 @@ def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
 
 def measure_trl(args: argparse.Namespace, rows: Rows, pair: str) -> None:
     """Run TRL's trainer on the same models and prompts."""
-    student, teacher, precision = pair.split(":")
+    student, teacher, precision = pair.split(":")[:3]
     command = [sys.executable, ROOT / "benchmarks/gpu_trl.py", args.work / student, args.work / teacher]
     command += ["--steps", args.steps, "--batch", args.batch, "--new", args.new, "--precision", precision]
     output = run(command, args.limit).strip().splitlines()
