@@ -49,6 +49,27 @@ def test_gpu_half_precision_steps_are_near_the_recording(name, file, save):
             assert values == pytest.approx(expected, abs=5e-3), key
 
 
+@pytest.mark.parametrize(
+    "method, file, extra",
+    [
+        ("promptkd", "ds_config_zero2", ["--exposure-bias-every", "1", "--exposure-bias-rows", "2", "--dev-num", "4"]),
+        ("promptkd", "ds_config_bf16", ["--gradient-checkpointing", "--dev-num", "4"]),
+        ("minillm", "ds_config", []),
+        ("seqkd", "ds_config_bf16", []),
+        ("gkd", "ds_config_bf16", []),
+        ("distillm", "ds_config_bf16", ["--dev-num", "4"]),
+        ("distillm2", "ds_config_bf16", ["--student-data-dir", str(GOLDEN / "processed/dolly/full/gpt2")]),
+    ],
+)
+def test_gpu_method_takes_steps_with_captured_decoding(method, file, extra, save):
+    argv = argv_with_file(tiny_argv(method, save, "--batch-size", "4", "--total-iters", "2", *extra), file)
+    argv.remove("--deterministic")
+    train_here(argv)
+    for row in metrics_of(save):
+        assert all(np.isfinite(value) for key, value in row.items() if key.endswith(("loss", "norm"))), row
+    assert [row["step"] for row in metrics_of(save)] == [1, 2]
+
+
 @pytest.mark.parametrize("kind", ["8bit", "4bit"])
 def test_gpu_trains_with_a_quantized_teacher(kind, tmp_path):
     pytest.importorskip("bitsandbytes", reason="an optional library: pip install bitsandbytes")
