@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.decoding import prompts, run, tiny
+from helpers.families import FAMILIES, build
 from helpers.half_precision import PARTS, gradients, in_float32, random_head, random_terms, relative_error
 
 from promptkd.generation.sampling import Sampling, TeacherMixture
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 TOKENS, VOCABULARY, WIDTH = 1300, 50257, 64  # two chunks of GPT-2's vocabulary
 TERMS = [*DIVERGENCES, "h", "p", "rr", "rf", "hf", "pr"]
-SMALL = {"gpt2": {}, "opt": {}, "llama": {}}
+SMALL = ("gpt2", "opt", "llama")
 # Gradients relative to float32. Total variation has a jump where the models agree, adaptive KL where the head ends.
 LIMITS = {torch.float16: 0.01, torch.bfloat16: 0.02}
 JUMPS = {"total_variation": 4, "adaptive_kl": 4}
@@ -93,6 +94,15 @@ def test_gpu_decodes_the_same_tokens_as_the_cpu(family, name):
     given = prompts(40)
     on_cpu = tokens_of(tiny(family), given, **REQUESTS[name])
     assert tokens_of(tiny(family).to(DEVICE), given, **REQUESTS[name]) == on_cpu
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gpu_decodes_the_same_tokens_as_the_cpu_in_every_family(family):
+    """Sliding windows, scaled embeddings and other features, captured or not."""
+    given = prompts(40)
+    for request in (REQUESTS["greedy"], REQUESTS["sampled"]):
+        on_cpu = tokens_of(build(family), given, **request)
+        assert tokens_of(build(family).to(DEVICE), given, **request) == on_cpu
 
 
 @pytest.mark.parametrize("family", SMALL)
