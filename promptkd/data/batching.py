@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptkd.utils.transfer import to_device
+
 TokenIds = Sequence[int] | np.ndarray[Any, Any] | Tensor
 
 
@@ -96,5 +98,5 @@ def _collate(
         start, size = row * width + len(prompts[i]) - 1, len(responses[i])
         token_weights = np.full(size, weights[i], dtype=np.float32)
         parts.append((np.arange(start, start + size), np.asarray(responses[i], dtype=np.int64), token_weights))
-    where, targets, joined = (torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*parts))
-    return MicroBatch(list(group), torch.from_numpy(ids).to(device), where, targets, joined)
+    where, targets, joined = (to_device(torch.from_numpy(np.concatenate(part)), device) for part in zip(*parts))
+    return MicroBatch(list(group), to_device(torch.from_numpy(ids), device), where, targets, joined)

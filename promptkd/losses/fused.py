@@ -52,7 +52,7 @@ def reference_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Ten
     logits = F.linear(hidden, head.weight, head.bias)
     plain = [term.plain(logits if isinstance(term, CrossEntropy) else head.restrict(logits)) for term in terms]
     sums = torch.stack([(losses * weights).sum() for losses in plain])
-    return (sums * _coefficients(terms, sums)).sum(), sums.detach()
+    return _weighted(terms, sums), sums.detach()
 
 
 def fused_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +68,9 @@ def fused_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor)
     return result
 
 
-def _coefficients(terms: Sequence[Term], like: Tensor) -> Tensor:
-    return torch.tensor([term.coefficient for term in terms], dtype=like.dtype, device=like.device)
+def _weighted(terms: Sequence[Term], sums: Tensor) -> Tensor:
+    """Return the sum of the terms with their coefficients, which stay on the host: a copy waits for the device."""
+    return torch.stack([value * term.coefficient for value, term in zip(sums, terms)]).sum()
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -111,7 +112,7 @@ class _FusedLoss(torch.autograd.Function):
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         ctx.save_for_backward(grad_hidden, factors, grad_weight, grad_bias)
         ctx.mark_non_differentiable(sums)
-        return (sums * _coefficients(terms, sums)).sum(), sums
+        return _weighted(terms, sums), sums
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:

@@ -214,7 +214,7 @@ class Method(ABC):
         """
         context = self.context
         lengths = [len(response) for response in responses]
-        tokens = int(context.ranks.all_reduce_sum(torch.tensor(sum(lengths), device=context.ranks.device)))
+        tokens = int(context.ranks.all_reduce_sum(torch.tensor(sum(lengths))))
         weights = self.token_weights(lengths, tokens, step_batch.batch_size)
         prompts = [example.prompt for example in step_batch.examples]
         sizes = [len(prompt) + length for prompt, length in zip(prompts, lengths)]

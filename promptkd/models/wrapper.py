@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 
 from promptkd.data.batching import MicroBatch
 from promptkd.models.soft_prompt import SoftPrompt
@@ -82,12 +83,27 @@ class LanguageModel(nn.Module):
             tokens = self.model.get_input_embeddings()(ids)
             inputs = {"inputs_embeds": torch.cat([self.prompt(len(ids)).to(tokens.dtype), tokens], dim=1)}
         positions = torch.arange(ids.size(1) + skip, device=ids.device).expand(len(ids), -1)
-        hidden = self.model.base_model(**inputs, position_ids=positions, use_cache=False).last_hidden_state
+        with _positions_not_read():
+            hidden = self.model.base_model(**inputs, position_ids=positions, use_cache=False).last_hidden_state
         return hidden[:, skip:].flatten(0, 1)[batch.where]
 
     def forward(self, batch: MicroBatch, loss: Callable[[Tensor, LMHead], Any], prompted: bool = True) -> Any:
         """Return the loss of the hidden states and the head."""
         return loss(self.hidden_states(batch, prompted), self.lm_head())
+
+
+@contextlib.contextmanager
+def _positions_not_read() -> Iterator[None]:
+    """Keep transformers from looking for several sequences in a row, which copies the positions to the host.
+
+    Rows of a micro-batch are one sequence each. Without this, every forward pass would wait for the device.
+    """
+    original = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = original
 
 
 def without_dropout(model: nn.Module) -> None:
