@@ -13,17 +13,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptkd.distributed.device import free_memory
 from promptkd.losses.rows import log_ratio, row_dot
-from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term
+from promptkd.losses.terms import CrossEntropy, Divergence, FrozenLogits, Term
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LMHead
 from promptkd.utils.memory import BLOCK, CHUNK, positions_per_chunk
 
 
-def positions_at_a_time(head: LMHead) -> int:
-    """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
-    device = head.weight.device.type
-    return positions_per_chunk(len(head.weight), device if device in CHUNK else "cuda")
+def positions_at_a_time(head: LMHead, references: int = 0) -> int:
+    """Positions of one chunk: fewer with a larger vocabulary, and on a GPU with little free memory.
+
+    Args:
+        head: The output head.
+        references: Models whose logits are computed beside those of the head.
+    """
+    weight = head.weight
+    device = weight.device.type if weight.device.type in CHUNK else "cuda"
+    return positions_per_chunk(len(weight), device, free_memory(weight.device), weight.itemsize, references)
 
 
 def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
@@ -38,7 +45,7 @@ def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
 
 def kl_divergences(p: FrozenLogits, q: FrozenLogits) -> Tensor:
     """KL(p || q) at each position: float32 [tokens]. One chunk of logits at a time."""
-    step = positions_at_a_time(p.open_head)
+    step = positions_at_a_time(p.open_head, references=1)
     parts = [p.hidden.new_empty(0, dtype=torch.float32)]
     for start in range(0, len(p.hidden), step):
         log_p, log_q = (model.logits(slice(start, start + step)).float().log_softmax(-1) for model in (p, q))
@@ -99,7 +106,7 @@ class _FusedLoss(torch.autograd.Function):
         # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
-        step = positions_at_a_time(head)
+        step = positions_at_a_time(head, references=sum(isinstance(term, Divergence) for term in terms))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             grad, factors[rows] = _chunk(rows, hidden, head, terms, weights, sums)
@@ -164,7 +171,7 @@ def _chunk(
             total = grad if total is None else total.add_(grad)
         assert total is not None, "a micro-batch has at least one term"
         if logits.dtype == torch.float16:
-            scale = _row_scale(total, positions_at_a_time(head))
+            scale = _row_scale(total, rows.stop - rows.start)
             total.mul_(scale[:, None])
             factors[block].div_(scale)
         logits[block] = total  # the logits have served: their place takes the gradient
