@@ -145,7 +145,7 @@ def _chunk(
         The gradient [rows, vocabulary] in the head's precision, and float32 factors [rows]. A token's part of the
         loss's gradient is its row times its factor, which is its weight but for float16's row scale.
     """
-    logits = F.linear(hidden[rows], head.weight, head.bias)
+    logits = head.logits(hidden[rows])
     block_losses = [term.of_chunk(rows) for term in terms]
     step = BLOCK.get(hidden.device.type, BLOCK["cuda"])
     factors = weights[rows].clone()

@@ -55,7 +55,7 @@ class FrozenLogits(NamedTuple):
     def logits(self, rows: slice) -> Tensor:
         """Compute the logits of the token ids that are compared, `(rows, vocab)`."""
         head = self.open_head
-        return head.restrict(F.linear(self.hidden[rows], head.weight, head.bias))
+        return head.restrict(head.logits(self.hidden[rows]))
 
 
 # Of a block of a chunk's rows, given log q and q there `(rows, vocab)`: the losses `(rows,)` and the gradient with

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel, masking_utils
 
@@ -28,6 +29,19 @@ class LMHead(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     shared: SharedVocabulary | None = None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logits `(tokens, vocab)` of hidden states `(tokens, hidden)`.
+
+        On a CPU, rows begin at a cache line. With 50,257 entries one after the other, the product takes a third longer.
+        """
+        is_aligned = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and not torch.is_grad_enabled()
+        if not is_aligned:
+            return F.linear(hidden, self.weight, self.bias)
+        vocabulary = len(self.weight)
+        logits = hidden.new_empty(len(hidden), -(-vocabulary // 16) * 16)[:, :vocabulary]
+        torch.mm(hidden, self.weight.t(), out=logits)
+        return logits if self.bias is None else logits.add_(self.bias)
 
     def restrict(self, logits: Tensor) -> Tensor:
         """Restrict logits `(..., vocab)` of this head to the shared token ids."""
