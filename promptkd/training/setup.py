@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -39,6 +38,7 @@ from promptkd.models.loading import (
     load_tokenizer,
 )
 from promptkd.models.quantization import check_installed, loading_options
+from promptkd.models.student import load_student
 from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
@@ -53,7 +53,7 @@ class Models:
     """The models of a run.
 
     Attributes:
-        student: The student, float32.
+        student: The student.
         teacher: The teacher in its own precision. None if the method uses none.
         shared: The token ids that both models know. None if these are all.
     """
@@ -73,7 +73,8 @@ def build_trainer(config: RunConfig) -> Trainer:
     check_with_deepspeed(config.deepspeed, config.optimizer.deepspeed_config, ranks.device)
     if (path := config.models.teacher_deepspeed_config) is not None:
         check_with_deepspeed(config.teacher_deepspeed, path, ranks.device, TEACHER_FILE)
-    check_installed(config.models.teacher_quantization)
+    check_installed(config.models.teacher_quantization, "--teacher-quantization")
+    check_installed(config.lora.student_quantization, "--student-quantization")
     tokenizer = load_bound_tokenizer(config, ranks)
     kind = cast("type[Method]", config.method_class)
     data = kind.open_data(config, tokenizer)
@@ -144,11 +145,9 @@ def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks) -> Models:
     """
     models, length = config.models, config.data.max_length
     groups = tensor_parallel_pair(config, ranks)
-    # Master weights are float32, in whatever precision the engine computes.
-    student = load_causal_lm(models.model_path, torch.float32, "--model-path", models.model_type, groups[0])
+    dtype = DTYPES[precision(config.deepspeed)]
+    student = load_student(models, config.lora, dtype, ranks.device, config.run.seed, groups[0])
     check_positions(student.config, length, "--model-path")
-    if models.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
     if not config.needs_teacher:
         return Models(student)
     assert models.teacher_model_path is not None
@@ -268,7 +267,8 @@ def input_folders(config: RunConfig, folders: dict[str, str]) -> dict[str, str |
         "teacher": config.models.teacher_model_path,
         **folders,
     }
-    bases = {f"{name}_base": base_of(path, name) for name, path in inputs.items() if path and is_adapter(path)}
+    models = {name: path for name, path in inputs.items() if path and name in ("student", "teacher")}
+    bases = {f"{name}_base": base_of(path, name) for name, path in models.items() if is_adapter(path)}
     return inputs | {name: path for name, path in bases.items() if os.path.isdir(path)}
 
 
