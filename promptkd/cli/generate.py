@@ -103,15 +103,20 @@ def identity(settings: SimpleNamespace, prompts: list[str], dtype: str) -> dict[
     """Return everything that the answers depend on. A run resumes only where all of it agrees."""
     import hashlib
 
+    from promptkd.evaluation.session import describe_folder
+    from promptkd.models.adapters import base_of
     from promptkd.utils.files import fingerprint
 
     options, data = settings.generation, settings.data
     model = options.model_path
     return {
         "model": fingerprint(model)["sha256_of_ends"] if Path(model).is_dir() else model,
+        # Records of earlier versions have none of the keys that are optional here.
+        **({"base": describe_folder(base)} if (base := base_of(model, "--model-path")) != model else {}),
+        **({"prompt": describe_folder(options.prompt)} if options.prompt is not None else {}),
         "prompts": hashlib.sha256("\0".join(prompts).encode()).hexdigest(),
         "dtype": dtype,
-        **({"tf32": True} if settings.device.tf32 else {}),  # records of earlier versions have no such key
+        **({"tf32": True} if settings.device.tf32 else {}),
         "seed": options.seed,
         "max_length": data.max_length,
         "max_prompt_length": data.max_prompt_length,
@@ -199,7 +204,6 @@ def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> i
     """
     from promptkd.data.thoughts import answer_text
     from promptkd.generation.answers import decode_share
-    from promptkd.generation.budget import decoding_budget
     from promptkd.generation.sampling import Sampling
     from promptkd.models.loading import end_ids
     from promptkd.utils.progress import Progress
@@ -210,8 +214,7 @@ def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> i
     if not ranks.all_reduce_max(len(pending)):
         return 0
     options, data = settings.generation, settings.data
-    model = session.load("--model-path", options.model_type)
-    data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
+    model, prompt = session.load_answering(options)
     bar, thoughts = Progress("generate", len(pending), ranks.is_main, unit="answer"), 0
     batches = decode_share(
         model,
@@ -224,6 +227,7 @@ def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> i
         ranks=ranks,
         progress=bar.update,
         pairs=[(0, i) for i in pending],
+        prefix=prompt,
     )
     for batch in batches:
         texts = {index: answer_text(tokenizer, ids, prompts[index]) for _, index, ids in batch}

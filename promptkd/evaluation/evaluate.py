@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.thoughts import answer_text
@@ -18,27 +19,27 @@ from promptkd.evaluation.session import Session, open_evaluation
 from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_answers
 from promptkd.evaluation.test_sets import TestSet
 from promptkd.generation.answers import decode_share, share
-from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
 from promptkd.models.loading import end_ids
 from promptkd.utils.progress import Progress
 
+Answering = tuple[PreTrainedModel, Tensor | None]  # a model and its soft prompt
+
 
 def run(settings: SimpleNamespace) -> None:
     """Evaluate one model on all sets with all seeds. Write and print the table."""
-    options, data = settings.evaluation, settings.data
+    options = settings.evaluation
     if not settings.decoding.do_sample and len(options.seeds) > 1:
         raise UserError("--no-do-sample gives the same answers whatever the seed: give one seed")
     session = open_evaluation(settings, {"--model-path": options.model_path})
-    model = session.load("--model-path", options.model_type)
-    data.token_budget = decoding_budget([model], data.max_length, session.ranks, data.token_budget)
+    answering = session.load_answering(options)
     results = session.begin()
     results["protocol"]["rouge_tokenizer"] = options.rouge_tokenizer
-    evaluate_sets(session, model, results)
+    evaluate_sets(session, answering, results)
     session.finish(results, markdown(results))
 
 
-def evaluate_sets(session: Session, model: PreTrainedModel, results: dict[str, Any]) -> None:
+def evaluate_sets(session: Session, answering: Answering, results: dict[str, Any]) -> None:
     """Fill in `results["sets"]`, and write the answers of each set when it is done."""
     options, ranks = session.settings.evaluation, session.ranks
     count = sum(len(share(each.prompts, len(options.seeds), ranks)) for each in session.sets)
@@ -48,7 +49,7 @@ def evaluate_sets(session: Session, model: PreTrainedModel, results: dict[str, A
         for test_set in session.sets:
             began = time.perf_counter()
             bar.start(test_set.name)
-            rows = answer_and_score(session, test_set, model, pool, bar)
+            rows = answer_and_score(session, test_set, answering, pool, bar)
             answers = by_seed(rows, len(options.seeds))
             results["sets"][test_set.name] = summary(test_set, answers, time.perf_counter() - began)
             for seed, rows_of_seed in zip(options.seeds, answers if ranks.is_main else []):
@@ -57,13 +58,13 @@ def evaluate_sets(session: Session, model: PreTrainedModel, results: dict[str, A
 
 
 def answer_and_score(
-    session: Session, test_set: TestSet, model: PreTrainedModel, pool: ScoringPool, bar: Progress
+    session: Session, test_set: TestSet, answering: Answering, pool: ScoringPool, bar: Progress
 ) -> list[Row]:
     """Return the scored answers of all ranks to one set.
 
     Each rank scores its own answers while it decodes the next batch.
     """
-    settings, tokenizer = session.settings, session.tokenizer
+    settings, tokenizer, (model, prompt) = session.settings, session.tokenizer, answering
     pending = []
     batches = decode_share(
         model,
@@ -75,6 +76,7 @@ def answer_and_score(
         token_budget=settings.data.token_budget,
         ranks=session.ranks,
         progress=bar.update,
+        prefix=prompt,
     )
     for batch in batches:
         texts = [answer_text(tokenizer, ids, test_set.prompts[index]) for _, index, ids in batch]

@@ -32,11 +32,10 @@ from promptkd.generation.sampling import Sampling
 from promptkd.losses import FrozenLogits, kl_divergences
 from promptkd.models.loading import (
     check_pair,
-    check_positions,
     end_ids,
     load_tokenizer,
 )
-from promptkd.models.soft_prompt import SoftPrompt, load_prompt
+from promptkd.models.soft_prompt import SoftPrompt
 from promptkd.models.wrapper import LanguageModel
 from promptkd.utils.files import write_json
 from promptkd.utils.progress import Progress
@@ -242,6 +241,8 @@ def check_settings(settings: SimpleNamespace) -> None:
     options, bias = settings.evaluation, settings.exposure_bias
     if not bias.teacher_model_path:
         raise UserError("--type exposure_bias needs --teacher-model-path: name the teacher's folder")
+    if options.prompt is not None:
+        raise UserError("--type exposure_bias takes --teacher-prompt: leave --prompt out")
     if options.rouge_tokenizer != "unicode":
         raise UserError("--type exposure_bias computes no ROUGE-L: leave --rouge-tokenizer out")
     if len(options.seeds) > 1:
@@ -259,11 +260,8 @@ def load_pair(session: Session) -> tuple[LanguageModel, LanguageModel]:
     student = session.load("--model-path", settings.evaluation.model_type)
     teacher = session.load("--teacher-model-path")
     shared = check_pair(student, teacher, session.tokenizer, load_tokenizer(bias.teacher_model_path))
-    prompt = None
-    if bias.teacher_prompt:
-        embedding: Any = teacher.get_input_embeddings()
-        prompt = SoftPrompt(load_prompt(Path(bias.teacher_prompt), embedding.weight.size(1)))
-        check_positions(teacher.config, settings.data.max_length + len(prompt), "--teacher-model-path")
+    embeddings = session.load_prompt(bias.teacher_prompt, teacher, "--teacher-model-path")
+    prompt = None if embeddings is None else SoftPrompt(embeddings)
     device = session.ranks.device
     return LanguageModel(student, shared=shared).to(device), LanguageModel(teacher, prompt, shared).to(device)
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from promptkd.config.deepspeed import DTYPES, precision, read_deepspeed_config
@@ -20,7 +21,10 @@ from promptkd.distributed.ranks import Ranks, setup
 from promptkd.errors import UserError
 from promptkd.evaluation.options import AnsweringSettings
 from promptkd.evaluation.test_sets import Missing, TestSet, find_sets, notes_on_sets, read_set
+from promptkd.generation.budget import decoding_budget
+from promptkd.models.adapters import base_of
 from promptkd.models.loading import check_positions, load_causal_lm, load_config, load_own_tokenizer
+from promptkd.models.soft_prompt import load_prompt
 from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
 from promptkd.utils.files import fingerprint, write_json, write_text
 
@@ -57,6 +61,23 @@ class Session:
         """Load the model that an option names to this rank's device, in eval mode."""
         model = load_causal_lm(self.models[option], DTYPES[self.dtype], option, model_type, self.group)
         return model.to(self.ranks.device)  # type: ignore[arg-type]  # transformers decorates `to`
+
+    def load_prompt(self, folder: str | None, model: PreTrainedModel, option: str) -> Tensor | None:
+        """Read the soft prompt of the model that `option` names, if a folder is given."""
+        if folder is None:
+            return None
+        embedding: Any = model.get_input_embeddings()
+        prompt = load_prompt(Path(folder), embedding.weight.size(1))
+        check_positions(model.config, self.settings.data.max_length + len(prompt), option)
+        return prompt.to(self.ranks.device)
+
+    def load_answering(self, options: AnsweringSettings) -> tuple[PreTrainedModel, Tensor | None]:
+        """Load the answering model and its soft prompt, and resolve the token budget of its decoding batches."""
+        model, data = self.load("--model-path", options.model_type), self.settings.data
+        prompt = self.load_prompt(options.prompt, model, "--model-path")
+        length = data.max_length + (0 if prompt is None else len(prompt))
+        data.token_budget = decoding_budget([model], length, self.ranks, data.token_budget)
+        return model, prompt
 
     def print_notes(self, notes: list[str]) -> None:
         """Print lines to stderr, once."""
@@ -130,7 +151,7 @@ def _header(session: Session) -> dict[str, Any]:
     options, data = settings.evaluation, settings.data
     return {
         "type": options.type,
-        "model": describe_model(options.model_path),
+        "model": describe_model(options.model_path, options.prompt),
         "protocol": {
             **dataclasses.asdict(settings.decoding),
             "max_length": data.max_length,
@@ -155,8 +176,15 @@ def _header(session: Session) -> dict[str, Any]:
     }
 
 
-def describe_model(path: str) -> dict[str, Any]:
-    """Return a model's path and the fingerprint of its folder, for the record."""
+def describe_model(path: str, prompt: str | None = None) -> dict[str, Any]:
+    """Describe a model for the record, with an adapter's base model and a soft prompt where there are."""
+    further = {"base": base_of(path, "--model-path"), "prompt": prompt}
+    parts = {name: describe_folder(each) for name, each in further.items() if each is not None and each != path}
+    return describe_folder(path) | parts
+
+
+def describe_folder(path: str) -> dict[str, Any]:
+    """Return a path and the fingerprint of the folder, or None for a hub name."""
     return {"path": path, "fingerprint": fingerprint(path) if Path(path).is_dir() else None}
 
 

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from promptkd.config.lora_options import LoraSettings
 from promptkd.errors import UserError
+from promptkd.models.checks import check_number
 from promptkd.models.validation import looks_local
 from promptkd.utils.strict_json import read_object
 
@@ -156,19 +157,20 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
     """Add the adapter in a folder to its base model, to train it further."""
     try:
         config = LoraConfig.from_pretrained(path)
-        given = {"--lora-r": (options.lora_r, config.r), "--lora-alpha": (options.lora_alpha, config.lora_alpha)}
-        for name, (value, saved) in given.items():
-            if value is not None and value != saved:
-                raise UserError(f"--model-path {path} is an adapter of another {name}: give {name} {saved}")
-        if options.lora_target is not None:
-            raise UserError(f"--model-path {path} is an adapter, which has its layers: leave --lora-target out")
+        if options.lora_r != config.r or options.lora_target or options.lora_alpha not in (None, config.lora_alpha):
+            raise UserError(
+                f"--model-path {path} is an adapter with its own rank, alpha and layers: give --lora-r {config.r}, and "
+                "leave --lora-alpha and --lora-target out"
+            )
         config.lora_dropout, config.inference_mode = options.lora_dropout, False
         _load_adapter(model, path, config=config, is_trainable=True)
     except UserError:
         raise
     except Exception as error:  # PEFT raises many types.
         raise _misfit(model, path, "--model-path", error) from None
-    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in trained.items():
+        check_number(name, parameter.detach(), path, "--model-path")
     if isinstance(model.get_output_embeddings(), LoraLayer) or not all(".lora_" in name for name in trained):
         raise UserError(
             f"--model-path {path}: the adapter is not only of linear layers below the head: merge it into its base "
@@ -180,11 +182,6 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
 def _lasting(path: str) -> str:
     """Return a path that does not depend on the working directory, or a hub name unchanged."""
     return os.path.abspath(path) if os.path.isdir(path) else path
-
-
-def has_lora(model: nn.Module) -> bool:
-    """Whether the model has LoRA adapters."""
-    return any(isinstance(module, LoraLayer) for module in model.modules())
 
 
 @contextlib.contextmanager
@@ -217,13 +214,7 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def save_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
-    """Write LoRA adapters in PEFT's format, which `PeftModel.from_pretrained(base, folder)` reads.
-
-    Args:
-        model: The student with its adapters.
-        state: Its weights.
-        folder: The folder.
-    """
+    """Write the LoRA adapters of a model with these weights. `PeftModel.from_pretrained(base, folder)` reads them."""
     config = copy.copy(cast(Any, model).peft_config["default"])
     config.inference_mode = True
     if isinstance(config.target_modules, set):

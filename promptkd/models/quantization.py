@@ -8,6 +8,7 @@ because the losses read the head. Both run on GPUs and CPUs.
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ def loading_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict
     """Return the arguments of `from_pretrained` that quantize weights as they are read, directly on `device`."""
     if kind == NONE:
         return {}
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It would log a cast of inputs in every layer.
     bits: dict[str, Any] = {"load_in_8bit": True}
     if kind == "4bit":
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}

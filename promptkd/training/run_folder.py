@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from promptkd.data.prompt_format import RECORD, PromptFormat
 from promptkd.engine.engine import TrainEngine
 from promptkd.errors import RunError, UserError
-from promptkd.models.adapters import has_lora, merged_state, save_adapter
+from promptkd.models.adapters import merged_state, save_adapter
 from promptkd.utils.files import atomic_folder, fingerprint, remove, write_json
 from promptkd.utils.project import PACKAGE
 
@@ -74,21 +74,14 @@ def clear_folder(folder: Path) -> None:
 def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFormat, merge: bool = False) -> None:
     """Write the model or its LoRA adapters as a folder, with the tokenizer and a record of the prompts' format.
 
-    All ranks call it. The first one writes.
-
-    Args:
-        learner: The model's engine.
-        tokenizer: The model's tokenizer.
-        folder: The folder.
-        prompts: How prompts were built.
-        merge: Whether to write a complete model where adapters are trained.
+    With `merge`, adapters are merged into a complete model. All ranks call it. The first one writes.
     """
     model = learner.module.model
     with learner.gathered_model() if merge else contextlib.nullcontext():
         state = merged_state(model) if merge else learner.model_state()
         if learner.ranks.is_main:
             with output_folder(folder) as temporary:
-                if has_lora(model) and not merge:
+                if hasattr(model, "peft_config") and not merge:
                     save_adapter(model, state, temporary)
                 else:
                     model.save_pretrained(temporary, state_dict=state)

@@ -145,8 +145,7 @@ def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks) -> Models:
     """
     models, length = config.models, config.data.max_length
     groups = tensor_parallel_pair(config, ranks)
-    dtype = DTYPES[precision(config.deepspeed)]
-    student = load_student(models, config.lora, dtype, ranks.device, config.run.seed, groups[0])
+    student = load_student(config, ranks.device, groups[0])
     check_positions(student.config, length, "--model-path")
     if not config.needs_teacher:
         return Models(student)
@@ -265,6 +264,7 @@ def input_folders(config: RunConfig, folders: dict[str, str]) -> dict[str, str |
     inputs: dict[str, str | None] = {
         "student": config.models.model_path,
         "teacher": config.models.teacher_model_path,
+        "prompt_init": getattr(config.method_settings, "prompt_init", None),
         **folders,
     }
     models = {name: path for name, path in inputs.items() if path and name in ("student", "teacher")}
