@@ -103,17 +103,19 @@ def identity(settings: SimpleNamespace, prompts: list[str], dtype: str) -> dict[
     """Return everything that the answers depend on. A run resumes only where all of it agrees."""
     import hashlib
 
-    from promptkd.evaluation.session import describe_folder
     from promptkd.models.adapters import base_of
     from promptkd.utils.files import fingerprint
 
     options, data = settings.generation, settings.data
-    model = options.model_path
+    model, base = options.model_path, base_of(options.model_path, "--model-path")
+    folders = {"model": model, "base": None if base == model else base, "prompt": options.prompt}
+    # Records of earlier versions have none of the keys that are optional here.
     return {
-        "model": fingerprint(model)["sha256_of_ends"] if Path(model).is_dir() else model,
-        # Records of earlier versions have none of the keys that are optional here.
-        **({"base": describe_folder(base)} if (base := base_of(model, "--model-path")) != model else {}),
-        **({"prompt": describe_folder(options.prompt)} if options.prompt is not None else {}),
+        **{
+            name: fingerprint(path)["sha256_of_ends"] if Path(path).is_dir() else path
+            for name, path in folders.items()
+            if path is not None
+        },
         "prompts": hashlib.sha256("\0".join(prompts).encode()).hexdigest(),
         "dtype": dtype,
         **({"tf32": True} if settings.device.tf32 else {}),
