@@ -1,10 +1,10 @@
-"""Measure memory and time of LoRA and QLoRA against training all weights, in PromptKD steps on a CPU.
+"""Measure memory and time of LoRA and QLoRA against training all weights, in PromptKD or SFT steps on a CPU.
 
-    python benchmarks/lora.py --student S --teacher T --data D [--deepspeed_config F] [--steps 3] [--batch-size 8]
+    python benchmarks/lora.py --student S [--teacher T] --data D [--steps 3] [options of train.py]
 
-D has train.jsonl. Each side runs in a process of its own with one thread, one after another. The first step is left
-out. The processor's time is measured, not the clock's, so that other work on the machine matters less. The table also
-has the bytes of a checkpoint's student and of the saved model.
+Without a teacher, the steps are of SFT. D has train.jsonl. Each side runs in a process of its own with one thread, one
+after another. The first step is left out. The processor's time is measured, not the clock's, so that other work on the
+machine matters less. The table also has the sizes of the student in a checkpoint and of the saved model.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ SIDES = {
 
 def options() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("--student", "--teacher", "--data"):
-        parser.add_argument(name, required=True)
+    parser.add_argument("--student", required=True)
+    parser.add_argument("--teacher")
+    parser.add_argument("--data", required=True)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--side", help=argparse.SUPPRESS)
     return parser.parse_known_args()
@@ -46,7 +47,8 @@ def measure(o: argparse.Namespace, further: list[str]) -> dict[str, float]:
     from promptkd.training.setup import build_trainer
 
     with tempfile.TemporaryDirectory() as folder:
-        argv = ["--method", "promptkd", "--model-path", o.student, "--teacher-model-path", o.teacher]
+        kind = ["--method", "promptkd", "--teacher-model-path", o.teacher] if o.teacher else ["--method", "sft"]
+        argv = [*kind, "--model-path", o.student]
         argv += ["--data-dir", o.data, "--save", folder, "--dev-num", "0", "--total-iters", str(o.steps)]
         trainer = build_trainer(resolve([*argv, *SIDES[o.side], *further]))
         step, seconds = trainer.method.step, []

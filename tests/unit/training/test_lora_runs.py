@@ -21,6 +21,7 @@ from evaluate import read_settings
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_bias import run as exposure_bias
 from promptkd.methods.registry import METHODS
+from promptkd.models.loading import load_causal_lm
 from promptkd.training.setup import build_trainer
 from train import resolve
 
@@ -153,7 +154,12 @@ def test_quantized_student_is_near_the_full_one(tmp_path):
         losses.append([row["loss"] for row in metrics_of(tmp_path / kind)])
     assert losses[1] == pytest.approx(losses[0], rel=0.05) and losses[1] != losses[0]
     assert losses[2] == pytest.approx(losses[0], rel=0.2) and losses[2] != losses[1]
-    assert (tmp_path / "4bit/last/adapter_model.safetensors").is_file()
+    saved = load_file(tmp_path / "4bit/last/adapter_model.safetensors")
+    assert all(value.shape[0 if "lora_A" in name else 1] == 4 for name, value in saved.items())
+    merged = load_causal_lm(str(tmp_path / "4bit/last"), torch.float32, "--model-path").state_dict()
+    base = load_causal_lm(STUDENT, torch.float32, "--model-path").state_dict()
+    changed = {name for name, value in base.items() if not torch.equal(merged[name], value)}
+    assert changed == {name for name in base if ".c_" in name and name.endswith(".weight")}
 
 
 slow = pytest.mark.slow
