@@ -122,6 +122,8 @@ class MiniLLM(Method):
         """Raise UserError for --data-dir, and for sampling options that change the models' probabilities."""
         if options.data.data_dir:
             raise UserError("--method minillm reads --prompt-data-dir and --lm-data-dir: leave --data-dir out")
+        if options.lora.lora_dropout:
+            raise UserError("--method minillm trains without dropout: leave --lora-dropout out")
         decoding = options.decoding
         if (decoding.temperature, decoding.top_k, decoding.top_p) != (1.0, 0, 1.0):
             raise UserError(

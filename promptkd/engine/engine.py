@@ -17,6 +17,7 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.engine.loss_scale import LossScale
 from promptkd.engine.optim import OptimizerConfig, make_schedule
 from promptkd.losses import FrozenLogits, Term, fused_loss
+from promptkd.models.adapters import merged
 from promptkd.models.deferred import partition_params
 from promptkd.models.tensor_parallel import gather_state_dict, is_tp_sharded
 from promptkd.models.wrapper import LanguageModel, LMHead
@@ -206,15 +207,18 @@ class TrainEngine:
 
     @contextlib.contextmanager
     def gathered_model(self) -> Iterator[PreTrainedModel]:
-        """Lend the transformers model in evaluation mode, for decoding. Under ZeRO-3 its weights are gathered."""
-        self.train(False)
-        if self.stage < 3:
-            yield self.module.model
-            return
-        # ZeRO-3's hooks gather each layer on all ranks at once, but ranks decode answers of different lengths.
-        from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+        """Lend the transformers model in evaluation mode, for decoding.
 
-        with unwrap_model_for_generation(self.engine):
+        Under ZeRO-3 its weights are gathered. LoRA adapters are merged into them until the end of the block.
+        """
+        self.train(False)
+        with contextlib.ExitStack() as stack:
+            if self.stage == 3:
+                # ZeRO-3's hooks gather each layer on all ranks at once, but ranks decode answers of different lengths.
+                from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+
+                stack.enter_context(unwrap_model_for_generation(self.engine))
+            stack.enter_context(merged(self.module.model))
             yield self.module.model
 
     def model_state(self) -> dict[str, Tensor]:

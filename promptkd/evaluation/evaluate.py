@@ -8,8 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import PreTrainedModel
-
 from promptkd.data.thoughts import answer_text
 from promptkd.distributed.rendezvous import environment_number
 from promptkd.errors import UserError
@@ -22,7 +20,6 @@ from promptkd.evaluation.tables import Row, by_seed, markdown, summary, write_an
 from promptkd.evaluation.teacher_forcing import draw_reliability, reference_columns, reliability
 from promptkd.evaluation.test_sets import TestSet
 from promptkd.generation.answers import decode_share, share
-from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
 from promptkd.models.loading import end_ids
 from promptkd.models.wrapper import LanguageModel
@@ -31,7 +28,7 @@ from promptkd.utils.progress import Progress
 
 def run(settings: SimpleNamespace) -> None:
     """Evaluate one model on all sets with all seeds. Write and print the table."""
-    options, data = settings.evaluation, settings.data
+    options = settings.evaluation
     if not settings.decoding.do_sample and len(options.seeds) > 1:
         raise UserError("--no-do-sample gives the same answers whatever the seed: give one seed")
     teacher_path = settings.exposure_bias.teacher_model_path
@@ -44,12 +41,12 @@ def run(settings: SimpleNamespace) -> None:
     if "kl" in options.metrics:
         model, teacher = load_pair(session)
     else:
-        model = LanguageModel(session.load("--model-path", options.model_type))
-    data.token_budget = decoding_budget([model.model], data.max_length, session.ranks, data.token_budget)
+        model = session.load_answering(options)
+    session.choose_token_budget(model)
     results = session.begin()
     results["protocol"]["rouge_tokenizer"] = options.rouge_tokenizer
     if teacher is not None:
-        results["teacher"] = describe_model(teacher_path) | {"prompt": settings.exposure_bias.teacher_prompt}
+        results["teacher"] = describe_model(teacher_path, settings.exposure_bias.teacher_prompt)
         if (shared := teacher.shared) is not None:
             session.print_notes([f"note: {shared.notice(end_ids(session.tokenizer, model.model))}"])
             results["teacher"]["shared_tokens"] = len(shared)
@@ -69,7 +66,7 @@ def evaluate_sets(
         for test_set in session.sets:
             began = time.perf_counter()
             bar.start(test_set.name)
-            rows = answer_and_score(session, test_set, model.model, pool, bar)
+            rows = answer_and_score(session, test_set, model, pool, bar)
             answers = by_seed(rows, len(options.seeds))
             entry = summary(test_set, answers, time.perf_counter() - began)
             for seed, rows_of_seed in zip(options.seeds, answers if ranks.is_main else []):
@@ -103,7 +100,7 @@ def measure(
 
 
 def answer_and_score(
-    session: Session, test_set: TestSet, model: PreTrainedModel, pool: ScoringPool, bar: Progress
+    session: Session, test_set: TestSet, model: LanguageModel, pool: ScoringPool, bar: Progress
 ) -> list[Row]:
     """Return the scored answers of all ranks to one set.
 
@@ -112,15 +109,16 @@ def answer_and_score(
     settings, tokenizer = session.settings, session.tokenizer
     pending = []
     batches = decode_share(
-        model,
+        model.model,
         test_set.prompts,
         settings.evaluation.seeds,
-        end_ids=end_ids(tokenizer, model),
+        end_ids=end_ids(tokenizer, model.model),
         max_new_tokens=settings.data.max_length - settings.data.max_prompt_length,
         sampling=Sampling(**dataclasses.asdict(settings.decoding)),
         token_budget=settings.data.token_budget,
         ranks=session.ranks,
         progress=bar.update,
+        prefix=model.prefix,
     )
     for batch in batches:
         texts = [answer_text(tokenizer, ids, test_set.prompts[index]) for _, index, ids in batch]

@@ -19,7 +19,10 @@ REFERENCE_METRICS = ("perplexity", "ece", "kl")
 class AnsweringSettings:
     """The model that answers, and its precision."""
 
-    model_path: str = option("", "model that answers: a Hugging Face folder or hub name")
+    model_path: str = option("", "model that answers: a folder of a model or of a LoRA adapter, or a hub name")
+    prompt: str | None = option(
+        None, "soft prompt in front of the model's input: a folder in PEFT's format, such as prompt/ of a run"
+    )
     model_type: str | None = option(None, "model family, checked against config.json")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "precision. auto: that of the DeepSpeed config, else bf16 on a GPU and fp32 on a CPU"

@@ -89,6 +89,11 @@ class LanguageModel(nn.Module):
         """The ranks that hold the model together, or None if it is not sharded."""
         return group_of(self.model)
 
+    @property
+    def prefix(self) -> Tensor | None:
+        """The embeddings of the soft prompt, `(prompt_len, hidden)`, which decoding puts in front of prompts."""
+        return None if self.prompt is None else self.prompt.embeddings.detach()
+
     def lm_head(self) -> LMHead:
         """Return the output head. Under ZeRO-3 its parameters have to be gathered first."""
         linear = cast(nn.Linear, self.model.get_output_embeddings())

@@ -125,6 +125,8 @@ def make_setting(config: RunConfig, hardware: Hardware, examples: int) -> Settin
     """
     if config.method in UNPLANNED_METHODS:
         raise UserError(f"--method {config.method} cannot be planned: choose one of {', '.join(PLANNED_METHODS)}")
+    if config.lora.lora_r:
+        raise UserError("--lora-r cannot be planned: leave the options of LoRA out, to plan training of all weights")
     student, teacher = _engines(config, hardware)
     groups = hardware.ranks // config.parallel.copies
     optimizer, run = config.optimizer, config.run

@@ -217,7 +217,8 @@ class Trainer:
     def save(self, name: str) -> None:
         """Write the student, and the soft prompt if the method tunes one, to folders of the run."""
         method = self.method
-        save_model(method.student, method.context.tokenizer, self.folder / name, self.examples.format)
+        tokenizer, merge = method.context.tokenizer, self.settings.lora.merge
+        save_model(method.student, tokenizer, self.folder / name, self.examples.format, merge)
         prompt, teacher = method.prompt(), method.context.teacher
         if prompt is not None and teacher is not None and self.ranks.is_main:
             with output_folder(self.folder / ("prompt" if name == "last" else f"{name}_prompt")) as temporary:

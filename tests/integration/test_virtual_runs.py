@@ -57,6 +57,14 @@ def test_virtual_gpu_promptkd_stop_and_resume_with_each_file(name, machine, opti
     check_stop_and_resume(machine, options, tmp_path, *config(name))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ds_config_bf16", "ds_config_zero3_fp32"])
+def test_virtual_gpu_adapters_stop_and_resume(name, machine, options, tmp_path):
+    lora = ["--lora-r", "4", "--lora-dropout", "0.1", "--gradient-checkpointing"]
+    check_stop_and_resume(machine, options, tmp_path, *config(name), *lora, "--dev-num", "2")
+    assert (tmp_path / "straight/last/adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("method", ["sft", pytest.param("kd", marks=pytest.mark.slow), "distillm", "minillm"])
 def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, options, tmp_path):
     extra = ["--dev-num", "2", *config("ds_config_bf16")]

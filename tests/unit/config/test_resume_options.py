@@ -11,6 +11,7 @@ from helpers.runs import crash_at, rows_of, tiny_argv
 from helpers.training import train_here
 
 from promptkd.checkpointing.fingerprint import RunFingerprint
+from promptkd.config.lora_options import LoraSettings
 from promptkd.config.options import DataSettings, DecodingSettings, ModelSettings, RunSettings, TrainingParallelSettings
 from promptkd.config.parser import declared_options
 from promptkd.config.reporting_options import ReportingSettings
@@ -20,7 +21,10 @@ from promptkd.methods.registry import METHODS, method_class
 from promptkd.training.setup import build_trainer
 from train import read_settings, resolve
 
-COMMON = (RunSettings, ModelSettings, TrainingParallelSettings, DataSettings, DecodingSettings, ReportingSettings)
+COMMON = (
+    RunSettings, ModelSettings, LoraSettings, TrainingParallelSettings, DataSettings, DecodingSettings,
+    ReportingSettings,
+)  # fmt: skip
 FREE = {  # option -> another value of it
     "save": None,  # the folder of the run itself
     "overwrite": None,  # excludes --resume
@@ -52,6 +56,8 @@ FREE = {  # option -> another value of it
     "seed_lm": 8,
     "report_to": None,  # needs optional packages
     "push_to_hub": None,  # needs a token
+    "prompt_init": None,  # its content is compared
+    "merge": None,  # needs adapters
 }
 
 
