@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from promptkd.cli.evaluate import read_settings
-from promptkd.cli.train import resolve
+from promptkd.cli.evaluate import read_settings, run_evaluation
+from promptkd.cli.train import push_run, resolve
 from promptkd.config.option_file import as_arguments
 from promptkd.config.resolve import RunConfig
 from promptkd.distributed.process_state import restored_process_state
 from promptkd.errors import RunError, UserError
-from promptkd.evaluation import evaluate as rouge
-from promptkd.evaluation import exposure_bias
 from promptkd.evaluation.session import RESULTS
 from promptkd.models.prompted import load_prompted_teacher
 from promptkd.training.setup import build_trainer
@@ -103,6 +101,7 @@ def _train(config: RunConfig) -> Run:
         if stop.code == INTERRUPTED:
             raise KeyboardInterrupt("the run has stopped after a step: resume='must' continues") from None
         raise RunError("a signal has stopped the run after a step: resume='must' continues") from None
+    push_run(trainer, config)
     best = {name: trainer.best[name] for name in BEST_METRICS if name in trainer.best}
     return Run(trainer.folder, config.as_dict(), read_metrics(trainer.metrics.path), best)
 
@@ -119,8 +118,7 @@ def evaluate(**options: Any) -> Results:
     """
     settings = _parsed(read_settings, options, "evaluate()")
     with restored_process_state():
-        run = exposure_bias.run if settings.evaluation.type == "exposure_bias" else rouge.run
-        run(settings)
+        run_evaluation(settings)
     folder = Path(settings.evaluation.save)
     results = read_object(folder / RESULTS, "evaluate again")
     return Results(folder, results["sets"], (folder / "results.md").read_text(encoding="utf-8"))

@@ -8,12 +8,16 @@ deepspeed --hostfile configs/hostfiles/two_nodes train.py ...                   
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from promptkd.cli import program_name
 from promptkd.config import resolve as settings
 from promptkd.config.resolve import RunConfig, RunOptions
 from promptkd.distributed.device import device_type
 from promptkd.methods.registry import method_class, method_names
+
+if TYPE_CHECKING:
+    from promptkd.training.trainer import Trainer
 
 
 def resolve(argv: list[str], device: str | None = None) -> RunConfig:
@@ -43,6 +47,11 @@ def main() -> None:
 
     trainer = build_trainer(config)
     trainer.fit()
+    push_run(trainer, config)
+
+
+def push_run(trainer: Trainer, config: RunConfig) -> None:
+    """Push a finished run to the hub if --push-to-hub says so. One rank does."""
     if (repo := config.reporting.push_to_hub) and trainer.ranks.is_main:
         from promptkd.reporting.upload import push
 

@@ -24,6 +24,7 @@ KINDS = {"PROMPT_TUNING": PROMPT, "LORA": "LoRA adapter"}
 SHOWN = (  # settings on a card
     "divergence", "teacher_kld_type", "base_kld_type", "student_kld_type", "base_coef", "kd_ratio", "prompt_len", "lr",
     "lr_decay_style", "batch_size", "gradient_accumulation_steps", "epochs", "total_iters", "max_length", "seed",
+    "lora_r", "lora_alpha", "lora_dropout", "lora_target", "student_quantization",
 )  # fmt: skip
 
 

@@ -176,7 +176,11 @@ def test_bad_metrics_are_one_line(tmp_path, monkeypatch, capsys, extra, says):
 
 @pytest.mark.parametrize(
     ("extra", "says"),
-    [(["--metrics", "ece"], "--metrics ece needs the model"), ([], "nowhere/results.json: no such file")],
+    [
+        (["--metrics", "ece"], "--metrics ece needs the model"),
+        (["--max-length", "600"], "--max-length has no effect"),
+        ([], "nowhere/results.json: no such file"),
+    ],
 )
 def test_bad_answers_are_one_line(tmp_path, monkeypatch, capsys, extra, says):
     monkeypatch.setattr("sys.argv", ["evaluate.py", "--answers", str(tmp_path / "nowhere"), *extra])
