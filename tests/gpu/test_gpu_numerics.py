@@ -87,22 +87,21 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("family", SMALL)
-@pytest.mark.parametrize("name", REQUESTS)
-def test_gpu_decodes_the_same_tokens_as_the_cpu(family, name):
-    """In float32 and for the same uniform numbers. Forty prompts end at different tokens."""
-    given = prompts(40)
-    on_cpu = tokens_of(tiny(family), given, **REQUESTS[name])
-    assert tokens_of(tiny(family).to(DEVICE), given, **REQUESTS[name]) == on_cpu
+SAME = [(tiny, family, name) for family in SMALL for name in REQUESTS]
+SAME += [(build, family, name) for family in FAMILIES for name in ("greedy", "sampled")]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_gpu_decodes_the_same_tokens_as_the_cpu_in_every_family(family):
-    """Sliding windows, scaled embeddings and other features, captured or not."""
+@pytest.mark.parametrize("make, family, name", SAME)
+def test_gpu_decodes_the_same_tokens_as_the_cpu(make, family, name):
+    """In float32 and for the same uniform numbers. Forty prompts end at different tokens.
+
+    A number within rounding of the border between two tokens may sample another one.
+    """
     given = prompts(40)
-    for request in (REQUESTS["greedy"], REQUESTS["sampled"]):
-        on_cpu = tokens_of(build(family), given, **request)
-        assert tokens_of(build(family).to(DEVICE), given, **request) == on_cpu
+    on_cpu = tokens_of(make(family), given, **REQUESTS[name])
+    on_gpu = tokens_of(make(family).to(DEVICE), given, **REQUESTS[name])
+    differing = sum(a != b for a, b in zip(on_cpu, on_gpu, strict=True))
+    assert differing <= (2 if REQUESTS[name]["sampling"].do_sample else 0)
 
 
 @pytest.mark.parametrize("family", SMALL)
