@@ -44,7 +44,8 @@ class FrozenLogits(NamedTuple):
 
     def with_head(self, open_head: Callable[[HeadSource], LMHead]) -> FrozenLogits:
         """Return the same distribution with its head at hand."""
-        return self if isinstance(self.head, LMHead) else self._replace(head=open_head(self.head))
+        head = self.head if isinstance(self.head, LMHead) else open_head(self.head)
+        return self._replace(head=head.aligned())
 
     @property
     def open_head(self) -> LMHead:

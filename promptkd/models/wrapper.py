@@ -24,22 +24,45 @@ class LMHead(NamedTuple):
         weight: The weight, `(vocab, hidden)`.
         bias: The bias, `(vocab,)`, or None.
         shared: The token ids that a divergence compares, or None for all.
+        padding: Number of rows at the end of weight and bias that belong to no token.
     """
 
     weight: Tensor
     bias: Tensor | None
     shared: SharedVocabulary | None = None
+    padding: int = 0
+
+    def aligned(self) -> LMHead:
+        """Return a head that a GPU multiplies fast: in half precision, with a multiple of 8 rows.
+
+        For other numbers, such as GPT-2's 50,257, cuBLAS has only kernels that take seven times as long on an H200.
+        The copy costs less than a tenth of one product with 1,024 hidden states.
+        """
+        padding = -len(self.weight) % 8
+        is_slow = padding and self.weight.is_cuda and self.weight.itemsize <= 2
+        return self.padded(padding) if is_slow else self
+
+    def padded(self, padding: int) -> LMHead:
+        """Append rows of zeros, which `logits` leaves out."""
+        bias = None if self.bias is None else F.pad(self.bias, (0, padding))
+        return LMHead(F.pad(self.weight, (0, 0, 0, padding)), bias, self.shared, padding)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits `(tokens, vocab)` of hidden states `(tokens, hidden)`.
+        """Compute the logits of all token ids from hidden states `(..., hidden)`."""
+        logits = self.product(hidden)
+        return logits[..., : logits.size(-1) - self.padding] if self.padding else logits
 
-        On a CPU, rows begin at a cache line. With 50,257 entries one after the other, the product takes a third longer.
+    def product(self, hidden: Tensor) -> Tensor:
+        """Compute the logits of all rows, padding included.
+
+        On a CPU, each token's logits begin at a cache line. With 50,257 numbers one after the other, the product takes
+        a third longer.
         """
-        is_aligned = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and not torch.is_grad_enabled()
-        if not is_aligned:
+        is_slow = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and hidden.dim() == 2
+        if not is_slow or torch.is_grad_enabled():
             return F.linear(hidden, self.weight, self.bias)
-        vocabulary = len(self.weight)
-        logits = hidden.new_empty(len(hidden), -(-vocabulary // 16) * 16)[:, :vocabulary]
+        size = len(self.weight)
+        logits = hidden.new_empty(len(hidden), -(-size // 16) * 16)[:, :size]
         torch.mm(hidden, self.weight.t(), out=logits)
         return logits if self.bias is None else logits.add_(self.bias)
 

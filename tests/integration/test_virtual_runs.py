@@ -18,6 +18,7 @@ CONFIGS = ROOT / "configs" / "deepspeed"
 FILES = sorted(path.stem for path in CONFIGS.glob("*.json"))
 SHORT = ["--total-iters", "2", "--checkpoint-every", "0", "--max-length", "100"]
 MODELS = ["--model-path", GOLDEN / "models/gpt2_student", "--teacher-model-path", GOLDEN / "models/gpt2_teacher"]
+DATA = GOLDEN / "processed/dolly/full/gpt2"
 SIGTERM_STATUS = 128 + signal.SIGTERM
 
 
@@ -65,8 +66,10 @@ def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, op
     assert {"build", "step", "evaluate", "save"} <= run.phases.keys()
 
 
-def test_virtual_gpu_gkd_takes_steps(machine, options, tmp_path):
-    succeed(machine, "train", options(tmp_path / "run", *SHORT, *config("ds_config_bf16"), method="gkd"))
+@pytest.mark.parametrize("method, extra", [("gkd", []), ("distillm2", ["--student-data-dir", DATA])])
+def test_virtual_gpu_method_takes_steps(method, extra, machine, options, tmp_path):
+    argv = options(tmp_path / "run", *SHORT, *config("ds_config_bf16"), *extra, method=method)
+    succeed(machine, "train", argv)
 
 
 @pytest.mark.parametrize(
