@@ -149,7 +149,7 @@ def _chunk(
         The gradient [rows, rows of the head's weight] in the head's precision, and float32 factors [rows]. A token's
         part of the loss's gradient is its row times its factor, which is its weight but for float16's row scale.
     """
-    padded = head.padded_logits(hidden[rows])
+    padded = head.product(hidden[rows])
     logits = padded[:, : padded.size(1) - head.padding]
     block_losses = [term.of_chunk(rows) for term in terms]
     step = BLOCK.get(hidden.device.type, BLOCK["cuda"])

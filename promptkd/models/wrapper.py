@@ -48,19 +48,21 @@ class LMHead(NamedTuple):
         return LMHead(F.pad(self.weight, (0, 0, 0, padding)), bias, self.shared, padding)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits of all token ids, `(tokens, vocab)`, from hidden states `(tokens, hidden)`."""
-        logits = self.padded_logits(hidden)
-        return logits[:, : logits.size(1) - self.padding] if self.padding else logits
+        """Compute the logits of all token ids from hidden states `(..., hidden)`."""
+        logits = self.product(hidden)
+        return logits[..., : logits.size(-1) - self.padding] if self.padding else logits
 
-    def padded_logits(self, hidden: Tensor) -> Tensor:
-        """Compute the logits for all rows of the weight, those of the padding among them.
+    def product(self, hidden: Tensor) -> Tensor:
+        """Compute the logits of all rows, padding included.
 
-        On a CPU, rows begin at a cache line. With 50,257 entries one after the other, the product takes a third longer.
+        On a CPU, each token's logits begin at a cache line. With 50,257 numbers one after the other, the product takes
+        a third longer.
         """
-        if hidden.device.type != "cpu" or hidden.dtype != torch.float32 or torch.is_grad_enabled():
+        is_slow = hidden.device.type == "cpu" and hidden.dtype == torch.float32 and hidden.dim() == 2
+        if not is_slow or torch.is_grad_enabled():
             return F.linear(hidden, self.weight, self.bias)
-        vocabulary = len(self.weight)
-        logits = hidden.new_empty(len(hidden), -(-vocabulary // 16) * 16)[:, :vocabulary]
+        size = len(self.weight)
+        logits = hidden.new_empty(len(hidden), -(-size // 16) * 16)[:, :size]
         torch.mm(hidden, self.weight.t(), out=logits)
         return logits if self.bias is None else logits.add_(self.bias)
 
