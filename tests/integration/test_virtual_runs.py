@@ -162,11 +162,23 @@ def test_virtual_gpu_out_of_memory_ends_with_one_line(memory, machine, options, 
     assert "the GPU has not enough memory" in line and "--token-budget" in line and "Traceback" not in run.output
 
 
-def test_virtual_gpu_waits_of_a_step_stay_within_budget(machine, options, tmp_path):
-    """Waits of the host for the GPU in an optimizer step that decodes nothing."""
-    for method, most in (("sft", 20), ("kd", 21)):
-        argv = options(tmp_path / method, *SHORT, *config("ds_config_bf16"), method=method)
-        run = succeed(machine, "train", argv)
-        lines = [wait for wait in run.waits if wait[1].startswith("step")]
-        assert run.count("waits", "step") <= 2 * most, lines
-        assert run.count("launches", "step") > 0 and run.count("collectives", "step") > 0
+@pytest.mark.parametrize(
+    "method, name, most",
+    [
+        ("promptkd", "ds_config_bf16", 13),
+        pytest.param("promptkd", "ds_config", 13, marks=pytest.mark.slow),
+        pytest.param("promptkd", "ds_config_fp32", 7, marks=pytest.mark.slow),
+        ("kd", "ds_config_bf16", 7),
+        pytest.param("minillm", "ds_config_bf16", 9, marks=pytest.mark.slow),
+    ],
+)
+def test_virtual_gpu_waits_of_a_step_stay_within_budget(method, name, most, machine, options, tmp_path):
+    """Waits of the host for the GPU outside of decoding. They do not grow with the number of micro-batches.
+
+    DeepSpeed's timers wait from the third step on. Its optimizer's waits are 6 of the student's 7, 4 of the prompt's 5.
+    """
+    argv = options(tmp_path / "run", *SHORT, "--total-iters", "4", "--token-budget", "60", *config(name), method=method)
+    run = succeed(machine, "train", argv)
+    waits = run.count("waits", "step") - run.count("waits", "step/rollout")
+    assert waits <= 4 * most, [wait for wait in run.waits if wait[1].startswith("step")]
+    assert run.count("launches", "step") > 0 and run.count("collectives", "step") > 0
