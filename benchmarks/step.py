@@ -6,7 +6,8 @@
 
 Every side runs in a process of its own, one after another, round by round, with two threads, 32 prompts a step and
 up to 256 new tokens. `--malloc keep` gives all sides glibc's setting that keeps freed memory; `system` leaves the
-allocator as it comes. `--against` adds this project at an earlier commit (side "before"). The first step of each process carries its warm-up on all sides. Nothing else may run.
+allocator as it comes. `--against` adds this project at an earlier commit (side "before"). The first step of each
+process carries its warm-up on all sides. Nothing else may run.
 Writes <method>_step.json, .md and .png to --save.
 """
 
