@@ -76,9 +76,8 @@ class JudgeServer:
         url = f"{self.base_url.rstrip('/')}/chat/completions"
         request = urllib.request.Request(url, json.dumps(body).encode(), headers)
         try:
-            with urllib.request.build_opener(_NoRedirect).open(
-                request, timeout=min(self.timeout, LONGEST_WAIT)
-            ) as response:
+            connection = urllib.request.build_opener(_NoRedirect)
+            with connection.open(request, timeout=min(self.timeout, LONGEST_WAIT)) as response:
                 reply = parse_json(response.read(LARGEST_REPLY).decode())["choices"][0]["message"]["content"]
         except urllib.error.HTTPError as error:
             error.close()

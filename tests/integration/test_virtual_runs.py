@@ -16,6 +16,7 @@ pytestmark = pytest.mark.cpu
 
 CONFIGS = ROOT / "configs" / "deepspeed"
 FILES = sorted(path.stem for path in CONFIGS.glob("*.json"))
+COMMON = ("ds_config", "ds_config_bf16", "ds_config_zero3_fp32")
 SHORT = ["--total-iters", "2", "--checkpoint-every", "0", "--max-length", "100"]
 MODELS = ["--model-path", GOLDEN / "models/gpt2_student", "--teacher-model-path", GOLDEN / "models/gpt2_teacher"]
 DATA = GOLDEN / "processed/dolly/full/gpt2"
@@ -52,7 +53,9 @@ def check_stop_and_resume(machine, options, folder, *extra: str, method: str = "
     return run
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in COMMON else pytest.mark.slow) for name in FILES]
+)
 def test_virtual_gpu_promptkd_stop_and_resume_with_each_file(name, machine, options, tmp_path):
     check_stop_and_resume(machine, options, tmp_path, *config(name))
 
@@ -65,7 +68,9 @@ def test_virtual_gpu_adapters_stop_and_resume(name, machine, options, tmp_path):
     assert (tmp_path / "straight/last/adapter_model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("method", ["sft", pytest.param("kd", marks=pytest.mark.slow), "distillm", "minillm"])
+@pytest.mark.parametrize(
+    "method", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("sft", "kd", "minillm")), "distillm"]
+)
 def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, options, tmp_path):
     extra = ["--dev-num", "2", *config("ds_config_bf16")]
     if method != "sft":

@@ -191,6 +191,7 @@ def test_plan_text_agrees_with_json():
     assert set(plan["phases"]) == {"rollout", "prompt", "student", "update", "evaluation"}
 
 
+@pytest.mark.slow
 def test_plan_script_needs_no_models_on_disk():
     command = [sys.executable, "tools/plan.py", "--script", "scripts/opt/promptkd/promptkd_1.3B.sh", "--gpus", "4"]
     done = subprocess.run([*command, "--gpu", "a100", "--json"], cwd=ROOT, capture_output=True, text=True)
