@@ -79,7 +79,7 @@ def test_virtual_gpu_methods_with_evaluation_stop_and_resume(method, machine, op
     assert {"build", "step", "evaluate", "save"} <= run.phases.keys()
 
 
-@pytest.mark.parametrize("method, extra", [("gkd", []), ("distillm2", ["--student-data-dir", DATA])])
+@pytest.mark.parametrize("method, extra", [("minillm", []), ("gkd", []), ("distillm2", ["--student-data-dir", DATA])])
 def test_virtual_gpu_method_takes_steps(method, extra, machine, options, tmp_path):
     argv = options(tmp_path / "run", *SHORT, *config("ds_config_bf16"), *extra, method=method)
     succeed(machine, "train", argv)
