@@ -33,7 +33,8 @@ def process_state() -> list:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     draws = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     switches = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_default_dtype()
-    return [dict(os.environ), handlers, draws, switches, dist.is_initialized()]
+    attention = torch.backends.cuda.cudnn_sdp_enabled()  # which runs on a GPU turn off
+    return [dict(os.environ), handlers, draws, switches, attention, dist.is_initialized()]
 
 
 @pytest.fixture(scope="module")
