@@ -67,6 +67,11 @@ def test_notebook_trains_plots_evaluates_and_registers(notebook):
     assert "| dolly " in notebook.results.text and notebook.answer.shape == (1, 8)
 
 
+def test_evaluate_stored_answers_returns_the_results_of_their_folder(notebook):
+    results = promptkd.evaluate(answers=notebook.at / "promptkd/eval", metrics="self_bleu")
+    assert results.folder == notebook.at / "promptkd/eval" and "self_bleu" in results.sets["dolly"]["metrics"]
+
+
 def test_runs_leave_the_process_as_it_was(notebook):
     before, after = notebook.states
     assert after == before and not before[-1]
