@@ -65,7 +65,7 @@ class Results:
     """A finished evaluation.
 
     Attributes:
-        folder: The folder of results, `save`.
+        folder: The folder of results, `save` or `answers`.
         sets: The values of each test set by its name, as in results.json.
         text: The results as a Markdown table.
     """
@@ -119,7 +119,7 @@ def evaluate(**options: Any) -> Results:
     settings = _parsed(read_settings, options, "evaluate()")
     with restored_process_state():
         run_evaluation(settings)
-    folder = Path(settings.evaluation.save)
+    folder = Path(settings.evaluation.answers or settings.evaluation.save)
     results = read_object(folder / RESULTS, "evaluate again")
     return Results(folder, results["sets"], (folder / "results.md").read_text(encoding="utf-8"))
 

@@ -159,8 +159,8 @@ def _nvidia_smi(*arguments: str) -> str:
 def _configure(device: torch.device, settings: DeviceSettings) -> None:
     """Set TF32 and determinism explicitly, both ways. It has to happen before the first matrix product.
 
-    cuDNN's attention is turned off. It prepares a kernel for each new shape, which takes longer than the step itself:
-    each decoded token and each micro-batch has a shape of its own.
+    cuDNN's attention is turned off. It prepares a kernel for each new shape, which takes longer than the step itself.
+    Each decoded token and each micro-batch has a shape of its own.
     """
     import torch
 

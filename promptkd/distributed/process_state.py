@@ -26,6 +26,7 @@ def restored_process_state() -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):
@@ -35,6 +36,7 @@ def restored_process_state() -> Iterator[None]:
         np.random.set_state(numpy)
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
+        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
         if device is not None:
             torch.cuda.set_device(device)
         if own_group and dist.is_initialized() and dist.get_world_size() == 1:

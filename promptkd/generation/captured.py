@@ -26,10 +26,16 @@ _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_exp
 
 
 def can_be_captured(models: Sequence[CachedModel]) -> bool:
-    """Whether a decoding step of these models is captured on their device; see the module's description."""
+    """Whether a decoding step of these models is captured on their device; see the module's description.
+
+    Raises:
+        UserError: The environment variable has a value without a meaning.
+    """
     if models[0].model.device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
         return False
-    return os.environ.get(SWITCH) != "off" and all(map(_has_fixed_step, models))
+    if (switch := os.environ.get(SWITCH, "on")) not in ("on", "off"):
+        raise UserError(f"{SWITCH}={switch} in the environment is neither on nor off: set one of them")
+    return switch == "on" and all(map(_has_fixed_step, models))
 
 
 def _has_fixed_step(cached: CachedModel) -> bool:

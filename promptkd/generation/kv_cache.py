@@ -11,6 +11,7 @@ from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 from promptkd.utils.memory import CACHE_ROOM
+from promptkd.utils.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,7 @@ class RowMoves:
     def of(cls, order: list[int], frees: bool, device: torch.device) -> RowMoves:
         """Create the moves on a device, without waiting for it."""
         moved = [(new, old) for new, old in enumerate(order) if new != old]
-        indices = torch.tensor([*order, *(new for new, _ in moved), *(old for _, old in moved)])
-        if device.type == "cuda":
-            indices = indices.pin_memory().to(device, non_blocking=True)
+        indices = to_device(torch.tensor([*order, *(new for new, _ in moved), *(old for _, old in moved)]), device)
         stay, targets, sources = indices.split([len(order), len(moved), len(moved)])
         return cls(stay, targets, sources, frees)
 

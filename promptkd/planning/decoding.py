@@ -20,7 +20,7 @@ def decoding(setting: Setting, engine: Engine, rows: int) -> Parts:
     parts["key-value cache"] = (shape.layers + MOVING_LAYERS) * layer // engine.tensor * b
     parts["logits"] = rows * shape.vocab * (b + 3 * 4)  # float32, probabilities, and one more for top-k or top-p
     if setting.hardware.cpu:
-        parts["logits"] += shape.head * b  # _decoding_head's transposed copy
+        parts["logits"] += shape.head * b  # decoding_head's transposed copy
     parts["activations"] = forward_only(engine, rows * (setting.max_prompt + engine.prompt))
     parts["gathered weights"] = decoding_weights(engine)
     return parts

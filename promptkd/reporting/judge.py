@@ -112,7 +112,7 @@ def ask_all(
     """
     replies, failures, in_row = dict(store.answers), {}, 0
     missing = [number for number in range(2 * len(pairs)) if number not in replies]
-    bar = Progress("judge", 2 * len(pairs), True, unit="reply", done=len(replies))
+    bar = Progress("judge", 2 * len(pairs), True, unit="request", done=len(replies))
     pool = ThreadPoolExecutor(parallel)
     try:
         orders = {number: pairs[number // 2].answers[:: -1 if number % 2 else 1] for number in missing}

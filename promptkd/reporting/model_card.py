@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from promptkd.errors import UserError
 from promptkd.models.adapters import CONFIG, is_adapter
+from promptkd.models.validation import looks_local
 from promptkd.reporting.results import METHOD_LABELS, RESULTS, read_result
 from promptkd.reporting.tables import score_table
 from promptkd.utils.jsonl import read_metrics
@@ -36,11 +37,7 @@ class Trained:
     run: Path
     settings: dict[str, Any]  # of the run
     kind: str  # MODEL or one of KINDS
-
-    @property
-    def origin(self) -> str:
-        """The path or hub name of the model that training started from or, for a prompt, of the teacher."""
-        return str(self.settings["teacher_model_path" if self.kind == PROMPT else "model_path"])
+    origin: str  # path or hub name of the model that training started from or, for an adapter or prompt, of its base
 
 
 def find_trained(path: Path) -> Trained:
@@ -59,7 +56,12 @@ def find_trained(path: Path) -> Trained:
     if not isinstance(settings, dict) or not {"method", "model_path", "teacher_model_path"} <= settings.keys():
         raise UserError(f"{run}/config.json lacks the run's settings: {remedy}")
     adapter = read_object(folder / CONFIG, remedy) if is_adapter(str(folder)) else None
-    return Trained(folder, run, settings, KINDS.get(str(adapter.get("peft_type")), "adapter") if adapter else MODEL)
+    if adapter is None:
+        return Trained(folder, run, settings, MODEL, str(settings["model_path"]))
+    kind = KINDS.get(str(adapter.get("peft_type")), "adapter")
+    # An adapter that continues another one has the base of that one, which --model-path does not name.
+    base = adapter.get("base_model_name_or_path") or settings["teacher_model_path" if kind == PROMPT else "model_path"]
+    return Trained(folder, run, settings, kind, str(base))
 
 
 def model_card(trained: Trained, repo: str) -> str:
@@ -71,7 +73,7 @@ def model_card(trained: Trained, repo: str) -> str:
     metadata = ModelCardData(
         library_name="transformers" if trained.kind == MODEL else "peft",
         pipeline_tag="text-generation",
-        base_model=None if Path(trained.origin).exists() else trained.origin,
+        base_model=None if _is_local(trained.origin) else trained.origin,
         datasets=data if source.startswith("hub:") else None,
         tags=["knowledge-distillation", "promptkd", settings["method"]],
         license=_license(trained.origin),
@@ -83,7 +85,7 @@ def model_card(trained: Trained, repo: str) -> str:
         f"---\n{metadata.to_yaml()}\n---\n\n# {title}",
         f"A {trained.kind}, trained with {method} by the [PromptKD](https://arxiv.org/abs/2402.12842) reference "
         f"implementation, from {base} on {data}. The licenses of {base} and of the data apply.",
-        f"## How to load it\n\n{_loading_code(trained.kind, repo, base)}",
+        f"## How to load it\n\n{_loading_code(trained.kind, repo, base, _is_local(trained.origin))}",
         *_test_scores(trained),
         f"## Dev set during training\n\n{evaluation_table(rows).markdown()}",
         f"## Losses\n\n{_losses(rows).markdown()}",
@@ -95,7 +97,11 @@ def model_card(trained: Trained, repo: str) -> str:
 
 def public_name(path: str) -> str:
     """Return a hub name as it is, and only the last part of a path, since a card may be public."""
-    return Path(path).resolve().name if Path(path).exists() or os.path.isabs(path) else path
+    return Path(path).resolve().name if _is_local(path) else path
+
+
+def _is_local(path: str) -> bool:
+    return os.path.exists(path) or looks_local(path)
 
 
 def _license(base: str) -> str | None:
@@ -107,7 +113,8 @@ def _license(base: str) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def _loading_code(kind: str, repo: str, base: str) -> str:
+def _loading_code(kind: str, repo: str, base: str, is_local: bool) -> str:
+    """Return Python code. It says where the base model is a folder, whose name the hub may have for another model."""
     model = repo if kind == MODEL else base
     lines = [
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
@@ -115,7 +122,10 @@ def _loading_code(kind: str, repo: str, base: str) -> str:
         f'tokenizer = AutoTokenizer.from_pretrained("{model}")',
     ]
     if kind != MODEL:
-        lines = ["from peft import PeftModel", *lines, f'model = PeftModel.from_pretrained(model, "{repo}")']
+        note = [f'# "{base}" is a folder of the machine that trained this {kind}: put the path of that model here.']
+        first, *further = lines
+        lines = ["from peft import PeftModel", first, *(note if is_local else []), *further]
+        lines.append(f'model = PeftModel.from_pretrained(model, "{repo}")')
     return "\n".join(["```python", *lines, "```"])
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi
 
 from promptkd.config.reporting_options import hub_token
-from promptkd.downloads.hub import one_line_errors
+from promptkd.downloads.hub import Unreachable, one_line_errors
+from promptkd.errors import UserError
 from promptkd.models.adapters import CONFIG
 from promptkd.reporting.model_card import PICTURE, Trained, find_trained, model_card, public_name
 from promptkd.utils.format import format_bytes
@@ -40,12 +41,16 @@ def push(path: Path, repo: str, public: bool, option: str) -> None:
     listed = ", ".join(f"{name} ({format_bytes(size)})" for name, size in sizes.items())
     print(f"pushing {trained.folder} to {repo}: {listed}", flush=True)
     operations = [CommitOperationAdd(name, content) for name, content in files.items()]
-    with one_line_errors(repo):
-        repo = api.create_repo(repo, private=not public, exist_ok=True).repo_id
-        try:
-            commit = api.create_commit(repo, operations, commit_message=f"Upload {trained.folder.name}")
-        except RuntimeError as error:  # wraps the error of a file's upload
-            raise error.__cause__ or error from None
+    try:
+        with one_line_errors(repo):
+            repo = api.create_repo(repo, private=not public, exist_ok=True).repo_id
+            try:
+                commit = api.create_commit(repo, operations, commit_message=f"Upload {trained.folder.name}")
+            except RuntimeError as error:  # wraps the error of a file's upload
+                raise error.__cause__ or error from None
+    except Unreachable as error:
+        remedy = f"run promptkd push {trained.folder} --to {repo} later"
+        raise UserError(f"{option} {repo}: the hub does not answer ({error}): {remedy}") from None
     print(f"pushed to {commit.commit_url}")
 
 

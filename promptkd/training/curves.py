@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 TOKENS_PER_SECOND = "response tokens per second"
-# Panel title -> keys drawn in it, in order. Keys that are neither here nor below have a panel of their own, except
-# that losses go to the first panel: they are the terms of a method that this table does not know.
+# Panel title -> keys drawn in it, in order. Keys that are neither here nor below have a panel of their own. Losses that
+# are not listed are the terms of another method. They go to the first panel.
 LOSSES = "loss per response token"
 PANELS = {
     LOSSES: ["student_loss", "loss", "pt_loss", "prompt_kd_loss", "prompt_base_loss"],

@@ -33,7 +33,8 @@ def process_state() -> list:
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     draws = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     switches = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_default_dtype()
-    return [dict(os.environ), handlers, draws, switches, dist.is_initialized()]
+    attention = torch.backends.cuda.cudnn_sdp_enabled()  # which runs on a GPU turn off
+    return [dict(os.environ), handlers, draws, switches, attention, dist.is_initialized()]
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,11 @@ def test_notebook_trains_plots_evaluates_and_registers(notebook):
     stored = json.loads((notebook.at / "promptkd/eval/results.json").read_text())
     assert notebook.results.sets == stored["sets"] and len(stored["sets"]["dolly"]["rougeL"]["per_seed"]) == 2
     assert "| dolly " in notebook.results.text and notebook.answer.shape == (1, 8)
+
+
+def test_evaluate_stored_answers_returns_the_results_of_their_folder(notebook):
+    results = promptkd.evaluate(answers=notebook.at / "promptkd/eval", metrics="self_bleu")
+    assert results.folder == notebook.at / "promptkd/eval" and "self_bleu" in results.sets["dolly"]["metrics"]
 
 
 def test_runs_leave_the_process_as_it_was(notebook):

@@ -92,6 +92,9 @@ def test_captured_decoding_ends_with_one_line_if_a_step_waits(monkeypatch):
         model.to("cuda")
         with pytest.raises(UserError, match=r"decoding step cannot be captured .*: set PROMPTKD_CUDA_GRAPHS=off"):
             run(model, prompts())
+        monkeypatch.setenv(captured.SWITCH, "0")
+        with pytest.raises(UserError, match="neither on nor off"):
+            run(model, prompts())
         monkeypatch.setenv(captured.SWITCH, "off")
         assert [response.tolist() for response in run(model, prompts()).responses] == expected
 

@@ -18,6 +18,7 @@ from promptkd.cli import train
 from promptkd.errors import UserError
 from promptkd.reporting.model_card import find_trained, model_card
 from promptkd.reporting.results import read_result
+from promptkd.reporting.upload import files_of
 
 WEIGHTS = "model.safetensors"
 
@@ -82,6 +83,7 @@ def test_push_soft_prompt_to_public_repository(run, hub, monkeypatch):
     assert card.data.library_name == "peft" and 'PeftModel.from_pretrained(model, "me/prompt")' in card.text
     assert 'AutoModelForCausalLM.from_pretrained("gpt2_teacher")' in card.text
     assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == "gpt2_teacher"
+    assert '# "gpt2_teacher" is a folder' in card.text
 
 
 def test_model_card_has_test_scores_of_this_model_and_licenses(tmp_path):
@@ -106,6 +108,21 @@ def test_model_card_has_test_scores_of_this_model_and_licenses(tmp_path):
     card = ModelCard(model_card(find_trained(run), "me/student"))  # best_loss was not evaluated
     assert "## Test sets" not in card.text
     assert ModelCard(model_card(find_trained(run / "prompt"), "me/prompt")).data.base_model == "owner/teacher"
+
+
+def test_push_of_continued_adapter_names_its_base_instead_of_the_adapter(tmp_path):
+    run = Path(make_result(tmp_path, "kd"))
+    config = json.loads((run / "config.json").read_text())
+    config["settings"] |= {"model_path": "results/lora/last", "teacher_model_path": "owner/teacher"}
+    (run / "config.json").write_text(json.dumps(config))
+    (run / "last").mkdir()
+    (run / "last" / WEIGHTS).write_bytes(b"")
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
+    (run / "last/adapter_config.json").write_text(json.dumps(adapter))
+    trained = find_trained(run / "last")
+    assert json.loads(files_of(trained, "me/lora")["adapter_config.json"]) == adapter
+    card = ModelCard(model_card(trained, "me/lora"))
+    assert card.data.base_model == "owner/base" and "is a folder of" not in card.text
 
 
 def test_push_repeats_after_interruptions_without_uploading_twice(run, hub, monkeypatch):
@@ -142,6 +159,7 @@ def test_push_leaves_out_what_is_no_part_of_a_model(run, hub, monkeypatch, tmp_p
         (lambda m: m.delenv("HF_TOKEN"), ["--to", "me/a"], "HF_TOKEN"),
         (lambda m: m.setenv("HF_TOKEN", "hf_other"), ["--to", "me/a"], "check HF_TOKEN"),
         (lambda m: m.setattr(constants, "HF_HUB_OFFLINE", True), ["--to", "me/a"], "HF_HUB_OFFLINE"),
+        (lambda m: m.setattr(constants, "ENDPOINT", "http://127.0.0.1:9"), ["--to", "me/a"], "run promptkd push"),
         (lambda m: None, ["--to", "me/a/b"], "repository's name"),
         (lambda m: None, [], "--to"),
     ],
