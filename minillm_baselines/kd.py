@@ -35,7 +35,6 @@ class OfflineKDSettings(KDSettings):
         None,
         "folder of the teacher's hidden states on the responses of the data. The first run makes it, and later runs "
         "load only the teacher's output head",
-        numbers=False,
     )
 
     def __post_init__(self) -> None:

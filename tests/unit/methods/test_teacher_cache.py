@@ -69,6 +69,9 @@ def test_seqkd_and_gkd_on_the_data_read_the_cache(plain, cached, tmp_path, monke
 def test_run_with_cache_resumes_bit_for_bit(cached, tmp_path):
     argv = argv_of(tmp_path / "run", "--teacher-cache", str(tmp_path / "cache"), "--checkpoint-every", "1")
     crash_at(3, argv)
+    without = argv_of(tmp_path / "run", "--checkpoint-every", "1", "--resume")
+    with pytest.raises(UserError, match="--teacher-cache None "):
+        build_trainer(resolve(without))
     train_here([*argv, "--resume"])
     assert_same_run(tmp_path / "run", cached[1])
 
