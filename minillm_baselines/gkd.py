@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from minillm_baselines.kd import KD, KDSettings
+from minillm_baselines.kd import KD, OfflineKDSettings
 from promptkd.config.values import fraction, option
 from promptkd.data.batching import MicroBatch, TokenIds
+from promptkd.errors import UserError
 from promptkd.losses import Term
 from promptkd.methods.context import StepBatch
 from promptkd.methods.divergence_options import divergence_option
 
 
 @dataclass
-class GKDSettings(KDSettings):
+class GKDSettings(OfflineKDSettings):
     divergence: str = divergence_option("jsd")
     kd_ratio: float = option(1.0, "weight of the distillation loss. Cross-entropy is weighted by 1 - kd_ratio")
     student_data_fraction: float = option(
@@ -29,6 +30,11 @@ class GKDSettings(KDSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         fraction(student_data_fraction=self.student_data_fraction)
+        if self.teacher_cache and (self.student_data_fraction or self.seq_kd):
+            raise UserError(
+                "--teacher-cache has no states of fresh responses: leave it out, or pass --student-data-fraction 0 "
+                "without --seq-kd"
+            )
 
 
 class GKD(KD):

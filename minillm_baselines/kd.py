@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
 from promptkd.config.values import fraction, option
 from promptkd.data.batching import MicroBatch, TokenIds
+from promptkd.errors import UserError
 from promptkd.losses import CrossEntropy, Term
 from promptkd.methods.base import Method
 from promptkd.methods.context import MethodContext, StepBatch
 from promptkd.methods.divergence_options import DivergenceSettings
+
+if TYPE_CHECKING:
+    from promptkd.config.resolve import RunOptions
 
 
 @dataclass
@@ -22,10 +27,28 @@ class KDSettings(DivergenceSettings):
         fraction(kd_ratio=self.kd_ratio)
 
 
+@dataclass
+class OfflineKDSettings(KDSettings):
+    """Options of KD on given responses, for which the teacher's states can be cached."""
+
+    teacher_cache: str | None = option(
+        None,
+        "folder of the teacher's hidden states on the responses of the data. The first run makes it, and later runs "
+        "load only the teacher's output head",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.teacher_cache == "":
+            raise UserError("--teacher-cache is empty: name a folder")
+        if self.teacher_cache and not self.kd_ratio:
+            raise UserError("--kd-ratio 0 uses no teacher: leave --teacher-cache out")
+
+
 class KD(Method):
     """Knowledge distillation on the responses of the data. Subclasses choose other responses."""
 
-    Settings = KDSettings
+    Settings: ClassVar[type] = OfflineKDSettings
 
     def __init__(self, context: MethodContext, settings: KDSettings) -> None:
         super().__init__(context, settings)
@@ -36,6 +59,16 @@ class KD(Method):
     def needs_teacher(cls, settings: KDSettings) -> bool:
         """Return whether the loss has a distillation term."""
         return settings.kd_ratio > 0
+
+    @classmethod
+    def check(cls, options: RunOptions) -> None:
+        """Raise UserError if options need more of the teacher than a cache has."""
+        if getattr(options.method_settings, "teacher_cache", None) is None:
+            return
+        if options.run.exposure_bias_every:
+            raise UserError("--exposure-bias-every runs the teacher: leave --teacher-cache out")
+        if options.parallel.teacher_size > 1:
+            raise UserError("--teacher-cache needs an unpartitioned teacher: pass --teacher-model-parallel-size 1")
 
     def examples(self, step_batch: StepBatch) -> tuple[StepBatch, Sequence[TokenIds]]:
         """Return the prompts and responses to train on: those of the data."""

@@ -32,6 +32,7 @@ class MicroBatch:
         targets: int64, `(response tokens,)`.
         token_weights: float32, `(response tokens,)`: the weight of each token's loss in the step's loss.
         source: Which responses these are, for a method that uses several kinds in one step.
+        examples: The row of each sequence in its data set.
     """
 
     members: list[int]
@@ -40,6 +41,7 @@ class MicroBatch:
     targets: Tensor
     token_weights: Tensor
     source: str = ""
+    examples: Sequence[int] = ()
 
 
 def make_micro_batches(

@@ -221,7 +221,8 @@ class Method(ABC):
         budget = context.limits.token_budget
         count = context.ranks.all_reduce_max(len(group_with_little_padding(sizes, budget, context.ranks.device)))
         batches = make_micro_batches(prompts, responses, weights, budget, context.ranks.device, count)
-        return [replace(batch, source=source) for batch in batches], tokens
+        rows = [example.index for example in step_batch.examples]
+        return [replace(batch, source=source, examples=[rows[i] for i in batch.members]) for batch in batches], tokens
 
     def corpus_batches(self, step_batch: StepBatch) -> list[MicroBatch]:
         """Return micro-batches of the step's rows of the corpus, none if there is no corpus."""

@@ -15,6 +15,7 @@ from promptkd.data.sampler import StepSampler
 from promptkd.distributed.ranks import Ranks
 from promptkd.engine.engine import FrozenModel, TrainEngine
 from promptkd.engine.optim import OptimizerConfig
+from promptkd.engine.teacher_cache import TeacherCache
 from promptkd.errors import UserError
 from promptkd.generation.sampling import Sampling
 from promptkd.models.vocabulary import SharedVocabulary
@@ -78,6 +79,7 @@ class MethodContext:
         make_engine: Starts a further engine, on the teacher's DeepSpeed configuration.
         sampler: Selects the training examples of each step.
         corpus_sampler: Selects the rows of the corpus of each step.
+        teacher_cache: The teacher's states on the responses of the data, if the run uses a cache of them.
         shared: The token ids over which the models' distributions are compared. None if these are all.
         published_mean: Whether losses are means of micro-batch means instead of means over the step's tokens.
     """
@@ -94,13 +96,15 @@ class MethodContext:
     data: DatasetBundle
     sampler: Sampler
     corpus_sampler: StepSampler | None = None
+    teacher_cache: TeacherCache | None = None
     shared: SharedVocabulary | None = None
     published_mean: bool = False
 
     def frozen_teacher(self) -> FrozenModel:
         """Return the teacher as a model that only predicts."""
         assert self.teacher is not None  # `check_options` has seen to it
-        return FrozenModel(LanguageModel(self.teacher, shared=self.shared), self.ranks.device)
+        model = FrozenModel(LanguageModel(self.teacher, shared=self.shared), self.ranks.device)
+        return model if self.teacher_cache is None else self.teacher_cache.apply(model, self.ranks)
 
 
 class Sampler(Protocol):

@@ -24,6 +24,7 @@ from promptkd.models.deferred import load_deferred
 from promptkd.models.tensor_parallel import TensorParallelGroup, load_shard
 from promptkd.models.validation import check_files, check_model_folder, hub_advice, looks_local
 from promptkd.models.vocabulary import SharedVocabulary, shared_vocabulary
+from promptkd.models.wrapper import drop_layers
 from promptkd.weights.families import FAMILIES
 
 transformers_logging.disable_progress_bar()  # Only our own progress bars are shown.
@@ -119,12 +120,31 @@ def load_causal_lm(
     return fuse_activations(model).eval()
 
 
-def _load_complete(path: str, dtype: torch.dtype, option: str, quantization: Mapping[str, Any]) -> PreTrainedModel:
+def load_without_layers(path: str, dtype: torch.dtype, option: str) -> PreTrainedModel:
+    """Load only embeddings and output head of a causal language model that `load_causal_lm` has loaded before.
+
+    Args:
+        path: A folder with a model or a LoRA adapter, or a hub name.
+        dtype: The precision of the weights.
+        option: The option that gave the path, for error messages.
+
+    Raises:
+        UserError: If the model is missing or damaged.
+    """
+    load_config(path, option)
+    if is_adapter(path):  # It may change the head.
+        return drop_layers(load_causal_lm(path, dtype, option))
+    return _load_complete(path, dtype, option, {"num_hidden_layers": 0}, is_partial=True).eval()
+
+
+def _load_complete(
+    path: str, dtype: torch.dtype, option: str, changes: Mapping[str, Any], is_partial: bool = False
+) -> PreTrainedModel:
     """Load a model with transformers. Raise UserError if its weights and config.json do not fit."""
     try:
         with _quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **quantization
+                path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **changes
             )
     except Exception as error:
         if is_out_of_memory(error):
@@ -139,7 +159,8 @@ def _load_complete(path: str, dtype: torch.dtype, option: str, quantization: Map
             f"{option} {path}: {len(wrong)} tensors are missing or misshapen, {wrong[0]} first: download the model "
             "again"
         )
-    check_unexpected(model, report["unexpected_keys"], f"{option} {path}")
+    if not is_partial:
+        check_unexpected(model, report["unexpected_keys"], f"{option} {path}")
     return model
 
 

@@ -148,6 +148,15 @@ def _positions_not_read() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = original
 
 
+def drop_layers(model: PreTrainedModel) -> PreTrainedModel:
+    """Remove the layers of a model, in place. Embeddings and output head stay."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.ModuleList):
+                setattr(module, name, nn.ModuleList())
+    return model
+
+
 def without_dropout(model: nn.Module) -> None:
     """Set all dropout rates to 0. Gradient checkpointing needs train mode, where dropout would be active.
 

@@ -23,6 +23,7 @@ from promptkd.data.templates import bind_settings, now
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.engine.engine import TrainEngine
 from promptkd.engine.optim import OptimizerConfig
+from promptkd.engine.teacher_cache import TeacherCache
 from promptkd.errors import UserError
 from promptkd.generation.sampling import Sampling
 from promptkd.methods.base import Method, step_sampler
@@ -37,6 +38,7 @@ from promptkd.models.loading import (
     load_config,
     load_own_tokenizer,
     load_tokenizer,
+    load_without_layers,
 )
 from promptkd.models.quantization import check_installed, loading_options
 from promptkd.models.student import load_student
@@ -47,7 +49,7 @@ from promptkd.training.run_folder import check_vacant, clear_folder, describe_ru
 from promptkd.training.trackers import Trackers, check_packages
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
-from promptkd.utils.files import lock_folder, write_json
+from promptkd.utils.files import fingerprint, lock_folder, write_json
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,13 @@ class Models:
         student: The student.
         teacher: The teacher in its own precision. None if the method uses none.
         shared: The token ids that both models know. None if these are all.
+        teacher_cache: The teacher's states on the training examples, if the run uses a cache of them.
     """
 
     student: PreTrainedModel
     teacher: PreTrainedModel | None = None
     shared: SharedVocabulary | None = None
+    teacher_cache: TeacherCache | None = None
 
 
 def build_trainer(config: RunConfig) -> Trainer:
@@ -85,7 +89,7 @@ def build_trainer(config: RunConfig) -> Trainer:
     data = kind.open_data(config, tokenizer)
     check_dev_set(config, data)
     sampler = kind.make_sampler(config, data, ranks)
-    models = load_models(config, tokenizer, ranks)
+    models = load_models(config, tokenizer, ranks, data)
     check_token_ids(config, models.shared, data, tokenizer)
     checkpoints, record = open_folder(config, data.folders, ranks)
     try:
@@ -145,7 +149,19 @@ def notes_on_data(config: RunConfig, data: DatasetBundle) -> list[str]:
     return [*notes, *(f"warning: {line}" for line in unlike if line)]
 
 
-def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks) -> Models:
+def open_teacher_cache(config: RunConfig, data: DatasetBundle) -> TeacherCache | None:
+    """Open the cache of the teacher's states that a method's options name, if there is one."""
+    folder, models = getattr(config.method_settings, "teacher_cache", None), config.models
+    if folder is None:
+        return None
+    inputs = {name: path for name, path in input_folders(config, {}).items() if name.startswith("teacher") and path}
+    teacher = {name: fingerprint(path) if os.path.isdir(path) else path for name, path in inputs.items()}
+    dtype = precision(config.teacher_deepspeed)
+    identity = {**teacher, "dtype": dtype, "quantization": models.teacher_quantization}
+    return TeacherCache.open(folder, identity, data.train, DTYPES[dtype], config.token_budget)
+
+
+def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks, data: DatasetBundle) -> Models:
     """Load the student, and the teacher if the method uses one.
 
     Raises:
@@ -159,15 +175,20 @@ def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks) -> Models:
         return Models(student)
     assert models.teacher_model_path is not None
     dtype = DTYPES[precision(config.teacher_deepspeed)]
-    teacher = load_causal_lm(
-        models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
-        quantization=loading_options(models.teacher_quantization, dtype, ranks.device),
-        deferred=config.teacher_stage == 3,
-    )  # fmt: skip
+    cache = open_teacher_cache(config, data)
+    if cache is not None and cache.width:
+        teacher = load_without_layers(models.teacher_model_path, dtype, "--teacher-model-path")
+    else:
+        teacher = load_causal_lm(
+            models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
+            quantization=loading_options(models.teacher_quantization, dtype, ranks.device),
+            deferred=config.teacher_stage == 3,
+        )  # fmt: skip
     check_positions(teacher.config, length, "--teacher-model-path")
     if models.gradient_checkpointing:
         teacher.gradient_checkpointing_enable({"use_reentrant": False})
-    return Models(student, teacher, check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path)))
+    shared = check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path))
+    return Models(student, teacher, shared, cache)
 
 
 def tensor_parallel_pair(config: RunConfig, ranks: Ranks) -> list[TensorParallelGroup | None]:
@@ -219,6 +240,7 @@ def build_method(
         data=data,
         sampler=sampler,
         corpus_sampler=None if data.corpus is None else step_sampler(config, len(data.corpus), ranks),
+        teacher_cache=models.teacher_cache,
         shared=models.shared,
         published_mean=options.loss_normalization == "micro-batch",
     )
