@@ -212,8 +212,8 @@ class Trainer:
         self.draw()
 
     def draw(self) -> None:
-        """Draw curves.png. The run continues without it if that fails."""
-        if not self.ranks.is_main:
+        """Draw curves.png, unless --no-curves. The run continues without it if that fails."""
+        if not (self.ranks.is_main and self.settings.run.curves):
             return
         picture = self.folder / "curves.png"
         try:
