@@ -22,8 +22,8 @@ COMMANDS = {
     "plan": "compute the memory of a run before it starts",
     "convert": "convert a model from one tensor-parallel size to another",
     "download": "download the published checkpoints and data",
-    "study": "run a declared study: tune methods alike, train several seeds, and compare",
     "reproduce": "download, train, evaluate and compare the rows of the paper's table",
+    "study": "run a declared study: tune methods alike, train several seeds, and compare",
 }
 
 

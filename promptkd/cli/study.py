@@ -40,7 +40,7 @@ def main() -> None:
     if not {"-h", "--help"} & set(sys.argv) and (len(sys.argv) < 2 or sys.argv[1].startswith("-")):
         raise UserError("the study's YAML file comes first, such as scripts/study/small.yaml")
     path, argv = (sys.argv[1], sys.argv[2:]) if not sys.argv[1].startswith("-") else ("", sys.argv[1:])
-    prog = f"{program_name('study')} FILE"
+    prog = f"{program_name('study.py')} FILE"
     settings = parse({"options": StudySettings}, argv, prog, dry_run=False, description=__doc__).options
     from promptkd.study.declaration import read_study
     from promptkd.study.plan import plan_text

@@ -6,7 +6,7 @@ import shlex
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ class Grid:
 
     def __init__(self, study: Study, seconds: dict[str, float], done: set[str]) -> None:
         self.study, self.seconds, self.done = study, seconds, done
+        self._known: dict[tuple[str, str], tuple[Choice | None, list[Run]]] = {}  # results of `_tune`
 
     def folder(self, run: Run) -> Path:
         return self.study.save / "runs" / run.name
@@ -176,12 +177,12 @@ class Grid:
         """Return the best ROUGE-L of a finished run on the dev set, None if it has not ended."""
         if run.name not in self.done:
             return None
-        rows = read_metrics(self.folder(run) / "metrics.jsonl")
-        return float(max((row["rougeL"] for row in rows if row["event"] == "eval" and row["step"]), default=0.0))
+        path = self.folder(run) / "metrics.jsonl"
+        return _best_rouge(path, path.stat().st_mtime_ns)
 
     def tuning_runs(self, pair: str, method: StudyMethod) -> list[Run]:
         """Return the runs of a method's choice that are known so far."""
-        return self._tune(pair, method)[1]
+        return self._tuned_so_far(pair, method)[1]
 
     def rate_scores(self, pair: str, name: str) -> dict[float, float]:
         """Return the dev scores of a method's finished runs by rate, those that try other options left out."""
@@ -190,7 +191,13 @@ class Grid:
 
     def choice(self, pair: str, method: StudyMethod) -> Choice | None:
         """Return what was chosen for a method, None while runs are missing."""
-        return self._tune(pair, self.study.methods[method.like] if method.like else method)[0]
+        return self._tuned_so_far(pair, self.study.methods[method.like] if method.like else method)[0]
+
+    def _tuned_so_far(self, pair: str, method: StudyMethod) -> tuple[Choice | None, list[Run]]:
+        key = (pair, method.name)
+        if key not in self._known:
+            self._known[key] = self._tune(pair, method)
+        return self._known[key]
 
     def _tune(self, pair: str, method: StudyMethod) -> tuple[Choice | None, list[Run]]:
         """Choose the rate, extending the rates at an end that is the best, then each option at that rate."""
@@ -268,3 +275,10 @@ class Grid:
                 mean = statistics.fmean(self.seconds[name] for name in runs)
                 known[pair, method.name] = max(0.0, mean - start) / max(1, study.updates - study.evaluations)
         return known
+
+
+@lru_cache(maxsize=10_000)
+def _best_rouge(path: Path, changed: int) -> float:
+    """Return the best ROUGE-L on the dev set in a run's metrics.jsonl. `changed` is the file's time of change."""
+    rows = [row for row in read_metrics(path) if row["event"] == "eval" and row["step"]]
+    return float(max((row["rougeL"] for row in rows), default=0.0))

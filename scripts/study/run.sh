@@ -10,4 +10,4 @@ python=${PROMPTKD_PYTHON:-$root/.venv/bin/python}
 unset PYTHONHOME
 export PYTHONPATH=$root PYTHONNOUSERSITE=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-10000}
-exec "$python" -m promptkd study "$@"
+exec "$python" "$root/tools/study.py" "$@"

@@ -27,6 +27,7 @@ SCRIPTS = {
     "convert": "tools/convert_mp.py",
     "download": "tools/download.py",
     "reproduce": "tools/reproduce.py",
+    "study": "tools/study.py",
 }
 
 
