@@ -86,9 +86,8 @@ class Runner:
     def _start(self, stage: Stage, record: Record) -> None:
         digest, key = record.digests[stage.name], BEGUN + stage.name
         if record.done.get(key) != digest:  # What is in the folder comes from other settings.
-            for product in stage.products:
-                folder = product.parent if stage.command[0] == "train.py" else product
-                if folder.is_dir() and folder != self.study.save:
+            for folder in (product.parent for product in stage.products):
+                if folder.is_dir() and folder not in (self.study.save, *self.study.save.parents):
                     shutil.rmtree(folder)
             record.done[key] = digest
             write_json(self.record_path, record.done)
