@@ -87,7 +87,7 @@ class Runner:
         digest, key = record.digests[stage.name], BEGUN + stage.name
         if record.done.get(key) != digest:  # What is in the folder comes from other settings.
             for folder in (product.parent for product in stage.products):
-                if folder.is_dir() and folder not in (self.study.save, *self.study.save.parents):
+                if folder.is_dir() and self.study.save in folder.parents:
                     shutil.rmtree(folder)
             record.done[key] = digest
             write_json(self.record_path, record.done)
