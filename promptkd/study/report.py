@@ -165,13 +165,17 @@ def numbers_of(grid: Grid, comparisons: list[Comparison]) -> dict[str, Any]:
         }
         for each in comparisons
     }
-    return {"title": grid.study.title, "choices": choices, "runs": runs, "differences": differences}
+    shared = {key: _short(value, grid.study.save) for key, value in grid.study.train.items()}
+    found = {"choices": choices, "runs": runs, "differences": differences}
+    return {"title": grid.study.title, "shared_settings": shared, **found}
 
 
 def _runs(trained: Trained, grid: Grid) -> list[dict[str, Any]]:
-    rows = []
+    """Return each run's settings, without those that all runs share, and its scores."""
+    rows, shared = [], grid.study.train
     for place, run in enumerate(trained.runs):
-        settings = {key: _short(value, grid.study.save) for key, value in run.settings.items()}
+        own = {key: value for key, value in run.settings.items() if key not in shared or shared[key] != value}
+        settings = {key: _short(value, grid.study.save) for key, value in own.items()}
         row: dict[str, Any] = {"name": run.name, "settings": settings, "cpu_seconds": grid.seconds.get(run.name)}
         if trained.evaluations:
             sets = trained.evaluations[place]["sets"]
