@@ -22,8 +22,21 @@ train teacher world "${first[@]}" --lr 0.003 --warmup-iters 60 --total-iters 180
 train start world "${first[@]}" --lr 0.004 --warmup-iters 20 --total-iters 1000 --eval-interval 100 \
     --model-path "$out/world/models/small"
 
-student() { # METHOD LEARNING_RATE OPTIONS...
-    train "$1" "start teacher" --method "$1" --lr "$2" --lr-decay-style noam --warmup-iters 10 --total-iters 240 \
-        --eval-interval 80 --model-path "$out/start/best_loss" "${@:3}"
-}
 teacher=(--teacher-model-path "$out/teacher/best_loss")
+student() { # NAME METHOD LEARNING_RATE OPTIONS...
+    train "$1" "start teacher" --method "$2" --lr "$3" --lr-decay-style noam --warmup-iters 10 --total-iters 240 \
+        --eval-interval 80 --model-path "$out/start/best_loss" "${@:4}"
+}
+student sft sft 0.001 "$@"
+student kd kd 0.002 "${teacher[@]}" "$@"
+student gkd gkd GKDRATE "${teacher[@]}" "$@"
+student on-policy gkd 0.004 --divergence reverse_kl --student-data-fraction 1 "${teacher[@]}" "$@"
+student promptkd promptkd 0.002 "${teacher[@]}" "$@"
+
+for model in teacher/best_loss start/best_loss {sft,kd,gkd,on-policy,promptkd}/best_rougeL; do
+    name=${model%/*}
+    stage "eval-$name" "$name" "$python" evaluate.py --model-path "$out/$model" --save "$out/$name/eval" --overwrite \
+        --data-dir "$out/world/test" --data-names test --seeds 10 20 30 40 50 "${lengths[@]}" --no-repeat-ngram-size 0
+done
+"$python" tools/report.py "$out"/{sft,kd,gkd,on-policy,promptkd} --references "$out"/{teacher,start} --samples 12 \
+    --baseline sft --save "$out" --title "The demo: one seed of each method, at the rate that a study chose on dev data"

@@ -183,7 +183,7 @@ def _method(name: str, value: Options, content: Options, where: str) -> StudyMet
     where = f"{where}, methods, {name}"
     _known(value, SETTINGS_OF_METHOD, where)
     options, like, tune = value.get("options", {}), value.get("like"), value.get("tune", {})
-    rates = value.get("rates", content["rates"])
+    rates: Any = value.get("rates", content["rates"])
     kinds = {"options": (options, OPTIONS), "rates": (rates, [float]), "tune": (tune, {...: [object]})}
     try:
         for key, (entry, kind) in kinds.items():

@@ -114,7 +114,7 @@ class Runner:
         record.add(stage)
         return ""
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
         self.stopped.append(number)
         for job, _ in self.jobs:
             job.process.terminate()
