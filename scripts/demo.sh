@@ -29,7 +29,7 @@ student() { # NAME METHOD LEARNING_RATE OPTIONS...
 }
 student sft sft 0.001 "$@"
 student kd kd 0.002 "${teacher[@]}" "$@"
-student gkd gkd GKDRATE "${teacher[@]}" "$@"
+student gkd gkd 0.004 "${teacher[@]}" "$@"
 student on-policy gkd 0.004 --divergence reverse_kl --student-data-fraction 1 "${teacher[@]}" "$@"
 student promptkd promptkd 0.002 "${teacher[@]}" "$@"
 

@@ -26,7 +26,7 @@ DIFFERENCE = (
     "interval, and the p-value corrected for the number of methods (Holm)."
 )
 RATES = (
-    "Best ROUGE-L on the dev set of one run for each rate. The best rate has the column's bold. A method's rates go on "
+    "Best ROUGE-L on the dev set, of one run for each rate. Bold: the chosen rate. A method's rates continue "
     "by factors of two until the best lies between two others."
 )
 EXPOSURE = "At the last measurement: excess accumulated error in percent, R and epsilon. Mean ± standard deviation."
