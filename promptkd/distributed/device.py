@@ -157,7 +157,11 @@ def _nvidia_smi(*arguments: str) -> str:
 
 
 def _configure(device: torch.device, settings: DeviceSettings) -> None:
-    """Set TF32 and determinism explicitly, both ways. It has to happen before the first matrix product."""
+    """Set TF32 and determinism explicitly, both ways. It has to happen before the first matrix product.
+
+    cuDNN's attention is turned off. It prepares a kernel for each new shape, which takes longer than the step itself:
+    each decoded token and each micro-batch has a shape of its own.
+    """
     import torch
 
     if settings.tf32 and not (device.type == "cuda" and torch.cuda.is_tf32_supported()):
@@ -165,6 +169,7 @@ def _configure(device: torch.device, settings: DeviceSettings) -> None:
     if device.type == "cuda":
         torch.backends.cuda.matmul.allow_tf32 = settings.tf32
         torch.backends.cudnn.allow_tf32 = settings.tf32
+        torch.backends.cuda.enable_cudnn_sdp(False)
     if settings.deterministic and os.environ.setdefault(WORKSPACE, WORKSPACES[0]) not in WORKSPACES:
         raise UserError(f"--deterministic needs {WORKSPACE}={' or '.join(WORKSPACES)} in the environment: unset it")
     torch.use_deterministic_algorithms(settings.deterministic)

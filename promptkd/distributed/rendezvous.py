@@ -113,7 +113,8 @@ def rendezvous(device: torch.device, rank: int, size: int) -> None:
 def shutdown() -> None:
     """End gloo's threads while Python still runs. A thread that needs the interpreter later aborts the process.
 
-    NCCL's threads end without this, and would wait here for ranks that have failed.
+    NCCL's threads end without this, and would wait here for ranks that have failed. NCCL warns of it, however, and a
+    single rank has nobody to wait for.
     """
-    if dist.is_initialized() and dist.get_backend() == "gloo":
+    if dist.is_initialized() and (dist.get_backend() == "gloo" or dist.get_world_size() == 1):
         dist.destroy_process_group()

@@ -36,41 +36,33 @@ class TeacherMixture:
         return torch.lerp(logits.float().softmax(-1), teacher_logits.float().softmax(-1), self.alpha).log()
 
 
-class NoRepeatNgram:
-    """The tokens that would repeat an n-gram of one sequence, known without searching the sequence again."""
+def mask_repeated_ngrams(scores: Tensor, tokens: Tensor, end: Tensor, size: int) -> None:
+    """Set the scores of tokens that would repeat an n-gram of their sequence to minus infinity, in place.
 
-    def __init__(self, size: int, tokens: Sequence[int]) -> None:
-        self.size = size
-        self.tokens: list[int] = []
-        self.followers: dict[tuple[int, ...], list[int]] = {}
-        for token in tokens:
-            self.add(token)
-
-    def add(self, token: int) -> None:
-        """Append a token to the sequence."""
-        if len(self.tokens) >= self.size - 1:
-            self.followers.setdefault(self._last(), []).append(token)
-        self.tokens.append(token)
-
-    def banned(self) -> list[int]:
-        """Return the tokens that would complete an n-gram that the sequence has already."""
-        return self.followers.get(self._last(), [])
-
-    def _last(self) -> tuple[int, ...]:
-        return tuple(self.tokens[len(self.tokens) - self.size + 1 :])
-
-
-def mask_banned(logits: Tensor, ngrams: Sequence[NoRepeatNgram]) -> None:
-    """Set the logits `(batch, vocab)` of each sequence's banned tokens to minus infinity, in place."""
-    for row, each in enumerate(ngrams):
-        # A prompt may hold tokens outside of a restricted vocabulary. Those cannot be sampled anyway.
-        if tokens := [token for token in each.banned() if token < logits.size(-1)]:
-            logits[row, tokens] = -torch.inf
+    Args:
+        scores: Logits or log-probabilities, `(batch, vocab)`.
+        tokens: Token ids `(batch, seq)`, -1 where there is none: before the first token and after the last.
+        end: The number of positions up to the last token, int64 `(1,)`. It is at least `size` - 1.
+        size: The length of the n-grams.
+    """
+    last = tokens.index_select(1, end - torch.arange(size - 1, 0, -1, device=end.device))
+    ngrams = tokens.unfold(1, size, 1)
+    next_tokens = ngrams[..., -1]
+    # A prompt may hold tokens outside of a restricted vocabulary. Those cannot be sampled anyway.
+    banned = (ngrams[..., :-1] == last[:, None]).all(-1) & (next_tokens >= 0) & (next_tokens < scores.size(-1))
+    limits = scores.new_full(next_tokens.shape, torch.inf).masked_fill_(banned, -torch.inf)
+    scores.scatter_reduce_(1, next_tokens.clamp(0, scores.size(-1) - 1), limits, "amin")
 
 
 def uniform_draws(seed: int, *key: int, count: int) -> np.ndarray:
     """Return `count` uniform float64 numbers in [0, 1) that depend only on (seed, *key)."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *key]))).random(count)
+
+
+def uniform_rows(rng_keys: Sequence[tuple[int, ...]], count: int) -> Tensor:
+    """Return `count` uniform float32 numbers in [0, 1) for each of the keys, `(keys, count)`."""
+    draws = np.stack([uniform_draws(*key, count=count) for key in rng_keys])
+    return torch.from_numpy(np.minimum(draws.astype(np.float32), np.float32(1 - 2**-24)))  # rounding may give 1
 
 
 def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> Tensor:
@@ -88,8 +80,8 @@ def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> 
         return logits.argmax(-1)
     if uniform is None:
         raise ValueError("sampling needs a uniform number per sequence")
-    logits = logits.float()
     if sampling.temperature != 1.0:
+        logits = logits.float()
         # The largest logit becomes 0 first. Divided by a tiny temperature, it would overflow.
         logits = logits - logits.max(-1, keepdim=True).values
         logits = logits / max(sampling.temperature, torch.finfo(logits.dtype).tiny)
@@ -97,12 +89,12 @@ def sample_token(logits: Tensor, sampling: Sampling, uniform: Tensor | None) -> 
         least = logits.topk(min(sampling.top_k, logits.size(-1))).values[:, -1:]
         logits = logits.masked_fill(logits < least, -torch.inf)
     if sampling.top_p < 1.0:
-        ranked, order = logits.sort(descending=True)
+        ranked, order = logits.float().sort(descending=True)
         probability_before = running_sums(ranked.softmax(-1)) - ranked.softmax(-1)
         dropped = probability_before >= sampling.top_p
         dropped[:, 0] = False  # The most likely token stays, however small top_p is.
         logits = logits.masked_fill(dropped.gather(1, order.argsort(-1)), -torch.inf)
-    return _inverse_cdf(logits.softmax(-1), uniform)
+    return _inverse_cdf(logits.softmax(-1, dtype=torch.float32), uniform)
 
 
 _SPAN = 256
@@ -112,8 +104,12 @@ def _inverse_cdf(probabilities: Tensor, uniform: Tensor) -> Tensor:
     """Return the first token whose cumulative probability exceeds the sequence's number, int64 `(batch,)`.
 
     The sums of spans of 256 tokens tell the span, and running sums within the span tell the token. Running sums over
-    the complete vocabulary would cost more than the softmax itself.
+    the complete vocabulary would cost more than the softmax itself. On a GPU, launches cost more than sums. There,
+    float64 sums are exact enough that a token of probability 0 adds nothing to them.
     """
+    if probabilities.is_cuda and not torch.are_deterministic_algorithms_enabled():
+        sums = probabilities.double().cumsum_(-1)
+        return torch.searchsorted(sums, uniform[:, None] * sums[:, -1:], right=True).squeeze(1)
     vocab_size = probabilities.size(-1)
     full = vocab_size // _SPAN * _SPAN
     spans = probabilities[:, :full].unflatten(1, (-1, _SPAN)).sum(-1)

@@ -23,7 +23,7 @@ from promptkd.utils.memory import BLOCK, CHUNK, positions_per_chunk
 def positions_at_a_time(head: LMHead) -> int:
     """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
     device = head.weight.device.type
-    return positions_per_chunk(len(head.weight), device if device in CHUNK else "cuda")
+    return positions_per_chunk(len(head.weight) - head.padding, device if device in CHUNK else "cuda")
 
 
 def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
@@ -91,24 +91,25 @@ class _FusedLoss(torch.autograd.Function):
         weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        head = LMHead(weight, bias, shared)
+        head = LMHead(weight, bias, shared).aligned()
         sums = hidden.new_zeros(len(terms), dtype=torch.float32)
         factors = torch.empty_like(weights)  # of each token's row in grad_hidden
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None and needs_bias else None
+        grad_weight = torch.zeros_like(head.weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(head.bias, dtype=torch.float32) if head.bias is not None and needs_bias else None
         step = positions_at_a_time(head)
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             grad, factors[rows] = _chunk(rows, hidden, head, terms, weights, sums)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad @ weight
+                grad_hidden[rows] = grad @ head.weight
             if grad_weight is not None:
                 _add_product(grad_weight, grad, hidden[rows], factors[rows, None])
             if grad_bias is not None:
                 grad_bias.add_((grad.float() * factors[rows, None]).sum(0))
         ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
+        grad_weight, grad_bias = (None if grad is None else grad[: len(weight)] for grad in (grad_weight, grad_bias))
         ctx.save_for_backward(grad_hidden, factors, grad_weight, grad_bias)
         ctx.mark_non_differentiable(sums)
         return (sums * _coefficients(terms, sums)).sum(), sums
@@ -134,16 +135,17 @@ def _chunk(
     """Add the chunk's losses to `sums`. Returns the gradient of the sum of terms with respect to the logits.
 
     Returns:
-        The gradient [rows, vocabulary] in the head's precision, and float32 factors [rows]. A token's part of the
-        loss's gradient is its row times its factor, which is its weight but for float16's row scale.
+        The gradient [rows, rows of the head's weight] in the head's precision, and float32 factors [rows]. A token's
+        part of the loss's gradient is its row times its factor, which is its weight but for float16's row scale.
     """
-    logits = F.linear(hidden[rows], head.weight, head.bias)
+    padded = F.linear(hidden[rows], head.weight, head.bias)
+    logits = padded[:, : padded.size(1) - head.padding]
     block_losses = [term.of_chunk(rows) for term in terms]
     step = BLOCK.get(hidden.device.type, BLOCK["cuda"])
     factors = weights[rows].clone()
     for start in range(0, len(logits), step):
         block = slice(start, start + step)
-        log_q = logits[block].float().log_softmax(-1)
+        log_q = logits[block].log_softmax(-1, dtype=torch.float32)
         q = log_q.exp()
         total: Tensor | None = None
         shared_log_q, shared_q = log_q, q
@@ -167,7 +169,9 @@ def _chunk(
             total.mul_(scale[:, None])
             factors[block].div_(scale)
         logits[block] = total  # the logits have served: their place takes the gradient
-    return logits, factors
+    if head.padding:
+        padded[:, -head.padding :] = 0
+    return padded, factors
 
 
 def _row_scale(grad: Tensor, rows: int) -> Tensor:

@@ -44,7 +44,8 @@ class FrozenLogits(NamedTuple):
 
     def with_head(self, open_head: Callable[[HeadSource], LMHead]) -> FrozenLogits:
         """Return the same distribution with its head at hand."""
-        return self if isinstance(self.head, LMHead) else self._replace(head=open_head(self.head))
+        head = self.head if isinstance(self.head, LMHead) else open_head(self.head)
+        return self._replace(head=head.aligned())
 
     @property
     def open_head(self) -> LMHead:
@@ -55,7 +56,7 @@ class FrozenLogits(NamedTuple):
     def logits(self, rows: slice) -> Tensor:
         """Compute the logits of the token ids that are compared, `(rows, vocab)`."""
         head = self.open_head
-        return head.restrict(F.linear(self.hidden[rows], head.weight, head.bias))
+        return head.restrict(head.logits(self.hidden[rows]))
 
 
 # Of a block of a chunk's rows, given log q and q there `(rows, vocab)`: the losses `(rows,)` and the gradient with

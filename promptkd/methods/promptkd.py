@@ -134,7 +134,8 @@ class PromptKD(Method):
             base_coef: Weight of the second term.
         """
         options = self.settings
-        teacher.train(teacher.module.model.is_gradient_checkpointing)
+        # transformers recomputes activations only in training mode. Its own property for this changed names in 5.23.
+        teacher.train(any(getattr(part, "gradient_checkpointing", False) for part in teacher.module.modules()))
 
         def losses(batch: MicroBatch) -> dict[str, Term]:
             if states is None:

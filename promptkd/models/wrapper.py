@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -22,11 +23,33 @@ class LMHead(NamedTuple):
         weight: The weight, `(vocab, hidden)`.
         bias: The bias, `(vocab,)`, or None.
         shared: The token ids that a divergence compares, or None for all.
+        padding: Number of rows at the end of weight and bias that belong to no token.
     """
 
     weight: Tensor
     bias: Tensor | None
     shared: SharedVocabulary | None = None
+    padding: int = 0
+
+    def aligned(self) -> LMHead:
+        """Return a head that a GPU multiplies fast: in half precision, with a multiple of 8 rows.
+
+        For other numbers, such as GPT-2's 50,257, cuBLAS has only kernels that take seven times as long on an H200.
+        The copy costs less than a tenth of one product with 1,024 hidden states.
+        """
+        padding = -len(self.weight) % 8
+        is_slow = padding and self.weight.is_cuda and self.weight.itemsize <= 2
+        return self.padded(padding) if is_slow else self
+
+    def padded(self, padding: int) -> LMHead:
+        """Append rows of zeros, which `logits` leaves out."""
+        bias = None if self.bias is None else F.pad(self.bias, (0, padding))
+        return LMHead(F.pad(self.weight, (0, 0, 0, padding)), bias, self.shared, padding)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Compute the logits of all token ids from hidden states `(..., hidden)`."""
+        logits = F.linear(hidden, self.weight, self.bias)
+        return logits[..., : logits.size(-1) - self.padding] if self.padding else logits
 
     def restrict(self, logits: Tensor) -> Tensor:
         """Restrict logits `(..., vocab)` of this head to the shared token ids."""

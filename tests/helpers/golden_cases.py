@@ -20,9 +20,9 @@ def case_argv(case: dict, save, *extra: str) -> list[str]:
     return [*argv, "--no-eval-gen", *extra]
 
 
-def compare(case: dict, save) -> None:
+def compare(case: dict, save, tolerance: float = 1e-5) -> None:
     rows = metrics_of(save)
     assert len(rows) == len(case["steps"])
     for row, expected in zip(rows, case["steps"]):
         for key in expected.keys() - NOT_COMPARED.get(case["options"]["method"], set()):
-            assert row[key] == pytest.approx(expected[key], abs=1e-5), f"step {row['step']}, {key}"
+            assert row[key] == pytest.approx(expected[key], abs=tolerance), f"step {row['step']}, {key}"

@@ -17,7 +17,8 @@ from helpers.forked_python import fork_script
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ["PYTHONPATH"] = str(ROOT)  # the programs that tests start import this checkout
+# The programs that tests start import this checkout, and whatever the user has put on the path.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 # Where the tests train: "cpu", so that results do not depend on the machine, or "cuda".
 DEVICE = os.environ.setdefault("PROMPTKD_TEST_DEVICE", "cpu")
 os.environ["DS_ACCELERATOR"] = DEVICE

@@ -33,6 +33,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from helpers.virtual_cuda_graph import VirtualGraph
+
 CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
 # Operators whose result has a size or value that the host needs. Indexing by a mask is another one.
 WAITS = {
@@ -73,6 +75,8 @@ class VirtualCuda(contextlib.ExitStack):
         self.waits: Counter = Counter()  # (phase, kind, line) -> times
         self.operators: Counter = Counter()  # (phase, operator) -> launches
         self.peaks: Counter = Counter()  # phase -> most bytes held
+        self.replays: Counter = Counter()  # phase -> replays of CUDA graphs, each of which launches all its operators
+        self.capturing: VirtualGraph | None = None
 
     def __enter__(self) -> VirtualCuda:
         from helpers.virtual_cuda_stubs import replacements
@@ -178,6 +182,8 @@ class VirtualCuda(contextlib.ExitStack):
         return below.removeprefix(" via ")
 
     def wait(self, kind: str) -> None:
+        if self.capturing is not None:
+            raise RuntimeError(f"operation not permitted when stream is capturing: {kind} at {self.caller()}")
         self.counts[self.current, "waits"] += 1
         self.waits[self.current, kind, self.caller()] += 1
 
@@ -214,8 +220,12 @@ class _Operators(TorchDispatchMode):
             blocking = not (len(args) > 2 and args[2])
             gpu.moved(args[1] if gpu.holds(args[0]) else args[0], gpu.holds(args[0]), blocking)
             return func(*args, **kwargs)
+        if gpu.capturing is not None:
+            gpu.capturing.keep_written(func, args, kwargs)
         result = func(*args, **kwargs)
         self.record(func, name, args, kwargs)
+        if gpu.capturing is not None:
+            gpu.capturing.add(func, args, kwargs, result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor):
                 gpu.put(tensor)

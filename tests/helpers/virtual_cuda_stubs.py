@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from helpers.virtual_cuda import CPU, CUDA, VirtualCuda, device_of_tensor
+from helpers.virtual_cuda_graph import VirtualGraph
 
 ORIGINAL = {name: getattr(torch.Tensor, name) for name in ("to", "tolist", "numpy", "type", "new_tensor")}
 FACTORIES = ("tensor", "as_tensor", "asarray")
@@ -188,7 +189,8 @@ def cuda_module(gpu: VirtualCuda) -> dict[str, Any]:
     }
     nothing = {name: _Nothing() for name in ("nvtx", "default_stream", "current_stream", "stream")}
     classes = dict.fromkeys(("device", "Stream", "Event"), _Nothing)
-    return {name: _constant(value) for name, value in values.items()} | measured | nothing | classes
+    graph = {"CUDAGraph": type("CUDAGraph", (VirtualGraph,), {"gpu": gpu})}
+    return {name: _constant(value) for name, value in values.items()} | measured | nothing | classes | graph
 
 
 def accelerator(gpu: VirtualCuda) -> dict[str, Any]:

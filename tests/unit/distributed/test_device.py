@@ -150,9 +150,11 @@ def test_choose_device_sets_tf32_both_ways(monkeypatch):
             for tf32 in (True, False):
                 assert choose_device(0, DeviceSettings(tf32=tf32)) == torch.device("cuda", 0)
                 assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == (tf32, tf32)
+                assert not torch.backends.cuda.cudnn_sdp_enabled()
         assert os.environ.pop("PYTORCH_ALLOC_CONF") == "expandable_segments:True"
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        torch.backends.cuda.enable_cudnn_sdp(True)
 
 
 def test_choose_device_refuses_tf32_on_cpu():

@@ -6,7 +6,7 @@ import torch
 from helpers.decoding import EOS, prompts, run, tiny
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from promptkd.generation.sampling import NoRepeatNgram, Sampling, TeacherMixture, sample_token
+from promptkd.generation.sampling import Sampling, TeacherMixture, mask_repeated_ngrams, sample_token
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
@@ -98,15 +98,20 @@ def test_sample_token_applies_top_k_and_top_p_and_temperature():
     assert (cold == 1).float().mean() > 0.98
 
 
-def test_no_repeat_ngram_bans_tokens_that_complete_an_ngram():
-    ngrams = NoRepeatNgram(3, [1, 2, 3, 1, 2])
-    assert ngrams.banned() == [3]
-    ngrams.add(5)
-    assert ngrams.banned() == []
-    for token in (1, 2):
-        ngrams.add(token)
-    assert sorted(ngrams.banned()) == [3, 5]
-    assert NoRepeatNgram(3, [1]).banned() == []
+def test_mask_repeated_ngrams_masks_tokens_that_complete_an_ngram():
+    """The first sequence has no room before it; the others are padded. Token 9 is outside of the vocabulary."""
+    tokens = torch.tensor(
+        [[1, 2, 3, 1, 2, -1], [-1, 5, 1, 2, 5, -1], [-1, -1, -1, -1, 1, -1], [1, 2, 9, 1, 2, -1], [1, 1, 1, 1, 1, -1]]
+    )
+    banned = []
+    for size in (3, 1):
+        scores = torch.zeros(5, 6)
+        mask_repeated_ngrams(scores, tokens, torch.tensor([5]), size)
+        banned.append([row.isinf().nonzero().flatten().tolist() for row in scores])
+    assert banned == [[[3], [], [], [], [1]], [[1, 2, 3], [1, 2, 5], [1], [1, 2], [1]]]
+    scores = torch.zeros(5, 6, dtype=torch.float16)
+    mask_repeated_ngrams(scores[:, :3], tokens, torch.tensor([5]), 2)
+    assert [row.isinf().nonzero().flatten().tolist() for row in scores] == [[], [1], [], [], [1]]
 
 
 def test_request_refuses_a_mixture_together_with_a_prefix():

@@ -12,8 +12,9 @@ from helpers.runs import rows_of, tiny_argv
 from helpers.tiny_models import make_model
 from helpers.training import GOLDEN, train_here
 
+from promptkd.generation.batch import Batch
 from promptkd.generation.budget import decoding_budget
-from promptkd.generation.decode import GenerationRequest, _Batch, decode
+from promptkd.generation.decode import GenerationRequest, decode
 from promptkd.generation.kv_cache import GrowingCache
 from promptkd.generation.sampling import Sampling
 from promptkd.planning.decoding import decoding, decoding_rows
@@ -27,13 +28,13 @@ GB = 10**9
 @pytest.fixture
 def batches(monkeypatch) -> list[int]:
     """Record the number of sequences in each batch that is decoded."""
-    sizes, initialize = [], _Batch.__init__
+    sizes, initialize = [], Batch.__init__
 
     def record(batch, models, request, indices, *rest):
         sizes.append(len(indices))
         initialize(batch, models, request, indices, *rest)
 
-    monkeypatch.setattr(_Batch, "__init__", record)
+    monkeypatch.setattr(Batch, "__init__", record)
     return sizes
 
 
