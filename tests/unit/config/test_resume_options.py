@@ -33,6 +33,7 @@ FREE = {  # option -> another value of it
     "profile": True,
     "eval_interval": 1,
     "eval_gen": False,
+    "curves": False,
     "exposure_bias_every": 2,
     "exposure_bias_rows": 1,
     "model_path": "COPY",  # the same files elsewhere
@@ -115,7 +116,9 @@ def test_resume_is_accepted_with_every_free_option_changed(method, tmp_path):
         extra += [f"--no-{name.replace('_', '-')}"] if value is False else [flag, *([] if value is True else [value])]
     trainer = build_trainer(resolve([*argv, *map(str, extra), "--no-resume-anyway"]))
     assert trainer.done == 2
+    drawn = (tmp_path / "run/curves.png").stat().st_mtime_ns
     trainer.fit()
+    assert (tmp_path / "run/curves.png").stat().st_mtime_ns == drawn  # --no-curves
     assert json.loads(json.dumps(rows_of(tmp_path / "run")))[-1]["step"] == 3
 
 
