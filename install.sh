@@ -4,6 +4,7 @@
 # versions are updated in place, and an interrupted installation starts over.
 #
 #   bash install.sh
+#   bash install.sh --extras wandb,trackio            # with extras of pyproject.toml, which later runs keep
 #   PYTHON=/path/to/python3.12 bash install.sh        # another interpreter than python3
 set -euo pipefail
 
@@ -12,6 +13,7 @@ venv=$root/.venv
 log=$venv/install.log     # written first: its presence says that this script made the folder
 stamp=$venv/install.stamp # written last: its presence says that the installation is complete
 pip_version=26.3
+cpu_index=https://download.pytorch.org/whl/cpu
 
 # Nothing of an active environment or of the user's packages may leak in; DeepSpeed must compile nothing.
 unset PYTHONPATH PYTHONHOME VIRTUAL_ENV PIP_TARGET PIP_PREFIX
@@ -25,10 +27,25 @@ stop() {
 recent_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
 venv_python() { "$venv/bin/python" "$@"; }
 
+# The extras to install: the usual ones, those of the last installation, and those of --extras.
+choose_extras() {
+    local known name
+    known=$(sed -n '/optional-dependencies/,/^\[project.scripts/ s/^\([a-z]*\) = .*/\1/p' "$root/pyproject.toml" | xargs)
+    case "$#:${1:-}" in
+    0:) ;;
+    2:--extras) for name in ${2//,/ }; do
+        [[ " $known " == *" $name "* ]] || stop "--extras $name: choose from $known"
+    done ;;
+    *) stop "the only option is --extras NAME,NAME with names from $known" ;;
+    esac
+    extras=$(printf '%s\n' dev bnb data "$(sed -n 's/^extras //p' "$stamp" 2>/dev/null)" "${2:-}" |
+        tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd, -)
+}
+
 # What the installation is made from. The path counts: scripts in .venv/bin name it and break when it moves.
 fingerprint() {
     cat "$root"/{pyproject.toml,constraints.txt} | cksum
-    printf 'pip %s\n%s\n' "$pip_version" "$root"
+    printf 'pip %s\nextras %s\n%s\n' "$pip_version" "$extras" "$root"
 }
 
 usable() { # .venv has a working Python, and the one that was asked for
@@ -65,11 +82,29 @@ need_disk() { # GB for the finished .venv and the archives that pip unpacks; wha
 }
 
 # PyPI's PyTorch for Linux brings CUDA. Where pip knows a place that has the CPU build, it takes that one.
-cuda_build_comes() {
-    local torch
+finds_cpu_build() { # arguments: options of pip
+    ${limit:+timeout "$limit"} "$venv/bin/python" -m pip index versions torch "$@" 2>/dev/null |
+        grep -F "$torch+cpu" >/dev/null
+}
+
+# Without an NVIDIA GPU the CPU build is enough. It is fetched without its dependencies, so that these come from the
+# machine's own index. An index that is set is the only one asked. Whatever fails here leaves PyPI's build.
+install_torch() {
     torch=$(sed -n 's/^torch==//p' "$root/constraints.txt")
-    [ "$(uname -s)" = Linux ] &&
-        ! venv_python -m pip index versions torch 2>/dev/null | grep -F "$torch+cpu" >/dev/null
+    if compgen -G "$venv/lib/python3*/site-packages/torch-$torch*.dist-info" >/dev/null ||
+        [ "$(uname -s)" != Linux ] || finds_cpu_build; then
+        return
+    fi
+    if ! [ -e /proc/driver/nvidia ] && ! command -v nvidia-smi >/dev/null &&
+        ! venv_python -m pip config list | grep -E '\.(index-url|no-index)=' >/dev/null &&
+        limit=10 finds_cpu_build --index-url "$cpu_index" --timeout 4 --retries 0; then
+        say "no NVIDIA GPU here: installing the CPU build of torch (0.2 GB)"
+        say "for the CUDA build: rm -r .venv && PIP_INDEX_URL=https://pypi.org/simple bash install.sh"
+        venv_python -m pip install --progress-bar off --no-deps --index-url "$cpu_index" "torch==$torch" \
+            >>"$log" 2>&1 && return
+    fi
+    say "installing PyPI's build of torch (3 GB with CUDA)"
+    need_disk 9
 }
 
 show_progress() {
@@ -118,7 +153,7 @@ prepare_venv() { # leaves a .venv that pip can install into
     need_disk 3
     if grep -qxF "$root" "$stamp" 2>/dev/null && usable; then
         rm "$stamp"
-        say "pyproject.toml or constraints.txt has changed: updating .venv"
+        say "pyproject.toml, constraints.txt or the extras have changed: updating .venv"
     else
         find_python
         make_venv
@@ -132,20 +167,17 @@ if command -v flock >/dev/null; then
     flock -n 9 || { say "waiting for another run" && flock 9; } || true
 fi
 
+choose_extras "$@"
 if [ "$(cat "$stamp" 2>/dev/null)" = "$(fingerprint)" ] && usable; then
     say ".venv is up to date"
     exit 0
 fi
 
 prepare_venv
-if cuda_build_comes; then
-    need_disk 9
-    command -v nvidia-smi >/dev/null ||
-        say "no GPU here: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu saves disk (CPU build)"
-fi
+install_torch
 say "installing the packages: some minutes; details in .venv/install.log"
 logged venv_python -m pip install --progress-bar off --build-constraint "$root/constraints.txt" \
-    --constraint "$root/constraints.txt" --editable "$root[dev,bnb,data]"
+    --constraint "$root/constraints.txt" --editable "$root[$extras]"
 say "checking that they import"
 logged venv_python -m pip check
 logged venv_python -c 'import deepspeed, matplotlib, peft, promptkd, rouge_score, sentencepiece, transformers'

@@ -80,6 +80,9 @@ def main() -> None:
         for batch in args.batch:
             measure(rows, name, model, batch, args.new, speed)
         del model
+    if DEVICE == "cuda":
+        free, total = torch.cuda.mem_get_info()
+        rows.add("memory of the process outside of torch", (total - free - torch.cuda.memory_reserved()) / 1e9, "GB")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 A step takes 32 prompts of 41 - 161 tokens and generates 256 new tokens for each, through train.py in a process of its
 own. The first step carries the warm-up; the medians are of the others. With --trl, TRL's DistillationTrainer takes
-steps on the same prompts. It tunes no prompt, so it runs the teacher once and not three times.
+steps on the same prompts instead. It tunes no prompt, so it runs the teacher once and not three times.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, required=True, help="file that the table's rows are appended to")
     parser.add_argument("--work", type=Path, required=True, help="folder for models and runs, 5 GB")
-    default = ["gpt2-base:gpt2-xlarge:bf16", "gpt2-base:gpt2-xlarge:fp16", "gpt2-large:gpt2-xlarge:bf16"]
-    parser.add_argument("--pairs", nargs="*", default=default, help="student:teacher:precision")
+    base, large = "gpt2-base:gpt2-xlarge", "gpt2-large:gpt2-xlarge"
+    default = [f"{base}:bf16", f"{base}:bf16:16384", f"{base}:fp16", f"{large}:bf16"]
+    parser.add_argument("--pairs", nargs="+", default=default, help="student:teacher:precision[:token budget]")
     parser.add_argument("--trl", action="store_true")
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--new", type=int, default=256, help="new tokens")
     parser.add_argument("--layers", type=int, help="fewer layers, to try this script")
@@ -47,7 +48,11 @@ def arguments() -> argparse.Namespace:
 
 def run(command: list, limit: float) -> str:
     """Run a command within a time limit and return what it printed. After a failure, print its end."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
     began = time.perf_counter()
     try:
         done = subprocess.run(
@@ -64,11 +69,7 @@ def run(command: list, limit: float) -> str:
 
 def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
     """Run train.py on a pair of models and add its rows."""
-    student, teacher, precision = pair.split(":")
-    for name in (student, teacher):
-        write_model(name, args.work / name, args.layers)
-    if DEVICE == "cuda":
-        torch.cuda.empty_cache()  # train.py is to see all memory as free
+    student, teacher, precision, *budget = pair.split(":")
     save = args.work / pair.replace(":", "_")
     options = [
         "--method", "promptkd", "--model-path", args.work / student, "--teacher-model-path", args.work / teacher,
@@ -76,7 +77,7 @@ def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
         "--max-prompt-length", 256, "--max-length", 256 + args.new, "--keep-checkpoints", "0",
         "--deepspeed_config", ROOT / f"configs/deepspeed/{FILES[precision]}.json",
     ]  # fmt: skip
-    options = list(map(str, options))
+    options = [*map(str, options), *(["--token-budget", *budget] if budget else [])]
     run([sys.executable, ROOT / "train.py", *options, "--save", save, "--overwrite"], args.limit)
     metrics = save / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
@@ -85,7 +86,7 @@ def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
         print({key: round(value, 3) for key, value in step.items() if isinstance(value, float)}, flush=True)
     if len(steps) < 2:
         return
-    what = f"PromptKD step, {student} <- {teacher}, {precision}"
+    what = f"PromptKD step, {student} <- {teacher}, {precision}" + (f", token budget {budget[0]}" if budget else "")
     median = {key: statistics.median(step[f"{key}_seconds"] for step in steps[1:]) for key in (*PHASES, "step")}
     rows.add(what, median.pop("step"), "s", **median, **{"first step": steps[0]["step_seconds"]})
     peak = steps[-1]["peak_memory_gb"]
@@ -97,7 +98,7 @@ def measure_pair(args: argparse.Namespace, rows: Rows, pair: str) -> None:
 
 def measure_trl(args: argparse.Namespace, rows: Rows, pair: str) -> None:
     """Run TRL's trainer on the same models and prompts."""
-    student, teacher, precision = pair.split(":")
+    student, teacher, precision = pair.split(":")[:3]
     command = [sys.executable, ROOT / "benchmarks/gpu_trl.py", args.work / student, args.work / teacher]
     command += ["--steps", args.steps, "--batch", args.batch, "--new", args.new, "--precision", precision]
     output = run(command, args.limit).strip().splitlines()
@@ -116,10 +117,14 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps({"prompt": text, "response": "word"}) for text in prompt_texts(args.batch * args.steps)]
     (args.work / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    if args.trl and not (DEVICE == "cuda" and importlib.util.find_spec("trl")):
+        raise SystemExit("TRL needs a GPU and the package trl: leave this part out")
     for pair in args.pairs:
-        measure_pair(args, rows, pair)
-    if args.trl and args.pairs and DEVICE == "cuda" and importlib.util.find_spec("trl"):
-        measure_trl(args, rows, args.pairs[0])
+        for name in pair.split(":")[:2]:
+            write_model(name, args.work / name, args.layers)
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()  # the runs are to see all memory as free
+        (measure_trl if args.trl else measure_pair)(args, rows, pair)
 
 
 if __name__ == "__main__":

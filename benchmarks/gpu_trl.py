@@ -1,6 +1,6 @@
 """Steps of TRL's DistillationTrainer on random models: on-policy reverse KL without a soft prompt.
 
-    python benchmarks/gpu_trl.py STUDENT TEACHER [--steps 5] [--batch 32] [--new 256] [--precision bf16]
+    python benchmarks/gpu_trl.py STUDENT TEACHER [--steps 4] [--batch 32] [--new 256] [--precision bf16]
 
 Prints one JSON line: seconds, seconds of generation and response tokens of each step, and the peak memory in GB.
 TRL keeps the student in float32 and computes with autocast, which is how its trainers run in bf16.
@@ -58,7 +58,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("student", type=Path)
     parser.add_argument("teacher", type=Path)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--new", type=int, default=256)
     parser.add_argument("--precision", choices=["bf16", "fp16"], default="bf16")

@@ -2,22 +2,27 @@
 
     python benchmarks/step.py --models MODELS --data PROCESSED \\
         --raw RAW --bench BENCH [--trl-python ENV/bin/python] [--rounds 4]
+    python benchmarks/step.py --models MODELS --data PROCESSED --sides ours --against REVISION
 
 Every side runs in a process of its own, one after another, round by round, with two threads, 32 prompts a step and
 up to 256 new tokens. `--malloc keep` gives all sides glibc's setting that keeps freed memory; `system` leaves the
-allocator as it comes. The first step of each process carries its warm-up on all sides. Nothing else may run.
+allocator as it comes. `--against` adds this project at an earlier commit (side "before"). The first step of each
+process carries its warm-up on all sides. Nothing else may run.
 Writes <method>_step.json, .md and .png to --save.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from bars import draw_bars
@@ -34,8 +39,9 @@ def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--raw", type=Path, required=True)
-    parser.add_argument("--bench", type=Path, required=True, help="folder with trl_step.py and whole_window_step.py")
+    parser.add_argument("--raw", type=Path)
+    parser.add_argument("--against", metavar="REVISION", help="commit of this repository that is measured, too")
+    parser.add_argument("--bench", type=Path, help="folder with trl_step.py and whole_window_step.py")
     parser.add_argument("--trl-python")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--steps", type=int, default=2, help="steps of each process; the published flow takes one")
@@ -49,14 +55,14 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def ours(o: argparse.Namespace, precision: str, malloc: str, seed: int) -> dict:
+def ours(o: argparse.Namespace, precision: str, malloc: str, seed: int, root: Path = ROOT) -> dict:
     with tempfile.TemporaryDirectory() as save:
         run(
-            [sys.executable, ROOT / "train.py", "--method", o.method, "--model-path", o.models / STUDENT,
+            [sys.executable, root / "train.py", "--method", o.method, "--model-path", o.models / STUDENT,
              "--teacher-model-path", o.models / TEACHER, "--data-dir", o.data, "--save", Path(save) / "run",
              "--batch-size", 2, "--gradient-accumulation-steps", 16, "--total-iters", o.steps, "--dev-num", 0,
              "--seed", seed, "--seed-order", seed, "--overwrite",
-             "--deepspeed_config", ROOT / f"configs/deepspeed/ds_config_{precision}.json"],
+             "--deepspeed_config", root / f"configs/deepspeed/ds_config_{precision}.json"],
             malloc,
         )  # fmt: skip
         peaks = json.loads((Path(save) / "run/memory.json").read_text(encoding="utf-8"))["peak_memory_gb"]
@@ -96,6 +102,21 @@ def run(command: list, malloc: str) -> str:
     return done.stdout
 
 
+@contextlib.contextmanager
+def checkout(revision: str | None) -> Iterator[Path | None]:
+    """Provide a temporary folder with an earlier commit of this repository, or None without a revision."""
+    if revision is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "before"
+        subprocess.run(["git", "-C", ROOT, "worktree", "add", "--detach", "-q", tree, revision], check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "-C", ROOT, "worktree", "remove", "--force", tree], check=True)
+
+
 def middle(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} - {max(values):.2f})"
 
@@ -113,31 +134,29 @@ def make_table(results: dict[str, list[dict]]) -> Table:
     return table
 
 
+def measure_rounds(o: argparse.Namespace, sides: list[str], before: Path | None) -> dict[str, list[dict]]:
+    """Measure all sides one after another, round by round."""
+    results: dict[str, list[dict]] = {}
+    for round_, malloc, precision, side in itertools.product(range(o.rounds), o.malloc, o.precision, sides):
+        if side == "published" and precision != "fp32":
+            continue  # it computes in float32 on a CPU
+        if side in ("ours", "before"):
+            assert before is not None or side == "ours"
+            measured = ours(o, precision, malloc, round_, before if side == "before" else ROOT)
+        else:
+            measured = other(o, side, precision, malloc, round_)
+        results.setdefault(f"{side} {precision} {malloc}", []).append(measured)
+        seconds = [round(each, 2) for each in measured["seconds_per_step"]]
+        print(round_ + 1, side, precision, malloc, seconds, flush=True)
+    return results
+
+
 def main() -> None:
     o = options()
     possible = {"ours", "published"} if o.method == "kd" else {"ours", "published", "sketch", "trl"}
     sides = [side for side in o.sides if side in possible and (side != "trl" or o.trl_python)]
-    results: dict[str, list[dict]] = {}
-    for round_ in range(o.rounds):
-        for malloc in o.malloc:
-            for precision in o.precision:
-                for side in sides:
-                    if side == "published" and precision != "fp32":
-                        continue  # it computes in float32 on a CPU
-                    measure = (
-                        ours(o, precision, malloc, round_)
-                        if side == "ours"
-                        else other(o, side, precision, malloc, round_)
-                    )
-                    results.setdefault(f"{side} {precision} {malloc}", []).append(measure)
-                    print(
-                        round_ + 1,
-                        side,
-                        precision,
-                        malloc,
-                        [round(s, 2) for s in measure["seconds_per_step"]],
-                        flush=True,
-                    )
+    with checkout(o.against) as before:
+        results = measure_rounds(o, sides + ["before"] * (before is not None), before)
     o.save.mkdir(parents=True, exist_ok=True)
     (o.save / f"{o.method}_step.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     (o.save / f"{o.method}_step.md").write_text(make_table(results).markdown() + "\n", encoding="utf-8")

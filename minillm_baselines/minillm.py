@@ -29,6 +29,7 @@ from promptkd.methods.base import Method
 from promptkd.methods.context import DatasetBundle, MethodContext, StepBatch
 from promptkd.methods.corpus import CorpusSettings, with_corpus
 from promptkd.models.wrapper import without_dropout
+from promptkd.utils.transfer import to_device
 
 if TYPE_CHECKING:
     from promptkd.config.resolve import RunConfig, RunOptions
@@ -121,6 +122,8 @@ class MiniLLM(Method):
         """Raise UserError for --data-dir, and for sampling options that change the models' probabilities."""
         if options.data.data_dir:
             raise UserError("--method minillm reads --prompt-data-dir and --lm-data-dir: leave --data-dir out")
+        if options.lora.lora_dropout:
+            raise UserError("--method minillm trains without dropout: leave --lora-dropout out")
         decoding = options.decoding
         if (decoding.temperature, decoding.top_k, decoding.top_p) != (1.0, 0, 1.0):
             raise UserError(
@@ -184,7 +187,7 @@ class MiniLLM(Method):
         if texts:
             row |= {"pt_loss": pt, "lm_loss": lm, "ds_loss": ds}
         sums = torch.tensor([_statistics(stored, options) for stored in rollouts], dtype=torch.float64).sum(0)
-        reward, rev_kl, stu_lens, mixed_lens, count = ranks.all_reduce_sum(sums.to(ranks.device)).tolist()
+        reward, rev_kl, stu_lens, mixed_lens, count = ranks.all_reduce_sum(sums).tolist()
         means = {"reward": reward, "rev_kl": rev_kl, "stu_lens": stu_lens, "mixed_lens": mixed_lens}
         return {**row, **{name: value / count for name, value in means.items()}, "response_tokens": tokens}
 
@@ -254,7 +257,7 @@ class MiniLLM(Method):
                 }
             members = [rollouts[i] for i in batch.members]
             parts = [whitened[i] for i in batch.members], [m.old for m in members], [m.importance for m in members]
-            advantage, old, importance = (torch.cat(part).to(device) for part in parts)
+            advantage, old, importance = (to_device(torch.cat(part), device) for part in parts)
             return {
                 "pg_loss": ClippedPolicy(batch.targets, advantage, old, importance, options.cliprange),
                 "reg_loss": ReverseKL(teacher, 1.0 if options.single_step_reg else 0.0),

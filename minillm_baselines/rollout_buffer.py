@@ -103,8 +103,8 @@ def whiten(values: list[Tensor], padding: int, ranks: Ranks) -> list[Tensor]:
     """Shift and scale to mean 0 and variance 1 over the values of all ranks and `padding` zeros of this rank."""
     flat = torch.cat(values).double()
     sums = torch.stack([flat.sum(), torch.tensor(float(len(flat) + padding))])
-    total, count = ranks.all_reduce_sum(sums.to(ranks.device)).tolist()
+    total, count = ranks.all_reduce_sum(sums).tolist()
     mean = total / count
     squares = (flat - mean).square().sum() + padding * mean**2
-    variance = float(ranks.all_reduce_sum(squares.to(ranks.device))) / count
+    variance = float(ranks.all_reduce_sum(squares)) / count
     return [((value - mean) * (variance + 1e-8) ** -0.5).float() for value in values]

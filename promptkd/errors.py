@@ -54,16 +54,18 @@ LESS_MEMORY = {
 }
 
 
-class _OneLine(Exception):
+class PromptKDError(Exception):
+    """The base of this package's errors. Their text is one line."""
+
     def __str__(self) -> str:
         return " ".join(super().__str__().split())
 
 
-class UserError(_OneLine):
+class UserError(PromptKDError):
     """Something the user gave cannot be used. The text names the thing and the remedy, in one line."""
 
 
-class RunError(_OneLine):
+class RunError(PromptKDError):
     """A run cannot continue, through no fault of what the user gave. One line."""
 
 

@@ -19,9 +19,11 @@ COMMANDS = {
     "generate": "let a model answer the training prompts, for SeqKD and DistiLLM-2",
     "data": "turn text into token files",
     "report": "compare trained and evaluated models",
+    "judge": "compare the answers of two models by a judge",
     "plan": "compute the memory of a run before it starts",
     "convert": "convert a model from one tensor-parallel size to another",
     "download": "download the published checkpoints and data",
+    "push": "push a trained model to the Hugging Face hub",
     "reproduce": "download, train, evaluate and compare the rows of the paper's table",
     "study": "run a declared study: tune methods alike, train several seeds, and compare",
 }

@@ -103,15 +103,22 @@ def identity(settings: SimpleNamespace, prompts: list[str], dtype: str) -> dict[
     """Return everything that the answers depend on. A run resumes only where all of it agrees."""
     import hashlib
 
+    from promptkd.models.adapters import base_of
     from promptkd.utils.files import fingerprint
 
     options, data = settings.generation, settings.data
-    model = options.model_path
+    model, base = options.model_path, base_of(options.model_path, "--model-path")
+    folders = {"model": model, "base": None if base == model else base, "prompt": options.prompt}
+    # Records of earlier versions have none of the keys that are optional here.
     return {
-        "model": fingerprint(model)["sha256_of_ends"] if Path(model).is_dir() else model,
+        **{
+            name: fingerprint(path)["sha256_of_ends"] if Path(path).is_dir() else path
+            for name, path in folders.items()
+            if path is not None
+        },
         "prompts": hashlib.sha256("\0".join(prompts).encode()).hexdigest(),
         "dtype": dtype,
-        **({"tf32": True} if settings.device.tf32 else {}),  # records of earlier versions have no such key
+        **({"tf32": True} if settings.device.tf32 else {}),
         "seed": options.seed,
         "max_length": data.max_length,
         "max_prompt_length": data.max_prompt_length,
@@ -199,7 +206,6 @@ def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> i
     """
     from promptkd.data.thoughts import answer_text
     from promptkd.generation.answers import decode_share
-    from promptkd.generation.budget import decoding_budget
     from promptkd.generation.sampling import Sampling
     from promptkd.models.loading import end_ids
     from promptkd.utils.progress import Progress
@@ -210,8 +216,9 @@ def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> i
     if not ranks.all_reduce_max(len(pending)):
         return 0
     options, data = settings.generation, settings.data
-    model = session.load("--model-path", options.model_type)
-    data.token_budget = decoding_budget([model], data.max_length, ranks, data.token_budget)
+    answering = session.load_answering(options)
+    session.choose_token_budget(answering)
+    model = answering.model
     bar, thoughts = Progress("generate", len(pending), ranks.is_main, unit="answer"), 0
     batches = decode_share(
         model,
@@ -224,6 +231,7 @@ def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> i
         ranks=ranks,
         progress=bar.update,
         pairs=[(0, i) for i in pending],
+        prefix=answering.prefix,
     )
     for batch in batches:
         texts = {index: answer_text(tokenizer, ids, prompts[index]) for _, index, ids in batch}

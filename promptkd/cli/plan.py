@@ -25,7 +25,7 @@ from promptkd.config.option_file import as_arguments
 from promptkd.config.values import whole_number
 from promptkd.errors import UserError
 from promptkd.planning.hardware import CPU_MEMORY, GPUS, Hardware, parse_bytes
-from promptkd.planning.setting import Setting, make_setting
+from promptkd.planning.setting import PLANNED_METHODS, Setting, make_setting
 from promptkd.planning.show import plan_of, text_of
 from promptkd.utils.project import CONFIGS, project_root
 
@@ -135,5 +135,10 @@ def make(argv: list[str]) -> tuple[Setting, bool]:
 def main() -> None:
     """Print the plan."""
     setting, as_json = make(sys.argv[1:])
+    if setting.method not in PLANNED_METHODS:
+        assumed = "the student answers every prompt, and the method has no other models"
+        print(
+            f"note: --method {setting.method} is of another package: the plan assumes that {assumed}", file=sys.stderr
+        )
     plan = plan_of(setting)
     print(json.dumps(plan, indent=1) if as_json else text_of(plan, setting.hardware.cpu))

@@ -111,10 +111,10 @@ def _arguments(source: str, name: str, value: Any) -> list[str]:
         return []
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
-    if isinstance(value, list) and all(isinstance(item, (str, int, float)) for item in value):
+    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
         return [flag, *map(str, value)]
     if isinstance(value, dict):
         return [f"{flag}={json.dumps(value)}"]
-    if isinstance(value, (str, int, float, datetime.date)):
+    if isinstance(value, (str, int, float, datetime.date, os.PathLike)):
         return [f"{flag}={value}"]
     raise UserError(f"{source}: {name} is a {type(value).__name__}: give a number, a text or a list of them")

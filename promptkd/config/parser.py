@@ -132,7 +132,10 @@ def _add_group(target: Any, group: type, published: bool) -> None:
             extras.update(type=TYPES.get(kind, kind), nargs="+")
         else:
             extras.setdefault("type", TYPES.get(typing.get_origin(hint) or hint, hint))
-        target.add_argument(flag, **extras)
+        try:
+            target.add_argument(flag, **extras)
+        except argparse.ArgumentError as error:  # of a method from another package
+            raise UserError(f"{group.__name__}: the option {flag} exists already: rename the field") from error
 
 
 def _joined(group: type, name: str, value: Any) -> Any:

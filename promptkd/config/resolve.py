@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 
 from promptkd.config.deepspeed import precision, read_deepspeed_config, with_precision, zero_stage
+from promptkd.config.lora_options import LoraSettings
 from promptkd.config.option_file import config_arguments, split_config
 from promptkd.config.options import (
     TOKEN_BUDGET,
@@ -22,6 +23,7 @@ from promptkd.config.options import (
     TrainingParallelSettings,
 )
 from promptkd.config.parser import flat, parse
+from promptkd.config.reporting_options import ReportingSettings
 from promptkd.errors import UserError
 
 TEACHER_FILE = "--teacher-deepspeed-config"
@@ -58,10 +60,12 @@ class RunOptions:
     run: RunSettings
     device: DeviceSettings
     models: ModelSettings
+    lora: LoraSettings
     parallel: TrainingParallelSettings
     data: DataSettings
     optimizer: OptimizerSettings
     decoding: DecodingSettings
+    reporting: ReportingSettings
 
     @property
     def needs_teacher(self) -> bool:
@@ -133,10 +137,12 @@ def read_options(argv: list[str], find_method: FindMethod, prog: str = "train.py
         "run": RunSettings,
         "device": DeviceSettings,
         "models": ModelSettings,
+        "lora": LoraSettings,
         "parallel": TrainingParallelSettings,
         "data": DataSettings,
         "optimizer": kind.OptimizerSettings,
         "decoding": DecodingSettings,
+        "reporting": ReportingSettings,
         "method_settings": kind.Settings,
     }
 
@@ -207,6 +213,8 @@ def check_options(options: RunOptions) -> None:
                 f"--teacher-quantization {bits} does not go with a teacher cut by --model-parallel-size: "
                 "leave one of them out"
             )
+    if options.lora.lora_r and options.parallel.size > 1:
+        raise UserError("--lora-r does not go with a student cut by --model-parallel-size: leave one of them out")
     options.method_class.check(options)
 
 
@@ -219,6 +227,11 @@ def check_engines(config: RunConfig) -> None:
         raise UserError(
             f"--teacher-quantization {config.models.teacher_quantization} does not go with ZeRO-3, which cannot "
             f"partition such weights: name a {TEACHER_FILE} of stage 0, 1 or 2"
+        )
+    if (bits := config.lora.student_quantization) != "none" and stages[0] == 3:
+        raise UserError(
+            f"--student-quantization {bits} does not go with ZeRO-3, which cannot partition such weights: set "
+            "zero_optimization.stage to 0, 1 or 2"
         )
 
 

@@ -10,7 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from promptkd.utils.transfer import to_device
+
 TokenIds = Sequence[int] | np.ndarray[Any, Any] | Tensor
+
+# Time of starting a group's operators in a forward and backward pass, in tokens that could be computed meanwhile. On an
+# H200, a further micro-batch of GPT-2 base <- XL took 60 - 80 ms besides 35 us for each token.
+GROUP_COST = {"cpu": 64, "cuda": 2048}
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ def make_micro_batches(
             Larger groups are halved, then a sequence without weight is repeated.
     """
     lengths = [len(prompt) + len(response) for prompt, response in zip(prompts, responses)]
-    groups = group_by_length(lengths, token_budget)
+    groups = group_with_little_padding(lengths, token_budget, device)
     while len(groups) < batches and max(map(len, groups)) > 1:
         largest = max(groups, key=len)
         groups.remove(largest)
@@ -80,6 +86,35 @@ def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]
     return groups
 
 
+def group_with_little_padding(lengths: Sequence[int], token_budget: int, device: torch.device) -> list[list[int]]:
+    """Sort positions by length, longest first, in groups that take the least time to compute.
+
+    That is the time of their tokens, with padding, and of starting each group. Among all ways to cut the sorted
+    positions, dynamic programming finds the best.
+
+    Args:
+        lengths: The number of tokens of each sequence.
+        token_budget: The maximum number of tokens of a group with padding. A longer sequence gets its own group.
+        device: The device that computes the groups.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    start_cost = GROUP_COST.get(device.type, GROUP_COST["cuda"])
+    least, cut = [0], [0]  # of the first positions: the least cost, and where their last group begins
+    for end in range(1, len(order) + 1):
+        costs = {end - 1: least[end - 1] + start_cost + lengths[order[end - 1]]}
+        first = end - 2
+        while first >= 0 and (size := (end - first) * lengths[order[first]]) <= token_budget:
+            costs[first] = least[first] + start_cost + size
+            first -= 1
+        cut.append(min(costs, key=lambda begin: (costs[begin], begin)))
+        least.append(costs[cut[-1]])
+    groups, end = [], len(order)
+    while end:
+        groups.append(order[cut[end] : end])
+        end = cut[end]
+    return groups[::-1]
+
+
 def _collate(
     group: Sequence[int],
     prompts: Sequence[TokenIds],
@@ -96,5 +131,5 @@ def _collate(
         start, size = row * width + len(prompts[i]) - 1, len(responses[i])
         token_weights = np.full(size, weights[i], dtype=np.float32)
         parts.append((np.arange(start, start + size), np.asarray(responses[i], dtype=np.int64), token_weights))
-    where, targets, joined = (torch.from_numpy(np.concatenate(part)).to(device) for part in zip(*parts))
-    return MicroBatch(list(group), torch.from_numpy(ids).to(device), where, targets, joined)
+    where, targets, joined = (to_device(torch.from_numpy(np.concatenate(part)), device) for part in zip(*parts))
+    return MicroBatch(list(group), to_device(torch.from_numpy(ids), device), where, targets, joined)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from promptkd.errors import UserError
+from promptkd.utils.strict_json import parse_json
 
 Message = dict[str, Any]
 ASSISTANT = "assistant"
@@ -57,6 +58,18 @@ def read_history(value: Any, where: str) -> list[Message]:
         raise shape_error(where, "history", "a list of [question, answer] pairs or of messages", value)
     turns = [turn for pair in value for turn in zip(("user", ASSISTANT), pair)]
     return [{"role": role, "content": check_text(text, "history", where)} for role, text in turns]
+
+
+def read_tools(value: Any, where: str) -> list[Any] | None:
+    """Read the tools that a chat template offers: a list of objects, or that list as a JSON text, as TRL has it."""
+    if isinstance(value, str) and value:
+        try:
+            value = parse_json(value)
+        except ValueError as error:
+            raise UserError(f'{where}: the text of its "tools" is not JSON ({error}): correct it') from None
+    if value and not is_messages(value):
+        raise shape_error(where, "tools", "a list of objects", value)
+    return value or None
 
 
 def unread_parts(value: Any) -> list[str]:

@@ -29,7 +29,7 @@ from promptkd.data.messages import (
     is_messages,
     read_history,
     read_messages,
-    shape_error,
+    read_tools,
     unread_parts,
 )
 from promptkd.errors import UserError
@@ -138,11 +138,9 @@ def read_row(raw: dict[str, Any], where: str = "row") -> Row:
     if conversation is not None and all(turn["role"] == "system" for turn in turns):
         raise UserError(f"{where}: nothing is asked before its response: give it a user's turn")
     input_key, text = _input(fields, turns, where)
-    tools = fields.get("tools") or None
-    if tools is not None and not is_messages(tools):
-        raise shape_error(where, "tools", "a list of objects", tools)
+    tools = read_tools(fields.get("tools"), where)
     used = {*keys, answered, input_key, *(key for key in ("system", "history", "tools") if fields.get(key))}
-    parts = [f"{key}, {name}" for key in used if key in fields for name in unread_parts(fields[key])]
+    parts = [f"{key}, {name}" for key in used - {"tools"} if key in fields for name in unread_parts(fields[key])]
     unread = [*_unread(fields, used, turns, references), *rest, *sorted(parts)]
     read = tuple(key for key in fields if key in used)
     return Row(prompt, system, tuple(turns), text, tools, references, read, tuple(unread))

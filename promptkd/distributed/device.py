@@ -186,3 +186,13 @@ def peak_memory_gb(device: torch.device) -> float:
         return int(peak[1]) * 1024 / 1e9
     scale = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e9
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes of a GPU that nothing uses, and those that torch's allocator keeps for later. None on a CPU."""
+    if device.type != "cuda":
+        return None
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

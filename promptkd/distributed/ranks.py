@@ -17,6 +17,7 @@ from promptkd.distributed.device import choose_device
 from promptkd.distributed.rendezvous import environment_number, rendezvous, shutdown, tensor_parallel_groups
 from promptkd.errors import UserError
 from promptkd.utils.memory import keep_freed_memory
+from promptkd.utils.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,12 @@ class Ranks:
         return self.dp_rank == self.tp_rank == 0
 
     def all_reduce_sum(self, values: Tensor) -> Tensor:
-        """Sum over data-parallel ranks, in place."""
+        """Sum over data-parallel ranks, in place. Values on the host stay there, so one rank reads no device."""
         if self.dp_size > 1:
-            dist.all_reduce(values, group=self.dp_group)
+            on_device = to_device(values, self.device)
+            dist.all_reduce(on_device, group=self.dp_group)
+            if on_device is not values:
+                values.copy_(on_device)
         return values
 
     def broadcast_tp(self, values: Tensor) -> Tensor:
@@ -67,7 +71,7 @@ class Ranks:
         """Return the largest of all processes' values."""
         if self.world.dp_size == 1:
             return value
-        largest = torch.tensor(value, device=self.device)
+        largest = to_device(torch.tensor(value), self.device)
         dist.all_reduce(largest, op=dist.ReduceOp.MAX)
         return int(largest)
 

@@ -93,7 +93,7 @@ def list_files(repo: str, kind: str) -> Listing:
     """
     if constants.is_offline_mode():
         return _list_cache(repo, kind)
-    with _one_line_errors(repo):
+    with one_line_errors(repo):
         info = HfApi().repo_info(repo, repo_type=kind, files_metadata=True, timeout=LISTING_TIMEOUT)
         assert isinstance(info, ModelInfo | DatasetInfo)
         files = tuple(
@@ -128,7 +128,7 @@ def fetch(listing: Listing, file: RemoteFile, folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(listing.cache / file.path, path)
         return
-    with _one_line_errors(listing.repo):
+    with one_line_errors(listing.repo):
         hf_hub_download(listing.repo, file.path, repo_type=listing.kind, revision=listing.revision, local_dir=folder)
     if file.size is not None and not file.is_at(path):
         path.unlink()
@@ -150,7 +150,7 @@ def _hexadecimal(value: str | None, length: int) -> str | None:
 
 
 @contextmanager
-def _one_line_errors(repo: str) -> Iterator[None]:
+def one_line_errors(repo: str) -> Iterator[None]:
     """Turn the library's exceptions into one line that says what to do. A full disk stays an OSError."""
     try:
         try:

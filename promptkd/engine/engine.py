@@ -17,6 +17,7 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.engine.loss_scale import LossScale
 from promptkd.engine.optim import OptimizerConfig, make_schedule
 from promptkd.losses import FrozenLogits, Term, fused_loss
+from promptkd.models.adapters import merged
 from promptkd.models.deferred import partition_params
 from promptkd.models.tensor_parallel import gather_state_dict, is_tp_sharded
 from promptkd.models.wrapper import LanguageModel, LMHead
@@ -55,6 +56,7 @@ class TrainEngine:
             "gradient_accumulation_steps": 1,  # `update` sets the boundary itself
             "gradient_clipping": optimization.clip_grad,
             "steps_per_print": 1 << 40,
+            "timers": {"throughput": {"enabled": False}},  # it waits for the device in each forward pass and step
             "zero_force_ds_cpu_optimizer": False,  # DeepSpeed would compile its own Adam for CPUs
         }
         if zero_stage(config):
@@ -118,7 +120,6 @@ class TrainEngine:
         """
         self._claim_deepspeed()
         totals: dict[str, Tensor] = {}
-        values = torch.empty(0)
         for micro_step, batch in enumerate(micro_batches):
             last = micro_step == len(micro_batches) - 1
             self.engine.set_gradient_accumulation_boundary(last)
@@ -130,20 +131,27 @@ class TrainEngine:
                 self.engine.backward(loss * self.ranks.dp_size)
             for name, value in zip(losses, sums):
                 totals[name] = totals[name] + value if name in totals else value
-            if last:
-                values = self.ranks.all_reduce_sum(torch.stack(list(totals.values())))
-                self.grad_norm = self._norm()
-                if not math.isfinite(self.grad_norm):
-                    # Skip the update, as ZeRO's optimizers do.
-                    self.module.zero_grad(set_to_none=True)
-                    self.engine.set_gradient_accumulation_boundary(False)
-            with part("optimizer"):
-                if last and self.loss_scale is not None:
-                    self.loss_scale.step(bool(values.isfinite().all()))
-                else:
-                    self.engine.step()
-        self.grad_norm = self.grad_norm or float(self.engine.get_global_grad_norm() or 0.0)
-        return dict(zip(totals, values.tolist()))
+            if not last:
+                self.engine.step()
+        sums = self.ranks.all_reduce_sum(torch.stack(list(totals.values())))
+        with part("optimizer"):
+            return dict(zip(totals, self._step(sums)))
+
+    def _step(self, sums: Tensor) -> list[float]:
+        """Take the optimizer's step and return the losses. Reading the device waits for it, so that is done once."""
+        if self.stage == 0:
+            values, self.grad_norm = _read(sums, self._norm())
+            if not math.isfinite(self.grad_norm):
+                # Skip the update, as ZeRO's optimizers do.
+                self.module.zero_grad(set_to_none=True)
+                self.engine.set_gradient_accumulation_boundary(False)
+            self.engine.step()
+            return values
+        (self.loss_scale or self.engine).step()
+        values, self.grad_norm = _read(sums, self.engine.get_global_grad_norm())
+        if self.loss_scale is not None:
+            self.loss_scale.settle(all(map(math.isfinite, values)))
+        return values
 
     def _loss_function(self, batch: MicroBatch, losses: list[Term]) -> Callable[[Tensor, LMHead], Any]:
         """Return the fused loss of a micro-batch as a function of the trained model's hidden states and head."""
@@ -167,18 +175,16 @@ class TrainEngine:
         if self.stage in (1, 2):
             self.engine.optimizer.check_grad_overflow = True
 
-    def _norm(self) -> float:
+    def _norm(self) -> Tensor:
         """Compute the gradient norm under stage 0, which does not keep it. Other stages return it after the step."""
-        if self.stage:
-            return 0.0
         gradients = [(p.grad, is_tp_sharded(p)) for p in self.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([grad for grad, sharded in gradients if not sharded])
         if self.group is None:
-            return float(norm)
+            return norm
         shards = torch.nn.utils.get_total_norm([grad for grad, sharded in gradients if sharded])
         squares = shards.square().to(norm.device)
         torch.distributed.all_reduce(squares, group=self.group.group)
-        return float((norm.square() + squares).sqrt())
+        return (norm.square() + squares).sqrt()
 
     def _claim_deepspeed(self) -> None:
         """Make this engine's tensor-parallel group DeepSpeed's, which has only one for all engines of a process."""
@@ -201,15 +207,18 @@ class TrainEngine:
 
     @contextlib.contextmanager
     def gathered_model(self) -> Iterator[PreTrainedModel]:
-        """Lend the transformers model in evaluation mode, for decoding. Under ZeRO-3 its weights are gathered."""
-        self.train(False)
-        if self.stage < 3:
-            yield self.module.model
-            return
-        # ZeRO-3's hooks gather each layer on all ranks at once, but ranks decode answers of different lengths.
-        from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+        """Lend the transformers model in evaluation mode, for decoding.
 
-        with unwrap_model_for_generation(self.engine):
+        Under ZeRO-3 its weights are gathered. LoRA adapters are merged into them until the end of the block.
+        """
+        self.train(False)
+        with contextlib.ExitStack() as stack:
+            if self.stage == 3:
+                # ZeRO-3's hooks gather each layer on all ranks at once, but ranks decode answers of different lengths.
+                from deepspeed.runtime.zero.stage3 import unwrap_model_for_generation
+
+                stack.enter_context(unwrap_model_for_generation(self.engine))
+            stack.enter_context(merged(self.module.model))
             yield self.module.model
 
     def model_state(self) -> dict[str, Tensor]:
@@ -238,6 +247,14 @@ class TrainEngine:
 
         gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
         return gathered
+
+
+def _read(sums: Tensor, norm: Tensor | float | None) -> tuple[list[float], float]:
+    """Copy losses and gradient norm to the host, together if both are on the device."""
+    if isinstance(norm, Tensor) and norm.device == sums.device:
+        *values, value = torch.stack([*sums, norm.reshape(())]).tolist()
+        return values, value
+    return sums.tolist(), float(norm or 0.0)
 
 
 class FrozenModel:

@@ -19,6 +19,8 @@ class LossScale:
         self.engine, self.scaler = engine, engine.optimizer.loss_scaler
         self.scaler.raise_error_at_min_scale = False  # NonFiniteGuard ends the run instead, with one line
         self.is_exhausted = False
+        self.before: dict[str, Any] = {}
+        self.skipped, self.adapts = 0, False
 
     @property
     def is_dynamic(self) -> bool:
@@ -29,20 +31,23 @@ class LossScale:
         """Return the values of the metrics row: the scale after the step and the number of skipped steps."""
         return {"loss_scale": self.scaler.cur_scale, "skipped_steps": self.engine.skipped_steps}
 
-    def step(self, is_finite: bool) -> None:
-        """Take the engine's optimizer step.
+    def step(self) -> None:
+        """Take the engine's optimizer step."""
+        scaler = self.scaler
+        self.before = {name: getattr(scaler, name) for name in LOSS_SCALE if hasattr(scaler, name)}
+        self.skipped = self.engine.skipped_steps
+        self.adapts = self.is_dynamic and (scaler.cur_scale > scaler.min_scale or scaler.cur_hysteresis > 1)
+        self.engine.step()
+
+    def settle(self, is_finite: bool) -> None:
+        """Judge the step that has been taken.
 
         Args:
-            is_finite: Whether the loss is finite. Otherwise the step is skipped and the scale does not change.
+            is_finite: Whether its loss is finite. Otherwise the step was skipped, and the scale is as before it.
         """
-        scaler = self.scaler
-        before = {name: getattr(scaler, name) for name in LOSS_SCALE if hasattr(scaler, name)}
-        skipped = self.engine.skipped_steps
-        adapts = self.is_dynamic and (scaler.cur_scale > scaler.min_scale or scaler.cur_hysteresis > 1)
-        self.engine.step()
-        overflows = self.engine.skipped_steps > skipped
-        self.is_exhausted = overflows and is_finite and self.is_dynamic and not adapts
+        overflows = self.engine.skipped_steps > self.skipped
+        self.is_exhausted = overflows and is_finite and self.is_dynamic and not self.adapts
         if overflows and not is_finite:
-            self.engine.skipped_steps = skipped
-            for name, value in before.items():
-                setattr(scaler, name, value)
+            self.engine.skipped_steps = self.skipped
+            for name, value in self.before.items():
+                setattr(self.scaler, name, value)

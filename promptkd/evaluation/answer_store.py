@@ -26,10 +26,11 @@ class AnswerStore:
     """The answers in a folder. Each data-parallel rank appends to a file of its own.
 
     Args:
-        folder: The folder for generated.jsonl.
+        folder: The folder for the file.
         identity: Everything that the answers depend on, kept in generation.json.
         overwrite: Whether answers of another identity may be replaced.
         ranks: The ranks of the run.
+        name: The file that `finish` writes.
 
     Attributes:
         answers: Index of the prompt -> answer, of earlier runs.
@@ -38,8 +39,10 @@ class AnswerStore:
         UserError: The folder holds answers of another identity, or another run uses it.
     """
 
-    def __init__(self, folder: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks) -> None:
-        self.folder, self.file, self.ranks = folder, folder / "generated.jsonl", ranks
+    def __init__(
+        self, folder: Path, identity: dict[str, Any], overwrite: bool, ranks: Ranks, name: str = "generated.jsonl"
+    ) -> None:
+        self.folder, self.file, self.ranks = folder, folder / name, ranks
         self.lock: FileLock | None = None  # the first rank's
         resumes = not overwrite and os.path.lexists(folder / RECORD)
         if resumes:
@@ -65,7 +68,7 @@ class AnswerStore:
         return [answers[index] for index in range(count)]
 
     def finish(self, rows: Iterable[dict[str, Any]]) -> None:
-        """Write generated.jsonl atomically. The answers stay, so that a second run has nothing left to do."""
+        """Write the file atomically. The answers stay, so that a second run has nothing left to do."""
         with atomic_file(self.file) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
         if self.lock is not None:

@@ -32,11 +32,9 @@ from promptkd.generation.sampling import Sampling
 from promptkd.losses import FrozenLogits, kl_divergences
 from promptkd.models.loading import (
     check_pair,
-    check_positions,
     end_ids,
     load_tokenizer,
 )
-from promptkd.models.soft_prompt import SoftPrompt, load_prompt
 from promptkd.models.wrapper import LanguageModel
 from promptkd.utils.files import write_json
 from promptkd.utils.progress import Progress
@@ -224,12 +222,9 @@ def run(settings: SimpleNamespace) -> None:
         forward_budget=min(data.token_budget, TOKEN_BUDGET[ranks.device.type]),
         published=bias.published,
     )
-    if (shared := student.shared) is not None:
-        for each in session.sets:
-            shared.check_inputs((f"{each.path}: prompt {i + 1}", ids) for i, ids in enumerate(each.prompts))
     results = session.begin()
     results["protocol"] |= {"sample_times": protocol.samples, "published": bias.published}
-    if shared is not None:
+    if (shared := student.shared) is not None:
         session.print_notes([f"note: {shared.notice(protocol.end_ids)}"])
         results["protocol"]["shared_tokens"] = len(shared)
     results["teacher"] = describe_model(bias.teacher_model_path) | {"prompt": bias.teacher_prompt}
@@ -242,6 +237,8 @@ def check_settings(settings: SimpleNamespace) -> None:
     options, bias = settings.evaluation, settings.exposure_bias
     if not bias.teacher_model_path:
         raise UserError("--type exposure_bias needs --teacher-model-path: name the teacher's folder")
+    if options.prompt is not None:
+        raise UserError("--type exposure_bias takes --teacher-prompt: leave --prompt out")
     if options.rouge_tokenizer != "unicode":
         raise UserError("--type exposure_bias computes no ROUGE-L: leave --rouge-tokenizer out")
     if len(options.seeds) > 1:
@@ -253,19 +250,20 @@ def check_settings(settings: SimpleNamespace) -> None:
 
 
 def load_pair(session: Session) -> tuple[LanguageModel, LanguageModel]:
-    """Load student and teacher, the teacher with --teacher-prompt, and check that they fit each other."""
+    """Load student and teacher with their soft prompts, and check that they fit each other."""
     settings = session.settings
     bias = settings.exposure_bias
     student = session.load("--model-path", settings.evaluation.model_type)
     teacher = session.load("--teacher-model-path")
     shared = check_pair(student, teacher, session.tokenizer, load_tokenizer(bias.teacher_model_path))
-    prompt = None
-    if bias.teacher_prompt:
-        embedding: Any = teacher.get_input_embeddings()
-        prompt = SoftPrompt(load_prompt(Path(bias.teacher_prompt), embedding.weight.size(1)))
-        check_positions(teacher.config, settings.data.max_length + len(prompt), "--teacher-model-path")
+    if shared is not None:
+        for each in session.sets:
+            for kind, rows in (("prompt", each.prompts), ("response", each.responses)):
+                shared.check_inputs((f"{each.path}: {kind} {i + 1}", ids) for i, ids in enumerate(rows))
+    own_prompt = session.load_prompt(settings.evaluation.prompt, student, "--model-path")
+    prompt = session.load_prompt(bias.teacher_prompt, teacher, "--teacher-model-path")
     device = session.ranks.device
-    return LanguageModel(student, shared=shared).to(device), LanguageModel(teacher, prompt, shared).to(device)
+    return LanguageModel(student, own_prompt, shared).to(device), LanguageModel(teacher, prompt, shared).to(device)
 
 
 def measure_sets(

@@ -11,13 +11,18 @@ from promptkd.config.values import at_least, option
 from promptkd.errors import UserError
 
 DEFAULT_SEED = 10
+ANSWER_METRICS = ("rougeL", "exact_match", "length", "cut", "repetition", "distinct", "self_bleu")
+REFERENCE_METRICS = ("perplexity", "ece", "kl")
 
 
 @dataclass
 class AnsweringSettings:
     """The model that answers, and its precision."""
 
-    model_path: str = option("", "model that answers: a Hugging Face folder or hub name")
+    model_path: str = option("", "model that answers: a folder of a model or of a LoRA adapter, or a hub name")
+    prompt: str | None = option(
+        None, "soft prompt in front of the model's input: a folder in PEFT's format, such as prompt/ of a run"
+    )
     model_type: str | None = option(None, "model family, checked against config.json")
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = option(
         "auto", "precision. auto: that of the DeepSpeed config, else bf16 on a GPU and fp32 on a CPU"
@@ -40,10 +45,23 @@ class EvaluationSettings(AnsweringSettings):
     overwrite: bool = option(False, "replace existing results in --save")
     seeds: list[int] | None = option(None, "seeds of sampling, evaluated in one run (default: --seed)")
     seed: int | None = option(None, f"single seed of sampling (default: {DEFAULT_SEED})")
+    metrics: list[str] | None = option(
+        None,
+        "what results.json holds with a 95 %% interval. Of the answers: rougeL, exact_match, length, cut (share cut at "
+        "the limit), repetition, distinct, self_bleu. Of the model on the references: perplexity, ece, kl (to "
+        "--teacher-model-path) (default: those of the answers but self_bleu)",
+        choices=(*ANSWER_METRICS, *REFERENCE_METRICS),
+        metavar="METRIC",
+    )
+    answers: str | None = option(
+        None, "results folder of evaluate.py. Computes --metrics of its answers again, without a model"
+    )
     rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        self._check_metrics()
+        if self.answers is None:
+            super().__post_init__()
         self.save = f"results/{self.type}" if self.save is None else self.save
         if not self.save:
             raise UserError("--save is empty: name a folder")
@@ -54,6 +72,19 @@ class EvaluationSettings(AnsweringSettings):
         at_least(0, seeds=min(self.seeds))
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds {' '.join(map(str, self.seeds))}: a seed occurs twice: name each seed once")
+        if self.answers is None and "self_bleu" in (self.metrics or ()) and len(self.seeds) < 2:
+            raise UserError("--metrics self_bleu compares the answers of several seeds: give two or more --seeds")
+
+    def _check_metrics(self) -> None:
+        """Set the default of --metrics, and refuse what does not go together with it or with --answers."""
+        of_model = [name for name in self.metrics or () if name in REFERENCE_METRICS]
+        if self.type == "exposure_bias" and (self.metrics or self.answers is not None):
+            raise UserError("--type exposure_bias scores no answers: leave --metrics and --answers out")
+        if self.answers is not None and (self.model_path or self.save is not None):
+            raise UserError("--answers needs no model and writes to its own folder: leave --model-path and --save out")
+        if self.answers is not None and of_model:
+            raise UserError(f"--metrics {of_model[0]} needs the model: leave --answers out, and give --model-path")
+        self.metrics = self.metrics or [name for name in ANSWER_METRICS if name != "self_bleu"]
 
 
 @dataclass
@@ -73,9 +104,10 @@ class ExposureBiasSettings:
         if self.sample_times is not None:
             at_least(1, sample_times=self.sample_times)
 
-    def given(self) -> str | None:
-        """Return the first option that is not at its default."""
-        values = ((field.name, getattr(self, field.name) != field.default) for field in dataclasses.fields(self))
+    def given(self, allowed: tuple[str, ...] = ()) -> str | None:
+        """Return the first option that is not at its default, except for the allowed ones."""
+        fields = (field for field in dataclasses.fields(self) if field.name not in allowed)
+        values = ((field.name, getattr(self, field.name) != field.default) for field in fields)
         return next(("--" + name.replace("_", "-") for name, changed in values if changed), None)
 
 

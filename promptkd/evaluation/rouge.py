@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import signal
 import string
+import sys
 from concurrent.futures import Future, ProcessPoolExecutor
+from types import ModuleType
 from typing import NamedTuple
 
 import regex
@@ -83,8 +85,17 @@ class ScoringPool:
         self._pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
 
     def submit(self, pairs: list[tuple[str, list[str]]], tokenizer: RougeTokenizer) -> Future[list[Score]]:
-        """Score (answer, references) pairs in a worker."""
-        return self._pool.submit(score_all, pairs, tokenizer)
+        """Score (answer, references) pairs in a worker, which this may start.
+
+        A worker imports the main module. That may be a script that calls `promptkd.evaluate` and has no
+        `if __name__ == "__main__"`, so an empty module stands in for it.
+        """
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return self._pool.submit(score_all, pairs, tokenizer)
+        finally:
+            sys.modules["__main__"] = main
 
     def __enter__(self) -> ScoringPool:
         return self

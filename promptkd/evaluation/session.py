@@ -18,10 +18,14 @@ from promptkd.data.templates import bind_settings, now
 from promptkd.distributed.device import peak_memory_gb
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.errors import UserError
-from promptkd.evaluation.options import AnsweringSettings
+from promptkd.evaluation.options import REFERENCE_METRICS, AnsweringSettings
 from promptkd.evaluation.test_sets import Missing, TestSet, find_sets, notes_on_sets, read_set
+from promptkd.generation.budget import decoding_budget
+from promptkd.models.adapters import base_of
 from promptkd.models.loading import check_positions, load_causal_lm, load_config, load_own_tokenizer
+from promptkd.models.soft_prompt import SoftPrompt, load_prompt
 from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
+from promptkd.models.wrapper import LanguageModel
 from promptkd.utils.files import fingerprint, write_json, write_text
 
 RESULTS = "results.json"
@@ -57,6 +61,27 @@ class Session:
         """Load the model that an option names to this rank's device, in eval mode."""
         model = load_causal_lm(self.models[option], DTYPES[self.dtype], option, model_type, self.group)
         return model.to(self.ranks.device)  # type: ignore[arg-type]  # transformers decorates `to`
+
+    def load_prompt(self, folder: str | None, model: PreTrainedModel, option: str) -> SoftPrompt | None:
+        """Read the soft prompt of the model that `option` names, if a folder is given."""
+        if folder is None:
+            return None
+        embedding: Any = model.get_input_embeddings()
+        prompt = SoftPrompt(load_prompt(Path(folder), embedding.weight.size(1)))
+        check_positions(model.config, self.settings.data.max_length + len(prompt), option)
+        return prompt
+
+    def load_answering(self, options: AnsweringSettings) -> LanguageModel:
+        """Load the answering model and its soft prompt."""
+        model = self.load("--model-path", options.model_type)
+        prompt = self.load_prompt(options.prompt, model, "--model-path")
+        return LanguageModel(model, prompt).to(self.ranks.device)
+
+    def choose_token_budget(self, model: LanguageModel) -> None:
+        """Resolve the token budget of the batches that the model decodes."""
+        data = self.settings.data
+        length = data.max_length + (0 if model.prompt is None else len(model.prompt))
+        data.token_budget = decoding_budget([model.model], length, self.ranks, data.token_budget)
 
     def print_notes(self, notes: list[str]) -> None:
         """Print lines to stderr, once."""
@@ -115,7 +140,8 @@ def open_evaluation(settings: SimpleNamespace, models: dict[str, str]) -> Sessio
     session = open_session("evaluate.py", settings, settings.evaluation, models)
     data.special_tokens = choose_rule(data.special_tokens, *models.values())
     reading = data.max_prompt_length, data.dev_num, data.prompt_cut == "start", data.template, data.special_tokens
-    session.sets = [read_set(name, path, session.tokenizer, *reading) for name, path in files.items()]
+    length = data.max_length if set(settings.evaluation.metrics) & set(REFERENCE_METRICS) else None
+    session.sets = [read_set(name, path, session.tokenizer, *reading, length) for name, path in files.items()]
     session.missing = missing
     session.print_notes([f"warning: {each}" for each in missing])
     return session
@@ -130,7 +156,7 @@ def _header(session: Session) -> dict[str, Any]:
     options, data = settings.evaluation, settings.data
     return {
         "type": options.type,
-        "model": describe_model(options.model_path),
+        "model": describe_model(options.model_path, options.prompt),
         "protocol": {
             **dataclasses.asdict(settings.decoding),
             "max_length": data.max_length,
@@ -155,8 +181,15 @@ def _header(session: Session) -> dict[str, Any]:
     }
 
 
-def describe_model(path: str) -> dict[str, Any]:
-    """Return a model's path and the fingerprint of its folder, for the record."""
+def describe_model(path: str, prompt: str | None = None) -> dict[str, Any]:
+    """Describe a model for the record, with an adapter's base model and a soft prompt where there are."""
+    further = {"base": base_of(path, "--model-path"), "prompt": prompt}
+    parts = {name: describe_folder(each) for name, each in further.items() if each is not None and each != path}
+    return describe_folder(path) | parts
+
+
+def describe_folder(path: str) -> dict[str, Any]:
+    """Return a path and the fingerprint of the folder, or None for a hub name."""
     return {"path": path, "fingerprint": fingerprint(path) if Path(path).is_dir() else None}
 
 
@@ -197,6 +230,7 @@ def claim(folder: Path, ranks: Ranks) -> None:
         # exposure_bias/ is not a test set's folder but holds another evaluation, see tools/report.py.
         curves = [path for path in folder.glob("*/exposure_bias.*") if path.parent.name != "exposure_bias"]
         answers = folder.glob("*/seed*/answers.jsonl")
-        for path in [folder / RESULTS, folder / "results.md", *answers, *folder.glob("exposure_bias.*"), *curves]:
+        curves += [*folder.glob("exposure_bias.*"), *folder.glob("*/reliability.png")]
+        for path in [folder / RESULTS, folder / "results.md", *answers, *curves]:
             path.unlink(missing_ok=True)
     ranks.barrier()

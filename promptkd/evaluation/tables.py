@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from promptkd.evaluation.metric_table import metric_table
 from promptkd.evaluation.rouge import mean
 from promptkd.evaluation.test_sets import TestSet
 from promptkd.utils.files import write_text
@@ -61,7 +62,7 @@ def over_seeds(values: list[float]) -> dict[str, Any]:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """Format results.md: one line for each set, then the protocol."""
+    """Format results.md: one line for each set, then the metrics and the protocol."""
     protocol, seeds = results["protocol"], results["seeds"]
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
     table = Table(["set", "rows", "cut", "ROUGE-L", "exact match", "tokens", "seconds"])
@@ -69,6 +70,7 @@ def markdown(results: dict[str, Any]) -> str:
         table.add(*_cells(name, entry))
     for lost in results["missing"]:
         table.add(lost["name"], "missing")
+    metrics = {name: entry["metrics"] for name, entry in results["sets"].items()}
     lines = [
         f"# {results['model']['path']}",
         "",
@@ -77,6 +79,8 @@ def markdown(results: dict[str, Any]) -> str:
         f"ROUGE-L (stemmed, best reference, x 100, --rouge-tokenizer {protocol['rouge_tokenizer']}): {over} "
         f"({', '.join(map(str, seeds))}). cut: prompts that lost their {protocol['prompt_cut']}; "
         "tokens: mean length of an answer. partial: fewer rows than the paper's.",
+        "",
+        metric_table("metric (95 % interval over examples)", metrics).markdown(),
         "",
         protocol_line(results),
         *(f"\n{lost['name']} is missing ({lost['file']}): {lost['remedy']}." for lost in results["missing"]),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class TestSet:
         cut: Rows that lost part of the prompt.
         spelled: Rows whose prompt spells a special token, which stays text.
         format: Format of the prompts.
+        responses: int64 token ids of each row's first reference with the token that ends it, empty if not asked for.
     """
 
     __test__ = False  # pytest must not collect it
@@ -62,6 +63,7 @@ class TestSet:
     cut: int
     spelled: int = 0
     format: PromptFormat = PromptFormat()
+    responses: list[np.ndarray] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -132,12 +134,14 @@ def read_set(
     cut_start: bool,
     template: str = "published",
     special_tokens: str = "own",
+    max_length: int | None = None,
 ) -> TestSet:
     """Read and tokenize the first `dev_num` rows (-1: all, or FIRST_ROWS of the set).
 
     The prompts are those of training (promptkd.data.encoding). A longer prompt keeps its first max_prompt_length
     tokens, as in the published code (data_utils/prompt_datasets.py). With `cut_start` it keeps its last ones, and the
-    special tokens in front.
+    special tokens in front. With `max_length`, each row's first reference is encoded, too. It is cut so that prompt and
+    response have at most so many tokens, as in training.
 
     Raises:
         UserError: A row is broken.
@@ -152,7 +156,12 @@ def read_set(
     prompts = [np.array(_cut(ids, max_prompt_length, cut_start, encoder.leading), dtype=np.int64) for ids in encoded]
     prompt_format = PromptFormat(template_of_prompts(template, encoder, marked), special_tokens)
     spelled = sum(map(encoder.specials.has_marks, marked))
-    return TestSet(name, path, prompts, [text.references for text in texts], over, spelled, prompt_format)
+    responses: list[np.ndarray] = []
+    if max_length is not None:
+        pairs = encoder.pairs([(text.prompt, text.references[0]) for text in texts])
+        responses = [pair.response[: max_length - len(prompt)] for pair, prompt in zip(pairs, prompts)]
+    references = [text.references for text in texts]
+    return TestSet(name, path, prompts, references, over, spelled, prompt_format, responses)
 
 
 def notes_on_sets(sets: list[TestSet], options: dict[str, str | None]) -> list[str]:

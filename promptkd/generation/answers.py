@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from promptkd.data.batching import group_by_length
@@ -35,6 +36,7 @@ def decode_share(
     ranks: Ranks,
     progress: Callable[[int], None] | None = None,
     pairs: Sequence[tuple[int, int]] | None = None,
+    prefix: Tensor | None = None,
 ) -> Iterator[list[Decoded]]:
     """Decode this rank's share of all (seed, prompt) pairs and yield each batch when it is finished.
 
@@ -52,6 +54,7 @@ def decode_share(
         ranks: The ranks that share the work.
         progress: Called with the number of responses of this rank that have just finished.
         pairs: The (seed index, prompt index) pairs of this rank. None for its share of all.
+        prefix: Embeddings in front of every prompt, `(length, hidden)`.
     """
     if pairs is None:
         pairs = share(prompts, len(seeds), ranks)
@@ -64,6 +67,7 @@ def decode_share(
             end_ids,
             sampling,
             rng_keys=[(seeds[seed], prompt) for seed, prompt in batch],
+            prefix=prefix,
         )
         output = decode(model, request, token_budget, progress=progress, broadcast=ranks.broadcast_tp)
         yield [Decoded(*pair, without_end(ids.tolist(), end_ids)) for pair, ids in zip(batch, output.responses)]

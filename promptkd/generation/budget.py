@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel
 
+from promptkd.distributed.device import free_memory
 from promptkd.distributed.ranks import Ranks
 from promptkd.models.tensor_parallel import group_of
 from promptkd.utils.memory import decoding_tokens, layer_work
@@ -39,13 +39,7 @@ def decoding_budget(models: Sequence[PreTrainedModel], length: int, ranks: Ranks
         ffn = next(filter(None, widths), 4 * config.hidden_size)
         work_bytes = max(work_bytes, itemsize * layer_work(config.hidden_size, ffn, heads * head_dim, gated=True))
     device, config = models[0].device, models[0].config.get_text_config()
-    free = _free_memory(device) if device.type == "cuda" else None
+    free = free_memory(device)
     layers, vocab_size = config.num_hidden_layers, config.vocab_size
     own = decoding_tokens(device.type, free, length, cache_bytes, work_bytes, layers, vocab_size)
     return -ranks.all_reduce_max(-own)
-
-
-def _free_memory(device: torch.device) -> int:
-    """Return the bytes of a GPU that nothing uses, including those that torch's allocator keeps for later."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -94,16 +94,14 @@ class _GrowingLayer(DynamicLayer):
         """Keep `length` positions in a buffer of fixed capacity, and write the next ones where `position` says."""
         if self._buffer is not None:
             buffer = self._reallocate(cast(Tensor, self.keys), length, capacity)
+            buffer[:, :, :, length:].zero_()  # A NaN would pass through the mask.
             self.keys, self.values = buffer.unbind()
             self._position = position
 
     def _reallocate(self, like: Tensor, length: int, capacity: int) -> Tensor:
-        """Replace the buffer by one for sequences `like` these. Copy the first `length` positions.
-
-        Positions without a token are masked out. They hold zeros, because a NaN would pass through the mask.
-        """
+        """Replace the buffer by one for sequences `like` these. Copy the first `length` positions."""
         batch, heads, _, head_dim = like.shape
-        buffer = like.new_zeros(2, batch, heads, capacity, head_dim)
+        buffer = like.new_empty(2, batch, heads, capacity, head_dim)
         if length:
             for part, old in zip(buffer, (cast(Tensor, self.keys), cast(Tensor, self.values))):
                 part[:, :, :length] = old[:batch, :, :length]

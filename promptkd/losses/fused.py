@@ -13,17 +13,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from promptkd.distributed.device import free_memory
 from promptkd.losses.rows import log_ratio, row_dot
-from promptkd.losses.terms import CrossEntropy, FrozenLogits, Term
+from promptkd.losses.terms import CrossEntropy, Divergence, FrozenLogits, Term
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LMHead
 from promptkd.utils.memory import BLOCK, CHUNK, positions_per_chunk
 
 
-def positions_at_a_time(head: LMHead) -> int:
-    """Positions of one chunk. A larger vocabulary has fewer of them, so that it takes no more memory."""
-    device = head.weight.device.type
-    return positions_per_chunk(len(head.weight) - head.padding, device if device in CHUNK else "cuda")
+def positions_at_a_time(head: LMHead, references: int = 0) -> int:
+    """Positions of one chunk: fewer with a larger vocabulary, and on a GPU with little free memory.
+
+    With deterministic algorithms, free memory does not count, because chunks change the rounding.
+
+    Args:
+        head: The output head.
+        references: Models whose logits are computed beside those of the head.
+    """
+    weight = head.weight
+    device = weight.device.type if weight.device.type in CHUNK else "cuda"
+    free = None if torch.are_deterministic_algorithms_enabled() else free_memory(weight.device)
+    return positions_per_chunk(len(weight) - head.padding, device, free, weight.itemsize, references)
 
 
 def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
@@ -38,7 +48,7 @@ def log_probs(model: FrozenLogits, tokens: Tensor) -> Tensor:
 
 def kl_divergences(p: FrozenLogits, q: FrozenLogits) -> Tensor:
     """KL(p || q) at each position: float32 [tokens]. One chunk of logits at a time."""
-    step = positions_at_a_time(p.open_head)
+    step = positions_at_a_time(p.open_head, references=1)
     parts = [p.hidden.new_empty(0, dtype=torch.float32)]
     for start in range(0, len(p.hidden), step):
         log_p, log_q = (model.logits(slice(start, start + step)).float().log_softmax(-1) for model in (p, q))
@@ -52,7 +62,7 @@ def reference_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Ten
     logits = F.linear(hidden, head.weight, head.bias)
     plain = [term.plain(logits if isinstance(term, CrossEntropy) else head.restrict(logits)) for term in terms]
     sums = torch.stack([(losses * weights).sum() for losses in plain])
-    return (sums * _coefficients(terms, sums)).sum(), sums.detach()
+    return _weighted(terms, sums), sums.detach()
 
 
 def fused_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,8 +78,9 @@ def fused_loss(hidden: Tensor, head: LMHead, terms: list[Term], weights: Tensor)
     return result
 
 
-def _coefficients(terms: Sequence[Term], like: Tensor) -> Tensor:
-    return torch.tensor([term.coefficient for term in terms], dtype=like.dtype, device=like.device)
+def _weighted(terms: Sequence[Term], sums: Tensor) -> Tensor:
+    """Return the sum of the terms with their coefficients, which stay on the host: a copy waits for the device."""
+    return torch.stack([value * term.coefficient for value, term in zip(sums, terms)]).sum()
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -98,7 +109,7 @@ class _FusedLoss(torch.autograd.Function):
         # Summed in float32: many chunks in bfloat16 would lose what the last ones add.
         grad_weight = torch.zeros_like(head.weight, dtype=torch.float32) if needs_weight else None
         grad_bias = torch.zeros_like(head.bias, dtype=torch.float32) if head.bias is not None and needs_bias else None
-        step = positions_at_a_time(head)
+        step = positions_at_a_time(head, references=sum(isinstance(term, Divergence) for term in terms))
         for start in range(0, len(hidden), step):
             rows = slice(start, start + step)
             grad, factors[rows] = _chunk(rows, hidden, head, terms, weights, sums)
@@ -112,7 +123,7 @@ class _FusedLoss(torch.autograd.Function):
         grad_weight, grad_bias = (None if grad is None else grad[: len(weight)] for grad in (grad_weight, grad_bias))
         ctx.save_for_backward(grad_hidden, factors, grad_weight, grad_bias)
         ctx.mark_non_differentiable(sums)
-        return (sums * _coefficients(terms, sums)).sum(), sums
+        return _weighted(terms, sums), sums
 
     @staticmethod
     def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
@@ -138,7 +149,7 @@ def _chunk(
         The gradient [rows, rows of the head's weight] in the head's precision, and float32 factors [rows]. A token's
         part of the loss's gradient is its row times its factor, which is its weight but for float16's row scale.
     """
-    padded = F.linear(hidden[rows], head.weight, head.bias)
+    padded = head.product(hidden[rows])
     logits = padded[:, : padded.size(1) - head.padding]
     block_losses = [term.of_chunk(rows) for term in terms]
     step = BLOCK.get(hidden.device.type, BLOCK["cuda"])
@@ -165,7 +176,7 @@ def _chunk(
             total = grad if total is None else total.add_(grad)
         assert total is not None, "a micro-batch has at least one term"
         if logits.dtype == torch.float16:
-            scale = _row_scale(total, positions_at_a_time(head))
+            scale = _row_scale(total, rows.stop - rows.start)
             total.mul_(scale[:, None])
             factors[block].div_(scale)
         logits[block] = total  # the logits have served: their place takes the gradient

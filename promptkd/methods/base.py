@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from promptkd.config.options import OptimizerSettings
-from promptkd.data.batching import MicroBatch, TokenIds, group_by_length, make_micro_batches
+from promptkd.data.batching import MicroBatch, TokenIds, group_with_little_padding, make_micro_batches
 from promptkd.data.dataset import Example, ExampleSet
 from promptkd.data.sampler import StepSampler
 from promptkd.distributed.ranks import Ranks
@@ -214,12 +214,12 @@ class Method(ABC):
         """
         context = self.context
         lengths = [len(response) for response in responses]
-        tokens = int(context.ranks.all_reduce_sum(torch.tensor(sum(lengths), device=context.ranks.device)))
+        tokens = int(context.ranks.all_reduce_sum(torch.tensor(sum(lengths))))
         weights = self.token_weights(lengths, tokens, step_batch.batch_size)
         prompts = [example.prompt for example in step_batch.examples]
         sizes = [len(prompt) + length for prompt, length in zip(prompts, lengths)]
         budget = context.limits.token_budget
-        count = context.ranks.all_reduce_max(len(group_by_length(sizes, budget)))
+        count = context.ranks.all_reduce_max(len(group_with_little_padding(sizes, budget, context.ranks.device)))
         batches = make_micro_batches(prompts, responses, weights, budget, context.ranks.device, count)
         return [replace(batch, source=source) for batch in batches], tokens
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -17,8 +18,10 @@ from promptkd.methods.base import Method
 from promptkd.methods.context import MethodContext, StepBatch
 from promptkd.methods.divergence_options import PUBLISHED_NAMES, DivergenceParameters
 from promptkd.models.loading import check_positions
-from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
+from promptkd.models.soft_prompt import SoftPrompt, initial_prompt, load_prompt
 from promptkd.models.wrapper import LanguageModel, without_dropout
+
+INIT_TEXT = "Suppose you are a student."  # as published
 
 
 def kl_option(default: str, help: str) -> Any:
@@ -31,9 +34,12 @@ class PromptKDSettings(DivergenceParameters):
     teacher_lr: float | None = option(None, "peak learning rate of the soft prompt (default: --lr)")
     prompt_len: int = option(7, "number of embeddings of the soft prompt. 0: on-policy distillation without a prompt")
     prompt_init_text: str = option(
-        "Suppose you are a student.",
+        INIT_TEXT,
         "initialization of the soft prompt: the token embeddings of a text, PAD, or random",
         nargs="+",
+    )
+    prompt_init: str | None = option(
+        None, "initialization of the soft prompt: prompt/ of an earlier run, instead of a text", numbers=False
     )
     teacher_kld_type: str = kl_option("reverse", "divergence of prompted teacher and student in prompt tuning")
     base_kld_type: str = kl_option("reverse", "divergence of prompted and unprompted teacher in prompt tuning")
@@ -50,6 +56,8 @@ class PromptKDSettings(DivergenceParameters):
         if not self.prompt_init_text.strip() or not is_text(self.prompt_init_text):
             raise UserError("--prompt-init-text is empty or not UTF-8: give a text, PAD or random")
         at_least(0, prompt_len=self.prompt_len, base_coef=self.base_coef)
+        if self.prompt_init is not None and (not self.prompt_len or self.prompt_init_text != INIT_TEXT):
+            raise UserError("--prompt-init goes with neither --prompt-init-text nor --prompt-len 0: leave these out")
         fraction(student_data_fraction=self.student_data_fraction)
         if self.teacher_lr is not None:
             at_least(0, teacher_lr=self.teacher_lr)
@@ -69,13 +77,11 @@ class PromptKD(Method):
         assert context.teacher is not None  # `check_options` has seen to it
         teacher = context.teacher.requires_grad_(False)
         check_positions(teacher.config, context.limits.max_length + settings.prompt_len, "--teacher-model-path")
-        start = initial_prompt(
-            settings.prompt_init_text,
-            settings.prompt_len,
-            cast(nn.Embedding, teacher.get_input_embeddings()),
-            context.tokenizer,
-            context.seed,
-        )
+        embedding, length = cast(nn.Embedding, teacher.get_input_embeddings()), settings.prompt_len
+        if settings.prompt_init is not None:
+            start = load_prompt(Path(settings.prompt_init), embedding.weight.size(1), length)
+        else:
+            start = initial_prompt(settings.prompt_init_text, length, embedding, context.tokenizer, context.seed)
         rate = context.optimization.lr if settings.teacher_lr is None else settings.teacher_lr
         self.prompted_teacher = context.make_engine(
             LanguageModel(teacher, SoftPrompt(start), context.shared), replace(context.optimization, lr=rate)

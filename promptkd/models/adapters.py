@@ -1,14 +1,31 @@
-"""LoRA adapters: a folder with an adapter stands for its base model with the adapter merged into the weights."""
+"""LoRA adapters (Hu et al., 2022): trained in a student, saved in PEFT's format, and merged into weights.
+
+A folder with an adapter stands for its base model with the adapter merged into the weights.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
+import torch
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model_state_dict, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
+from promptkd.config.lora_options import LoraSettings
 from promptkd.errors import UserError
+from promptkd.models.checks import check_number
+from promptkd.models.validation import looks_local
 from promptkd.utils.strict_json import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -55,6 +72,11 @@ def base_of(path: str, option: str) -> str:
         raise UserError(f"{option} {path}: {CONFIG} lacks base_model_name_or_path: add the base model's folder")
     if not os.path.isdir(base) and (folder / base).is_dir():
         base = str(folder / base)
+    if looks_local(base) and not os.path.isdir(base):
+        raise UserError(
+            f"{option} {path}: the adapter's base model {base} is no such folder: correct base_model_name_or_path in "
+            f"its {CONFIG}"
+        )
     if is_adapter(base):
         raise UserError(f"{option} {path}: its base model {base} is an adapter itself: merge that one first")
     return base
@@ -71,23 +93,133 @@ def merge(model: PreTrainedModel, path: str, option: str) -> PreTrainedModel:
     Raises:
         UserError: If the adapter and the base model do not fit together.
     """
-    from peft import PeftModel, get_peft_model_state_dict
-    from safetensors import safe_open
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about missing tensors, which are an error below
-            adapted = PeftModel.from_pretrained(model, path)
-        with safe_open(Path(path) / WEIGHTS, "pt") as file:
-            stored = set(file.keys())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            unmatched = sorted(stored ^ get_peft_model_state_dict(adapted, save_embedding_layers=False).keys())
-        if unmatched:
-            raise ValueError(f"{len(unmatched)} tensors are missing or have no place, {unmatched[0]} first")
-        merged = adapted.merge_and_unload(safe_merge=True)
+        complete: PreTrainedModel = _load_adapter(model, path).merge_and_unload(safe_merge=True)
     except Exception as error:  # PEFT raises many types.
+        raise _misfit(model, path, option, error) from None
+    return complete.requires_grad_(True)  # PEFT froze the base model
+
+
+def _load_adapter(model: PreTrainedModel, path: str, **options: Any) -> PeftModel:
+    """Add the adapter in a folder to a model, in place. Raise ValueError if tensors are missing or have no place."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about missing tensors, which are an error below
+        adapted = PeftModel.from_pretrained(model, path, **options)
+        placed = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    with safe_open(Path(path) / WEIGHTS, "pt") as file:
+        unmatched = sorted(set(file.keys()) ^ placed)
+    if unmatched:
+        raise ValueError(f"{len(unmatched)} tensors are missing or have no place, {unmatched[0]} first")
+    return adapted
+
+
+def _misfit(model: PreTrainedModel, path: str, option: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())
+    return UserError(f"{option} {path}: the adapter does not fit its base model {model.name_or_path}: {reason}")
+
+
+def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int) -> None:
+    """Freeze a student and add trainable LoRA adapters, in place.
+
+    Args:
+        model: The student, or the base model if `path` is an adapter.
+        options: The adapters' options.
+        path: The student's folder. If it holds an adapter, its training continues.
+        seed: The seed of new adapters, which have to be the same on all ranks.
+
+    Raises:
+        UserError: If the options do not fit the student or its adapter.
+    """
+    if is_adapter(path):
+        _continue_adapter(model, options, path)
+        return
+    linear = {name for name, module in model.base_model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    leaves = sorted({name.rpartition(".")[2] for name in linear})
+    if unknown := set(options.lora_target or ()) - set(leaves):
         raise UserError(
-            f"{option} {path}: the adapter does not fit its base model {model.name_or_path}: {error}"
-        ) from None
-    return merged.requires_grad_(True)  # PEFT froze the base model
+            f"--lora-target {min(unknown)}: the student has no such linear layer: name some of {', '.join(leaves)}"
+        )
+    config = LoraConfig(
+        task_type=TaskType.CAUSAL_LM,
+        r=options.lora_r,
+        lora_alpha=options.lora_alpha or 2 * options.lora_r,  # type: ignore[arg-type]  # PEFT only divides it
+        lora_dropout=options.lora_dropout,
+        target_modules=options.lora_target or "all-linear",
+        base_model_name_or_path=_lasting(path),
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT itself sets fan_in_fan_out for GPT-2's layers
+        torch.manual_seed(seed)
+        inject_adapter_in_model(config, model)
+
+
+def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) -> None:
+    """Add the adapter in a folder to its base model, to train it further."""
+    try:
+        config = LoraConfig.from_pretrained(path)
+        if options.lora_r != config.r or options.lora_target or options.lora_alpha not in (None, config.lora_alpha):
+            raise UserError(
+                f"--model-path {path} is an adapter with its own rank, alpha and layers: give --lora-r {config.r}, and "
+                "leave --lora-alpha and --lora-target out"
+            )
+        config.lora_dropout, config.inference_mode = options.lora_dropout, False
+        _load_adapter(model, path, config=config, is_trainable=True)
+    except UserError:
+        raise
+    except Exception as error:  # PEFT raises many types.
+        raise _misfit(model, path, "--model-path", error) from None
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in trained.items():
+        check_number(name, parameter.detach(), path, "--model-path")
+    if isinstance(model.get_output_embeddings(), LoraLayer) or not all(".lora_" in name for name in trained):
+        raise UserError(
+            f"--model-path {path}: the adapter is not only of linear layers below the head: merge it into its base "
+            "model and name that folder"
+        )
+    config.base_model_name_or_path = _lasting(base_of(path, "--model-path"))
+
+
+def _lasting(path: str) -> str:
+    """Return a path that does not depend on the working directory, or a hub name unchanged."""
+    return os.path.abspath(path) if os.path.isdir(path) else path
+
+
+@contextlib.contextmanager
+def merged(model: nn.Module) -> Iterator[None]:
+    """Merge LoRA adapters into the weights for the length of a block, and restore the weights bit for bit.
+
+    Decoding is faster without the adapters' small products. The weights keep their places in memory. Quantized weights
+    stay as they are, because merging would round them again.
+    """
+    kept: list[tuple[Any, Tensor, Tensor]] = []
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged]
+    try:
+        with torch.no_grad():
+            for layer in layers:
+                weight = layer.get_base_layer().weight
+                if weight.is_floating_point():
+                    kept.append((layer, weight, weight.clone()))
+                    layer.merge()
+        yield
+    finally:
+        for layer, weight, original in kept:
+            weight.data.copy_(original)
+            layer.merged_adapters.clear()
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the weights inside of a `merged` block under the names that they have without adapters."""
+    state = model.state_dict()
+    return {name.replace(".base_layer.", "."): value for name, value in state.items() if ".lora_" not in name}
+
+
+def save_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Write the LoRA adapters of a model with these weights. `PeftModel.from_pretrained(base, folder)` reads them."""
+    config = copy.copy(cast(Any, model).peft_config["default"])
+    config.inference_mode = True
+    if isinstance(config.target_modules, set):
+        config.target_modules = sorted(config.target_modules)
+    config.save_pretrained(str(folder))
+    weights = get_peft_model_state_dict(model, state, save_embedding_layers=False)
+    tensors = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})

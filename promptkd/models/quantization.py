@@ -1,13 +1,14 @@
-"""Quantization of a frozen teacher to 8 or 4 bits per weight with the optional library bitsandbytes.
+"""Quantization of frozen weights to 8 or 4 bits with the optional library bitsandbytes.
 
 8bit is LLM.int8 (Dettmers et al., 2022) and 4bit is NF4 (QLoRA, Dettmers et al., 2023). Both pass on the gradient with
-respect to the inputs, which the soft prompt needs. Embeddings, norms and head keep the teacher's precision, because
-the losses read the head. Both run on GPUs and CPUs.
+respect to the inputs, which soft prompts and LoRA adapters need. Embeddings, norms and head keep the model's precision,
+because the losses read the head. Both run on GPUs and CPUs.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -18,16 +19,16 @@ from promptkd.errors import UserError
 NONE = "none"
 
 
-def check_installed(kind: str) -> None:
+def check_installed(kind: str, option: str) -> None:
     """Raise UserError if bitsandbytes is needed and missing.
 
     Args:
-        kind: Value of --teacher-quantization.
+        kind: Value of the option.
+        option: The option, for the error message.
     """
     if kind != NONE and importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(
-            f"--teacher-quantization {kind} needs bitsandbytes, which is not installed: "
-            ".venv/bin/pip install bitsandbytes"
+            f"{option} {kind} needs bitsandbytes, which is not installed: .venv/bin/pip install bitsandbytes"
         )
 
 
@@ -35,6 +36,7 @@ def loading_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict
     """Return the arguments of `from_pretrained` that quantize weights as they are read, directly on `device`."""
     if kind == NONE:
         return {}
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It would log a cast of inputs in every layer.
     bits: dict[str, Any] = {"load_in_8bit": True}
     if kind == "4bit":
         bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}

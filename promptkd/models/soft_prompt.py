@@ -113,8 +113,8 @@ def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tens
         raise UserError(f"{path}: the prompt has the type {embeddings.dtype} instead of floats: {remedy}")
     if embeddings.ndim != 2 or embeddings.size(1) != width:
         raise UserError(
-            f"{path}: the prompt has shape {list(embeddings.shape)}, but the teacher's embeddings are {width} "
-            "wide: use the prompt of this teacher"
+            f"{path}: the prompt has shape {list(embeddings.shape)}, but the model's embeddings are {width} "
+            "wide: use the prompt of this model"
         )
     if prompt_len is not None and embeddings.size(0) != prompt_len:
         raise UserError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from promptkd.planning.held import GPU_FRAMEWORK, GPU_HEADROOM, Parts, held_by
+from promptkd.planning.held import Parts, free_on_device
 from promptkd.planning.setting import Engine, Setting
 from promptkd.utils.memory import MOVING_LAYERS, cache_capacity, decoding_tokens, layer_work
 
@@ -35,11 +35,9 @@ def decoding_rows(setting: Setting, engine: Engine, rows: int) -> int:
     """Count the sequences of full length that decode together, at most `rows`, as generation/budget.py does."""
     budget = setting.rollout_token_budget
     if budget is None:
-        shape, free = engine.shape, None
-        if not setting.hardware.cpu:
-            engines = [("student", setting.student), ("teacher", setting.teacher)]
-            held = sum(held_by(each, name, setting)[0].total() for name, each in engines if each)
-            free = setting.hardware.memory * GPU_HEADROOM - GPU_FRAMEWORK - held - decoding_weights(engine)
+        shape, free = engine.shape, free_on_device(setting)
+        if free is not None:
+            free -= decoding_weights(engine)
         cache = 2 * shape.layers * shape.keys * engine.size / engine.tensor
         work = engine.size * layer_work(shape.width, shape.inner, shape.queries, gated=True)
         budget = decoding_tokens(setting.hardware.device, free, setting.length, cache, work, shape.layers, shape.vocab)

@@ -64,6 +64,15 @@ def held_by(engine: Engine, name: str, setting: Setting) -> tuple[Parts, Parts]:
     return device, host
 
 
+def free_on_device(setting: Setting) -> float | None:
+    """Compute what a GPU has free beside what is held throughout the run. None on a CPU."""
+    if setting.hardware.cpu:
+        return None
+    engines = [("student", setting.student), ("teacher", setting.teacher)]
+    held = sum(held_by(engine, name, setting)[0].total() for name, engine in engines if engine)
+    return setting.hardware.memory * GPU_HEADROOM - GPU_FRAMEWORK - held
+
+
 def building(engine: Engine, setting: Setting) -> float:
     """Compute the peak on the device while a model is loaded and its engine built, beyond what was held before."""
     b, ranks, count = engine.size, setting.data_ranks(engine), engine.parameters

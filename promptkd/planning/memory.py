@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from promptkd.planning.decoding import decoding, decoding_rows, forward_only
-from promptkd.planning.held import CPU_FRAMEWORK, GPU_FRAMEWORK, Parts, building, held_by
+from promptkd.planning.held import CPU_FRAMEWORK, GPU_FRAMEWORK, Parts, building, free_on_device, held_by
 from promptkd.planning.setting import Engine, Setting
-from promptkd.utils.memory import BLOCK, positions_per_chunk
+from promptkd.utils.memory import loss_bytes, positions_per_chunk
 
 PREFETCH = 50_000_000  # elements: DeepSpeed's stage3_prefetch_bucket_size
 
@@ -120,12 +120,22 @@ def _layer(engine: Engine, tokens: int, rows: int, cpu: bool) -> float:
     return tokens * (b * (attention + inner + width) + dropout)
 
 
-def logits(setting: Setting, engine: Engine, references: int, tokens: int, trained: bool) -> float:
-    """Compute the loss's logits: one chunk for the model and each reference, and float32 copies of a block."""
-    shape, b = engine.shape, engine.size
-    chunk = min(positions_per_chunk(shape.vocab, setting.hardware.device), tokens)
-    block = min(BLOCK[setting.hardware.device], tokens)
-    needed = shape.vocab * (b * (1 + references) * chunk + 4 * 5 * block)
+def logits(setting: Setting, engine: Engine, references: int, tokens: int, trained: bool, beside: float = 0) -> float:
+    """Compute the loss's logits: one chunk for the model and each reference, and float32 copies of a block.
+
+    Args:
+        setting: The run.
+        engine: The model that the loss trains.
+        references: Number of models that it is compared with.
+        tokens: Response tokens of a micro-batch.
+        trained: Whether the head is trained.
+        beside: Bytes that the phase holds when the loss is computed, beside what is held throughout.
+    """
+    shape, b, device = engine.shape, engine.size, setting.hardware.device
+    free = free_on_device(setting)
+    free = None if free is None else free - beside
+    chunk = min(positions_per_chunk(shape.vocab, device, free, b, references), tokens)
+    needed: float = loss_bytes(chunk, shape.vocab, device, b, references)
     needed += b * tokens * shape.width * (1 + references)  # the hidden states' gradient, the references' states
     if trained:  # the head's gradient in float32, its cast, and a tied embedding's own gradient
         needed += shape.head * (4 + (2 * b if b < 4 else 0) + (b if shape.tied else 0))
@@ -160,12 +170,13 @@ def prompt_phase(setting: Setting, teacher: Engine) -> Parts:
     tokens = rows * (setting.length - 1 + teacher.prompt)
     parts = Parts()
     parts["activations"] = activations(teacher, tokens, rows, setting.hardware.cpu)
-    parts["logits"] = logits(setting, teacher, 2, rows * setting.max_new, trained=False)
     parts["gathered weights"] = gathered(teacher, setting)
     if setting.student.stage == 3:
         parts["gathered weights"] += setting.student.size * setting.student.shape.head
     if teacher.stage in (1, 2):
         parts["gradient bucket"] = teacher.size * teacher.bucket
+    tokens = rows * setting.max_new
+    parts["logits"] = logits(setting, teacher, 2, tokens, trained=False, beside=parts.total())
     return parts
 
 
@@ -179,9 +190,10 @@ def student_phase(setting: Setting) -> Parts:
         forward = forward_only(teacher, tokens + rows * teacher.prompt)
         parts["activations"] = max(parts["activations"], forward)
         parts["gathered weights"] = gathered(teacher, setting)
-    parts["logits"] = logits(setting, student, 1 if teacher else 0, rows * setting.max_new, trained=True)
     parts["gathered weights"] += gathered(student, setting)
     parts.add(gradient_blocks(student, setting))
+    tokens = rows * setting.max_new
+    parts["logits"] = logits(setting, student, 1 if teacher else 0, tokens, trained=True, beside=parts.total())
     return parts
 
 

@@ -17,6 +17,7 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 PACKED = {"8bit": 1.0, "4bit": 0.5 + 4 / 64}
 DEV_ROWS = 1000  # assumed for a dev set that is read in full: the paper's
 PLANNED_METHODS = ("promptkd", "kd", "seqkd", "sft", "gkd", "distillm", "distillm2")
+UNPLANNED_METHODS = ("minillm",)
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,10 @@ def make_setting(config: RunConfig, hardware: Hardware, examples: int) -> Settin
     Raises:
         UserError: The run cannot be planned, or its models do not fit its sizes.
     """
-    if config.method not in PLANNED_METHODS:
+    if config.method in UNPLANNED_METHODS:
         raise UserError(f"--method {config.method} cannot be planned: choose one of {', '.join(PLANNED_METHODS)}")
+    if config.lora.lora_r:
+        raise UserError("--lora-r cannot be planned: leave the options of LoRA out, to plan training of all weights")
     student, teacher = _engines(config, hardware)
     groups = hardware.ranks // config.parallel.copies
     optimizer, run = config.optimizer, config.run
@@ -153,7 +156,8 @@ def make_setting(config: RunConfig, hardware: Hardware, examples: int) -> Settin
 def _responses(config: RunConfig) -> dict[str, Any]:
     """Describe where the responses of a step come from: fields of `Setting`."""
     options = config.method_settings
-    fraction = getattr(options, "student_data_fraction", 0.0)
+    # A method of another package may let the student answer every prompt.
+    fraction = getattr(options, "student_data_fraction", 0.0 if config.method in PLANNED_METHODS else 1.0)
     answers = fraction > 0 or config.method == "distillm"
     pairs = config.method == "distillm2" or getattr(options, "lm_data_dir", None) is not None
     return {
@@ -172,7 +176,7 @@ def _engines(config: RunConfig, hardware: Hardware) -> tuple[Engine, Engine | No
     if models.teacher_model_path:
         shape, packed = read_shape(models.teacher_model_path, "--teacher-model-path"), models.teacher_quantization
         if config.trains_teacher:
-            prompt = config.method_settings.prompt_len
+            prompt = getattr(config.method_settings, "prompt_len", 0)
             teacher = _engine(
                 shape, config.teacher_deepspeed, sizes.teacher_size, prompt=prompt, checkpointing=recompute,
                 packed=packed,

@@ -12,11 +12,12 @@ from typing import Any
 from promptkd.data.row_files import read_rows
 from promptkd.data.rows import read_row, reference_texts, render_prompt
 from promptkd.errors import UserError
+from promptkd.evaluation.metric_table import metric_table
 from promptkd.reporting.bootstrap import Difference
 from promptkd.reporting.costs import cost, cost_table
 from promptkd.reporting.curves import draw_picture, draw_svg, panels_of
 from promptkd.reporting.document import Answers, Section, html_page, markdown_page
-from promptkd.reporting.results import Result, exposure_differences
+from promptkd.reporting.results import Result, exposure_differences, is_unchanged
 from promptkd.reporting.tables import (
     difference_table,
     differences_to,
@@ -26,7 +27,7 @@ from promptkd.reporting.tables import (
     sets_of,
     settings_table,
 )
-from promptkd.utils.files import digest_of, write_json, write_text
+from promptkd.utils.files import write_json, write_text
 from promptkd.utils.strict_json import is_kind
 from promptkd.utils.tables import Table
 
@@ -81,7 +82,15 @@ def write_report(contents: Contents, save: Path) -> str:
     panels = panels_of(contents.compared, contents.references)
     curves = Section("Curves", pictures={panel.title: draw_svg(panel) for panel in panels})
     scores = _scores(contents)
-    sections = [scores, curves, _protocols(contents), _exposure(contents), _costs(contents), _answers(contents)]
+    sections = [
+        scores,
+        _metrics(contents),
+        curves,
+        _protocols(contents),
+        _exposure(contents),
+        _costs(contents),
+        _answers(contents),
+    ]
     sections.append(_settings(contents))
     texts = {
         PAGE: html_page(contents.title, sections),
@@ -148,6 +157,22 @@ def ranking(compared: list[Result], references: list[Result]) -> list[str]:
     return sentences
 
 
+def _metrics(contents: Contents) -> Section:
+    """Show all metrics of all models for each set, and say where KL divergences are to different teachers."""
+    section = Section("Metrics")
+    for name in sets_of(contents.results):
+        columns = {each.label: each.sets.get(name, {}).get("metrics", {}) for each in contents.results}
+        table = metric_table(name, columns)
+        section.parts += [table] if table.rows else []
+    if section.parts:
+        section.parts.append("With the 95 % interval over examples. docs/evaluation.md defines the metrics.")
+    teachers = {each.label: each.evaluation.get("teacher") for each in contents.results}
+    named = {label: teacher for label, teacher in teachers.items() if teacher is not None}
+    if any(teacher != next(iter(named.values())) for teacher in named.values()):
+        section.parts.append(f"KL divergences are to different teachers: {', '.join(named)} do not have the same.")
+    return section
+
+
 def _protocols(contents: Contents) -> Section:
     table = protocol_table(contents.results)
     note = "Rows that differ are not comparable to the first."
@@ -179,7 +204,7 @@ def _answers(contents: Contents) -> Section:
     answers: list[Answers] = []
     notes = []
     for name, entry in contents.compared[0].sets.items() if contents.samples else ():
-        if not _is_unchanged(Path(entry["file"]), entry["sha256"]):
+        if not is_unchanged(entry):
             notes.append(f"{name}: without answers, since {entry['file']} is missing or changed after the evaluation.")
             continue
         rows = read_rows(entry["file"])[: contents.samples]
@@ -197,13 +222,6 @@ def _answers(contents: Contents) -> Section:
         answers += [Answers(name, examples)] if examples else []
     lead = ["The first rows of each test set, first seed."] if answers else []
     return Section("Answers", [*lead, *notes, *answers])
-
-
-def _is_unchanged(path: Path, sha256: str) -> bool:
-    try:
-        return path.is_file() and digest_of(path)["sha256"] == sha256
-    except OSError:
-        return False
 
 
 def _settings(contents: Contents) -> Section:
@@ -233,6 +251,7 @@ def _numbers_of_result(result: Result, contents: Contents) -> dict[str, Any]:
         sets[name] = {
             "rougeL": entry["rougeL"],
             "exact_match": entry["exact_match"],
+            "metrics": entry.get("metrics", {}),
             "difference": difference and dataclasses.asdict(difference),
         }
     return {

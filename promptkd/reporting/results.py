@@ -9,6 +9,7 @@ from typing import Any
 
 from promptkd.errors import UserError
 from promptkd.evaluation.test_sets import SET_NAME
+from promptkd.utils.files import digest_of
 from promptkd.utils.jsonl import read_jsonl, read_metrics
 from promptkd.utils.strict_json import check_kind, is_kind, read_object
 
@@ -24,6 +25,7 @@ MEASURED = {  # how the curves were measured, which files of the published code 
     "set": str, "sha256": str, "rows": int, "seeds": [int], "protocol": {...: object}, "teacher": {"path": str},
 }  # fmt: skip
 SPREAD = {"mean": float, "std": (float, None)}
+METRICS = {...: {"value": (float, None), "low": (float, None), "high": (float, None)}}  # not in earlier results
 SET = {"file": str, "sha256": str, "rougeL": SPREAD, "exact_match": SPREAD, "rougeL_rows": [[float]]}
 EVALUATION = {"model": {"path": str}, "protocol": {...: object}, "seeds": [int], "sets": {...: SET}}
 MEMORY = {"peak_memory_gb": [float]}
@@ -94,7 +96,7 @@ def read_result(argument: str) -> Result:
         raise UserError(f"{folder}: no such folder: name folders that train.py or evaluate.py --save has written")
     only_evaluation = (folder / RESULTS).is_file() and not (folder / "metrics.jsonl").is_file()
     answers_folder = folder if only_evaluation else folder / "eval"
-    evaluation = _read_evaluation(answers_folder / RESULTS)
+    evaluation = read_evaluation(answers_folder / RESULTS)
     run = Path(evaluation["model"]["path"]).parent if only_evaluation else folder
     metrics, memory = run / "metrics.jsonl", run / "memory.json"
     exposure = _read_exposure(folder)
@@ -193,7 +195,8 @@ def _measurement(curves: dict[str, Any]) -> dict[str, Any]:
     return terms
 
 
-def _read_evaluation(path: Path) -> dict[str, Any]:
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """Read results.json of evaluate.py. Raise UserError where it is missing or broken."""
     remedy = f"evaluate.py --save {path.parent} writes it"
     evaluation = _read_json(path, EVALUATION, remedy)
     if not evaluation["seeds"] or not evaluation["sets"]:
@@ -204,7 +207,18 @@ def _read_evaluation(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: {name!r} is not a name of a test set: {remedy}")
         if len({len(scores) for scores in entry["rougeL_rows"]}) != 1:
             raise UserError(f"{path}, {name}: its seeds have different numbers of rows: {remedy}")
+        if not is_kind(entry.get("metrics", {}), METRICS):
+            raise UserError(f"{path}, {name}: its metrics are not numbers with intervals: {remedy}")
     return evaluation
+
+
+def is_unchanged(entry: dict[str, Any]) -> bool:
+    """Return whether the rows of a test set are still the file that was evaluated."""
+    path = Path(entry["file"])
+    try:
+        return path.is_file() and digest_of(path)["sha256"] == entry["sha256"]
+    except OSError:
+        return False
 
 
 def _read_exposure(folder: Path) -> dict[str, dict[str, Any]]:

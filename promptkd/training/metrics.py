@@ -12,6 +12,7 @@ import torch
 
 from promptkd.distributed.device import peak_memory_gb
 from promptkd.errors import RunError
+from promptkd.training.trackers import Trackers
 
 REMEDY = "make room and start it again with --resume"
 
@@ -22,10 +23,11 @@ class MetricsFile:
     Args:
         path: The file.
         write: Whether this rank writes. The others do nothing.
+        trackers: What gets the numbers of each row after it is written.
     """
 
-    def __init__(self, path: Path, write: bool) -> None:
-        self.path = path
+    def __init__(self, path: Path, write: bool, trackers: Trackers | None = None) -> None:
+        self.path, self.trackers = path, trackers or Trackers()
         self.file = path.open("ab", buffering=0) if write else None
 
     def row(self, event: str, step: int, **values: Any) -> None:
@@ -43,6 +45,7 @@ class MetricsFile:
         except OSError as error:
             raise RunError(f"{self.path} cannot be written ({error.strerror}): {REMEDY}") from None
         self._check_place(self.file.fileno())
+        self.trackers.log(event, step, values)
 
     def synced_size(self) -> int:
         """Flush the file to disk and return its size in bytes. Raises RunError as `row` does."""

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from promptkd.data.prompt_format import RECORD, PromptFormat
 from promptkd.engine.engine import TrainEngine
 from promptkd.errors import RunError, UserError
+from promptkd.models.adapters import merged_state, save_adapter
 from promptkd.utils.files import atomic_folder, fingerprint, remove, write_json
 from promptkd.utils.project import PACKAGE
 
@@ -65,24 +66,28 @@ def clear_folder(folder: Path) -> None:
     for name in ("curves.png", "memory.json", "profile.md", "trace.json.gz"):
         (folder / name).unlink(missing_ok=True)
     best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
-    for name in ("last", "prompt", *best, "eval", "exposure_bias", "checkpoints"):
+    for name in ("last", "prompt", *best, "eval", "exposure_bias", "tensorboard", "checkpoints"):
         remove(folder / name)
     (folder / "metrics.jsonl").unlink()  # last: until then the folder counts as taken
 
 
-def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFormat) -> None:
-    """Write the model as a Hugging Face folder with its tokenizer and a record of the prompts' format.
+def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFormat, merge: bool = False) -> None:
+    """Write the model or its LoRA adapters as a folder, with the tokenizer and a record of the prompts' format.
 
-    All ranks call it. The first one writes.
+    With `merge`, adapters are merged into a complete model. All ranks call it. The first one writes.
     """
     model = learner.module.model
-    state = learner.model_state()
-    if learner.ranks.is_main:
-        with output_folder(folder) as temporary:
-            model.save_pretrained(temporary, state_dict=state)
-            tokenizer.save_pretrained(temporary)
-            write_json(temporary / RECORD, prompts.as_dict())
-    learner.ranks.barrier()
+    with learner.gathered_model() if merge else contextlib.nullcontext():
+        state = merged_state(model) if merge else learner.model_state()
+        if learner.ranks.is_main:
+            with output_folder(folder) as temporary:
+                if hasattr(model, "peft_config") and not merge:
+                    save_adapter(model, state, temporary)
+                else:
+                    model.save_pretrained(temporary, state_dict=state)
+                tokenizer.save_pretrained(temporary)
+                write_json(temporary / RECORD, prompts.as_dict())
+        learner.ranks.barrier()
 
 
 def describe_run(settings: dict[str, Any], inputs: dict[str, str | None]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +15,7 @@ from promptkd.checkpointing.fingerprint import RunFingerprint
 from promptkd.checkpointing.manager import Checkpoints, recorded_time, select_checkpoint
 from promptkd.config.deepspeed import DTYPES, check_with_deepspeed, precision
 from promptkd.config.parser import declared_options
+from promptkd.config.reporting_options import hub_token
 from promptkd.config.resolve import TEACHER_FILE, RunConfig
 from promptkd.data.dataset import vocabulary_size
 from promptkd.data.prompt_format import mismatch
@@ -39,10 +39,12 @@ from promptkd.models.loading import (
     load_tokenizer,
 )
 from promptkd.models.quantization import check_installed, loading_options
+from promptkd.models.student import load_student
 from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
 from promptkd.models.vocabulary import SharedVocabulary
 from promptkd.models.wrapper import LanguageModel
 from promptkd.training.run_folder import check_vacant, clear_folder, describe_run
+from promptkd.training.trackers import Trackers, check_packages
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
 from promptkd.utils.files import lock_folder, write_json
@@ -53,7 +55,7 @@ class Models:
     """The models of a run.
 
     Attributes:
-        student: The student, float32.
+        student: The student.
         teacher: The teacher in its own precision. None if the method uses none.
         shared: The token ids that both models know. None if these are all.
     """
@@ -73,7 +75,11 @@ def build_trainer(config: RunConfig) -> Trainer:
     check_with_deepspeed(config.deepspeed, config.optimizer.deepspeed_config, ranks.device)
     if (path := config.models.teacher_deepspeed_config) is not None:
         check_with_deepspeed(config.teacher_deepspeed, path, ranks.device, TEACHER_FILE)
-    check_installed(config.models.teacher_quantization)
+    check_installed(config.models.teacher_quantization, "--teacher-quantization")
+    check_installed(config.lora.student_quantization, "--student-quantization")
+    check_packages(config.reporting.report_to)
+    if config.reporting.push_to_hub:
+        hub_token("--push-to-hub")
     tokenizer = load_bound_tokenizer(config, ranks)
     kind = cast("type[Method]", config.method_class)
     data = kind.open_data(config, tokenizer)
@@ -91,6 +97,9 @@ def build_trainer(config: RunConfig) -> Trainer:
             "parameters": count_all_parameters(config, method.prompt()),
             "rows": {name: examples.record() for name, examples in data.sets().items()},
         }
+        trackers = Trackers(checkpoints.resumed)
+        if ranks.is_main:
+            trackers.start(config.reporting.report_to, checkpoints.run, config.as_dict())
         begin_files(checkpoints, record)
     except BaseException:
         checkpoints.unlock()
@@ -103,7 +112,7 @@ def build_trainer(config: RunConfig) -> Trainer:
         data.dev, tokenizer, context.sampling, context.limits,
         config.optimizer.eval_batch_size, config.run.seed, ranks, context.published_mean, config.run.rouge_tokenizer,
     )  # fmt: skip
-    return Trainer(config, method, data.train, sampler, dev, ranks, checkpoints)
+    return Trainer(config, method, data.train, sampler, dev, ranks, checkpoints, trackers)
 
 
 def load_bound_tokenizer(config: RunConfig, ranks: Ranks) -> Any:
@@ -144,11 +153,8 @@ def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks) -> Models:
     """
     models, length = config.models, config.data.max_length
     groups = tensor_parallel_pair(config, ranks)
-    # Master weights are float32, in whatever precision the engine computes.
-    student = load_causal_lm(models.model_path, torch.float32, "--model-path", models.model_type, groups[0])
+    student = load_student(config, ranks.device, groups[0])
     check_positions(student.config, length, "--model-path")
-    if models.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
     if not config.needs_teacher:
         return Models(student)
     assert models.teacher_model_path is not None
@@ -266,9 +272,11 @@ def input_folders(config: RunConfig, folders: dict[str, str]) -> dict[str, str |
     inputs: dict[str, str | None] = {
         "student": config.models.model_path,
         "teacher": config.models.teacher_model_path,
+        "prompt_init": getattr(config.method_settings, "prompt_init", None),
         **folders,
     }
-    bases = {f"{name}_base": base_of(path, name) for name, path in inputs.items() if path and is_adapter(path)}
+    models = {name: path for name, path in inputs.items() if path and name in ("student", "teacher")}
+    bases = {f"{name}_base": base_of(path, name) for name, path in models.items() if is_adapter(path)}
     return inputs | {name: path for name, path in bases.items() if os.path.isdir(path)}
 
 

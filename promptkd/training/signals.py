@@ -16,10 +16,12 @@ class StopSignals:
 
     Attributes:
         place: 0 without a signal, else 1 + its index in STATUS.
+        second_interrupt: What handles a second SIGINT.
     """
 
     def __init__(self) -> None:
         self.place = 0
+        self.second_interrupt: Any = signal.SIG_DFL
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -34,7 +36,7 @@ class StopSignals:
     def _received(self, number: int, _frame: FrameType | None) -> None:
         self.place = max(self.place, 1 + list(STATUS).index(signal.Signals(number)))
         if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, self.second_interrupt)
 
 
 def status_of(place: int) -> int:

@@ -24,6 +24,7 @@ from promptkd.training.metrics import MetricsFile, StepTimes, logged_memory_gb
 from promptkd.training.nonfinite import NonFiniteGuard
 from promptkd.training.run_folder import output_folder, save_model
 from promptkd.training.signals import StopSignals, name_of, status_of
+from promptkd.training.trackers import Trackers
 from promptkd.training.validation import DevSet
 from promptkd.utils.files import write_json
 from promptkd.utils.profiling import profile_step
@@ -44,6 +45,7 @@ class Trainer:
         dev: The dev set.
         ranks: The ranks of the run.
         checkpoints: The run's checkpoints. If the run resumes, their state has been loaded.
+        trackers: The experiment trackers, none on other ranks than the first.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Trainer:
         dev: DevSet,
         ranks: Ranks,
         checkpoints: Checkpoints,
+        trackers: Trackers,
     ) -> None:
         self.settings, self.method, self.ranks = settings, method, ranks
         self.folder, self.checkpoints = checkpoints.run, checkpoints
@@ -65,7 +68,7 @@ class Trainer:
         if (state := checkpoints.resumed) is not None:
             self.best, self.done, skipped = state["best"], state["step"], state["skipped"]
         self.guard = NonFiniteGuard(settings.method, method.learners(), settings.run.skip_nonfinite, skipped)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.is_main)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl", ranks.is_main, trackers)
         self.times = StepTimes()
         self.progress = Progress(settings.method, self.total, ranks.is_main, done=self.done)
         self.signals = StopSignals()
@@ -75,7 +78,9 @@ class Trainer:
         try:
             with self.signals:
                 self.run()
+            self.metrics.trackers.finish(self.metrics.path)
         finally:
+            self.metrics.trackers.close(None)
             self.progress.close()
             self.checkpoints.unlock()
 
@@ -91,8 +96,11 @@ class Trainer:
             if self.is_evaluation_due(step):
                 self.evaluate(step)
             self.measure_exposure_bias(step)
+            if step < self.total and (self.is_evaluation_due(step) or self.is_exposure_bias_due(step)):
+                self.draw()
             self.maybe_checkpoint(step)
         self.save("last")
+        self.draw()
         self.record_memory()
         self.checkpoints.prune(1)
 
@@ -126,6 +134,7 @@ class Trainer:
         keeps = self.checkpoints.keep > 0
         if keeps and (request or self.checkpoints.is_due(step) or self.is_evaluation_due(step)):
             numbers = {"best": self.best, "skipped": self.guard.skipped, "metrics_bytes": self.metrics.synced_size()}
+            numbers["run_id"] = self.metrics.trackers.run_id
             self.checkpoints.write(step, self.method, numbers)
         if stop:
             note = "with a checkpoint: --resume continues" if keeps else "without a checkpoint (--keep-checkpoints 0)"
@@ -144,6 +153,8 @@ class Trainer:
         self.times.add({**batch.seconds, "step_seconds": seconds})
         if step % self.settings.run.log_interval and step != self.total:
             return
+        if "response_tokens" in row:
+            row["response_length"] = row["response_tokens"] / (len(batch.examples) * self.ranks.dp_size)
         row["lr"] = self.method.student.lr
         row["grad_norm"] = self.method.student.grad_norm
         row.update(self.times.means(), peak_memory_gb=logged_memory_gb(self.ranks.device))
@@ -154,6 +165,11 @@ class Trainer:
         every = self.settings.run.eval_interval
         every = self.sampler.steps_per_epoch if every == -1 else every
         return step == self.total or (every > 0 and step % every == 0)
+
+    def is_exposure_bias_due(self, step: int) -> bool:
+        """Return whether the exposure bias is measured before the first step, or after a step."""
+        every = self.settings.run.exposure_bias_every
+        return every > 0 and (step % every == 0 or step == self.total)
 
     def evaluate(self, step: int) -> None:
         """Measure the dev loss and, with --eval-gen, ROUGE-L of sampled answers. Save the student if it is the best."""
@@ -170,7 +186,6 @@ class Trainer:
         self.progress.line(f"{self.settings.method}  step {step}/{self.total}  {shown}")
         if step:
             self.keep_best(row)
-        self.draw()
 
     def keep_best(self, row: dict[str, float]) -> None:
         """Write the student to each folder of BEST_METRICS whose values it improves on.
@@ -190,8 +205,7 @@ class Trainer:
 
     def measure_exposure_bias(self, step: int) -> None:
         """Log the exposure bias on dev prompts: every --exposure-bias-every steps, first and last."""
-        every = self.settings.run.exposure_bias_every
-        if not every or (step % every and step != self.total):
+        if not self.is_exposure_bias_due(step):
             return
         began = time.perf_counter()
         rows = self.settings.run.exposure_bias_rows
@@ -199,17 +213,16 @@ class Trainer:
         epoch = self.sampler.epoch_of(step) if step else 0
         seconds = time.perf_counter() - began
         self.metrics.row("exposure_bias", step, epoch=epoch, **row, exposure_bias_seconds=seconds)
-        self.draw()
 
     def save(self, name: str) -> None:
         """Write the student, and the soft prompt if the method tunes one, to folders of the run."""
         method = self.method
-        save_model(method.student, method.context.tokenizer, self.folder / name, self.examples.format)
+        tokenizer, merge = method.context.tokenizer, self.settings.lora.merge
+        save_model(method.student, tokenizer, self.folder / name, self.examples.format, merge)
         prompt, teacher = method.prompt(), method.context.teacher
         if prompt is not None and teacher is not None and self.ranks.is_main:
             with output_folder(self.folder / ("prompt" if name == "last" else f"{name}_prompt")) as temporary:
                 save_prompt(prompt, temporary, self.settings.models.teacher_model_path, teacher.config)
-        self.draw()
 
     def draw(self) -> None:
         """Draw curves.png, unless --no-curves. The run continues without it if that fails."""

@@ -68,7 +68,7 @@ class DevSet:
             for batch in batches:
                 total, tokens = self._batch_loss(student, batch)
                 sums += torch.tensor([total / max(tokens, 1), 1.0] if self.published_mean else [total, tokens])
-        total, count = self.ranks.all_reduce_sum(sums.to(self.ranks.device)).tolist()
+        total, count = self.ranks.all_reduce_sum(sums).tolist()
         del model
         return total / max(count, 1)
 
@@ -81,13 +81,13 @@ class DevSet:
         """Return the sum of the loss over the examples' response tokens, and their number."""
         prompts: list[Any] = [each.prompt for each in examples]
         responses: list[Any] = [each.response for each in examples]
-        total, weights = 0.0, [1.0] * len(examples)
+        losses, weights = [], [1.0] * len(examples)
         for batch in make_micro_batches(prompts, responses, weights, self.limits.token_budget, self.ranks.device):
             loss, _ = student.module(
                 batch, lambda h, head, b=batch: fused_loss(h, head, [CrossEntropy(b.targets)], b.token_weights)
             )
-            total += float(loss)
-        return total, sum(map(len, responses))
+            losses.append(loss)
+        return sum(torch.stack(losses).tolist()), sum(map(len, responses))
 
     def rouge_l(self, student: TrainEngine) -> float:
         """Return the mean ROUGE-L x 100 of one sampled answer for each dev prompt."""

@@ -30,17 +30,45 @@ MOVING_LAYERS = 2
 # Bytes for the keys and values of one decoding batch on a CPU. Decoding reads all weights for each token, so larger
 # batches are faster until the cache is as large as a small model.
 CPU_CACHE = 1 << 29
-# Share of a GPU's free memory for one decoding batch. The rest is for what is not counted here: attention's temporary
-# tensors, and fragmentation.
+# Share of a GPU's free memory for one decoding batch, or for the logits of a loss. The rest is for what is not counted
+# here: attention's temporary tensors, the backward pass, and fragmentation.
 GPU_SHARE = 0.5
+# Smaller chunks of a GPU's logits would save little memory and take long.
+LARGEST_TO_SMALLEST_CHUNK = 16
+# Float32 copies of a block's logits that exist at once while a loss is computed.
+LOSS_COPIES = 5
 # Largest number of bytes for each row and vocabulary entry while the next token is drawn: logits, and with top-p also
 # float32 copies, int64 orders and masks.
 SAMPLING_BYTES = 48
 
 
-def positions_per_chunk(vocabulary: int, device: str) -> int:
-    """Return how many positions' logits the losses compute at a time."""
-    return max(CHUNK[device] // vocabulary, 1)
+def positions_per_chunk(
+    vocabulary: int, device: str, free: float | None = None, itemsize: int = 4, references: int = 0
+) -> int:
+    """Return how many positions' logits the losses compute at a time; at least 1.
+
+    On a GPU it is halved up to four times until the logits fit into GPU_SHARE of the free memory. The steps are that
+    large so that a resumed run, which rarely finds the same free memory to the byte, computes in the same chunks.
+
+    Args:
+        vocabulary: Entries of the vocabulary.
+        device: Type of the device.
+        free: Free bytes of a GPU. None if memory is not the limit.
+        itemsize: Bytes of a logit.
+        references: Models whose logits are computed beside those of the trained one.
+    """
+    positions = max(CHUNK[device] // vocabulary, 1)
+    least = max(positions // LARGEST_TO_SMALLEST_CHUNK, 1)
+    if free is not None:
+        while positions > least and loss_bytes(positions, vocabulary, device, itemsize, references) > free * GPU_SHARE:
+            positions //= 2
+    return positions
+
+
+def loss_bytes(positions: int, vocabulary: int, device: str, itemsize: int, references: int) -> int:
+    """Return the bytes of a chunk's logits of all models, and of the float32 copies of a block."""
+    block = min(BLOCK[device], positions)
+    return vocabulary * (itemsize * (1 + references) * positions + 4 * LOSS_COPIES * block)
 
 
 def cache_capacity(prompt: int, new_tokens: int) -> int:

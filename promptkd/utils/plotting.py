@@ -55,6 +55,7 @@ def new_figure(
         warnings.filterwarnings("ignore", message=r"(?s)Glyph .* missing from")
         figure = _figure()
         figure.clear()
+        figure.set_layout_engine("constrained")
         figure.set_size_inches(*size)
         yield figure, figure.subplots(rows, columns, squeeze=False)
 
@@ -69,7 +70,7 @@ def _figure() -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(layout="constrained")
+    figure = Figure()
     FigureCanvasAgg(figure)
     return figure
 

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Mapping
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 PAUSE = 10.0  # seconds between two lines in a log
+IS_NOTEBOOK = any(kind.__module__ == "tqdm.notebook" for kind in tqdm.__mro__)
 
 
 class Progress:
-    """Show a bar on a terminal, or a plain line at most every ten seconds in a log.
+    """Show a bar on a terminal or in a notebook, or a plain line at most every ten seconds in a log.
 
     Args:
         name: The text in front.
@@ -25,7 +26,8 @@ class Progress:
     def __init__(self, name: str, total: int, show: bool, unit: str = "step", done: int = 0) -> None:
         self.name, self.total, self.show, self.unit = name, total, show, unit
         self.done = self.first = done
-        self.bar = tqdm(desc=name, total=total, initial=done, unit=unit, disable=not (show and sys.stderr.isatty()))
+        has_bar = show and (sys.stderr.isatty() or IS_NOTEBOOK)
+        self.bar = tqdm(desc=name, total=total, initial=done, unit=unit, disable=not has_bar)
         self.began, self.last_line = time.monotonic(), 0.0
 
     def start(self, name: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 SPECIAL = r"([\\`*|<\[]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))"  # has a meaning in Markdown
 
@@ -41,9 +42,13 @@ class Table:
         padded = (*cells, *[""] * (len(self.heads) - len(cells)))
         self.rows.append([cell if isinstance(cell, Cell) else Cell(cell) for cell in padded])
 
+    def texts_of_rows(self) -> list[list[str]]:
+        """Return the cells' texts."""
+        return [[cell.text for cell in row] for row in self.rows]
+
     def text(self) -> str:
         """Format the table as plain text in columns, for the terminal."""
-        lines = [self.heads, *([cell.text for cell in row] for row in self.rows)]
+        lines = [self.heads, *self.texts_of_rows()]
         widths = [max(map(len, column)) for column in zip(*lines)]
         pads = [str.ljust if column < self.texts else str.rjust for column in range(len(self.heads))]
         return "\n".join(
@@ -64,3 +69,14 @@ class Table:
         rows = ("".join(f"<td{kind}>{cell.html()}</td>" for cell, kind in zip(row, kinds)) for row in self.rows)
         body = "".join(f"<tr>{row}</tr>\n" for row in rows)
         return f'<div class="wide"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}</tbody></table></div>'
+
+
+def evaluation_table(metrics: list[dict[str, Any]]) -> Table:
+    """Build the table of a run's evaluations on the dev set from the rows of its metrics.jsonl."""
+    rows = [row for row in metrics if row["event"] == "eval"]
+    numbers = (name for row in rows for name, value in row.items() if isinstance(value, (int, float)))
+    names = [name for name in dict.fromkeys(numbers) if name not in ("step", "epoch", "eval_seconds")]
+    table = Table(["step", *names])
+    for row in rows:
+        table.add(str(row["step"]), *(f"{row[name]:.4f}" if name in row else "-" for name in names))
+    return table

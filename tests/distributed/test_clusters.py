@@ -106,7 +106,10 @@ def test_another_number_of_ranks_goes_on_from_two_nodes(two_nodes, tmp_path):
     assert [row["step"] for row in metrics_of(two_nodes)] == [1, 2, 3, 4, 5]
 
 
-@pytest.mark.parametrize("config, extra, ranks", [(ZERO3, [], 4), (FP32, ["--teacher-deepspeed-config", ZERO3], 2)])
+@pytest.mark.parametrize(
+    "config, extra, ranks",
+    [pytest.param(ZERO3, [], 4, marks=pytest.mark.slow), (FP32, ["--teacher-deepspeed-config", ZERO3], 2)],
+)
 def test_a_sharded_teacher_teaches_the_same(alone, tmp_path, config, extra, ranks):
     """ZeRO-3: each rank holds its share of teacher and student, or of the teacher alone."""
     finish(Run(argv(tmp_path / "run", ranks, *extra, config=config), tmp_path / "log", ranks=ranks))

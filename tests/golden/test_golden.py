@@ -44,7 +44,7 @@ def run_shape(method: str, folder, batch: int, accumulation: int, *extra: str) -
     return losses_of(save)
 
 
-@pytest.mark.parametrize("method", ["sft", "kd", "promptkd"])
+@pytest.mark.parametrize("method", [pytest.param("sft", marks=slow), pytest.param("kd", marks=slow), "promptkd"])
 def test_accumulation_and_packing_do_not_change_the_step(method, tmp_path):
     whole = run_shape(method, tmp_path, 4, 1)
     assert len(whole) == 8  # 34 rows make 8 windows of 4 an epoch; the last 2 are dropped

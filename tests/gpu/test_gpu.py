@@ -41,6 +41,7 @@ def test_collection_skips_the_other_device_with_a_reason(device, skipped, monkey
 
 
 def test_need_gpus_skips_where_ranks_outnumber_gpus(monkeypatch):
+    monkeypatch.setattr(training, "DEVICE", "cpu")
     need_gpus(64)  # ranks on a CPU need none
     monkeypatch.setattr(training, "DEVICE", "cuda")
     monkeypatch.setattr(training, "gpu_count", lambda: 1)

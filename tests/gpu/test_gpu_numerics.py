@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.decoding import prompts, run, tiny
+from helpers.families import FAMILIES, build
 from helpers.half_precision import PARTS, gradients, in_float32, random_head, random_terms, relative_error
 
 from promptkd.generation.sampling import Sampling, TeacherMixture
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 TOKENS, VOCABULARY, WIDTH = 1300, 50257, 64  # two chunks of GPT-2's vocabulary
 TERMS = [*DIVERGENCES, "h", "p", "rr", "rf", "hf", "pr"]
-SMALL = {"gpt2": {}, "opt": {}, "llama": {}}
+SMALL = ("gpt2", "opt", "llama")
 # Gradients relative to float32. Total variation has a jump where the models agree, adaptive KL where the head ends.
 LIMITS = {torch.float16: 0.01, torch.bfloat16: 0.02}
 JUMPS = {"total_variation": 4, "adaptive_kl": 4}
@@ -86,13 +87,21 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("family", SMALL)
-@pytest.mark.parametrize("name", REQUESTS)
-def test_gpu_decodes_the_same_tokens_as_the_cpu(family, name):
-    """In float32 and for the same uniform numbers. Forty prompts end at different tokens."""
+SAME = [(tiny, family, name) for family in SMALL for name in REQUESTS]
+SAME += [(build, family, name) for family in FAMILIES for name in ("greedy", "sampled")]
+
+
+@pytest.mark.parametrize("make, family, name", SAME)
+def test_gpu_decodes_the_same_tokens_as_the_cpu(make, family, name):
+    """In float32 and for the same uniform numbers. Forty prompts end at different tokens.
+
+    A number within rounding of the border between two tokens may sample another one.
+    """
     given = prompts(40)
-    on_cpu = tokens_of(tiny(family), given, **REQUESTS[name])
-    assert tokens_of(tiny(family).to(DEVICE), given, **REQUESTS[name]) == on_cpu
+    on_cpu = tokens_of(make(family), given, **REQUESTS[name])
+    on_gpu = tokens_of(make(family).to(DEVICE), given, **REQUESTS[name])
+    differing = sum(a != b for a, b in zip(on_cpu, on_gpu, strict=True))
+    assert differing <= (2 if REQUESTS[name]["sampling"].do_sample else 0)
 
 
 @pytest.mark.parametrize("family", SMALL)

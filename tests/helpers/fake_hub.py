@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub import constants
 
+from helpers.fake_hub_uploads import UploadHandler, Uploads
 from helpers.training import ROOT
 from promptkd.downloads import run
 from promptkd.downloads.catalog import Item, load_catalog, select
@@ -53,6 +54,7 @@ class FakeHub:
     faults: dict[str, list[Callable[[bytes], Fault]]] = field(default_factory=dict)
     gives_sizes: bool = True
     log: list[Request] = field(default_factory=list)
+    uploads: Uploads = field(default_factory=Uploads)
 
     def __enter__(self) -> FakeHub:
         self._servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
@@ -107,20 +109,11 @@ def refused(status: int) -> Callable[[bytes], Fault]:
     return lambda body: Fault(b"", status=status)
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(UploadHandler, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        self.server.hub.log.append(
-            Request(
-                self.command,
-                path,
-                self.headers.get("Range"),
-                self.headers.get("Authorization"),
-                self.server.server_port,
-            )
-        )
+        path = self.log_request_line()
         if match := re.fullmatch(r"/api/(models|datasets)/(.+?)(?:/revision/[^/]+)?", path):
             self.send_listing(match[1], match[2])
         elif match := re.fullmatch(r"/(datasets/)?(.+?)/resolve/[^/]+/(.+)", path):
@@ -129,6 +122,15 @@ class Handler(BaseHTTPRequestHandler):
             self.send_large(path.rsplit("/", 1)[1])
 
     do_HEAD = do_GET
+
+    def log_request_line(self) -> str:
+        """Log the request and return its path."""
+        path, headers = unquote(urlsplit(self.path).path), self.headers
+        request = Request(
+            self.command, path, headers.get("Range"), headers.get("Authorization"), self.server.server_port
+        )
+        self.server.hub.log.append(request)
+        return path
 
     def send_listing(self, kind: str, repo: str) -> None:
         files = self.server.hub.repos.get(f"{kind}/{repo}")
@@ -220,6 +222,8 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
         monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
         clock = SimpleNamespace(sleep=lambda seconds: None, time=time.time, monotonic=time.monotonic)
         monkeypatch.setattr("huggingface_hub.file_download.time", clock)
+        monkeypatch.setattr("huggingface_hub.utils._http.time", clock)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # this hub has no Xet storage
         yield hub
 
 

@@ -14,6 +14,7 @@ from helpers.training import ROOT, start
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptkd.errors import UserError
+from promptkd.evaluation.options import ANSWER_METRICS, REFERENCE_METRICS
 from promptkd.evaluation.rouge import rouge_l
 from promptkd.evaluation.test_sets import PUBLISHED_ROWS, canonical, find_sets, read_set
 from promptkd.generation.answers import decode_share, gather_texts, share
@@ -178,14 +179,22 @@ def test_evaluate_two_sets_two_seeds_and_a_missing_set(tmp_path, capsys):
 
 def test_evaluate_is_the_same_on_two_ranks_and_twice(tmp_path):
     write_set(tmp_path / "data")
-    once = evaluated(options(tmp_path / "data", tmp_path / "one", "--data-names", "own", "--seeds", "1", "2"))
-    argv = options(tmp_path / "data", tmp_path / "two", "--data-names", "own", "--seeds", "1", "2")
+    extra = ["--data-names", "own", "--seeds", "1", "2", "--metrics", *ANSWER_METRICS, *REFERENCE_METRICS]
+    extra += ["--teacher-model-path", str(MODEL.parent / "gpt2_teacher")]
+    once = evaluated(options(tmp_path / "data", tmp_path / "one", *extra))
+    argv = options(tmp_path / "data", tmp_path / "two", *extra)
     done = start(argv, ranks=2, script="evaluate.py")
     assert done.returncode == 0, done.stderr
     twice = json.loads((tmp_path / "two/results.json").read_text())
     for results in (once, twice):
         results["sets"]["own"].pop("seconds")
+    metrics = [results["sets"]["own"].pop("metrics") for results in (once, twice)]
+    bins = [results["sets"]["own"].pop("reliability") for results in (once, twice)]
     assert twice["sets"] == once["sets"] and twice["run"]["ranks"] == 2
+    assert metrics[1].keys() == metrics[0].keys() and len(metrics[0]) == 12
+    for name, metric in metrics[0].items():
+        assert metrics[1][name] == pytest.approx(metric, rel=1e-5), name
+    assert bins[1]["tokens"] == bins[0]["tokens"]
     for seed in (1, 2):
         name = f"own/seed{seed}/answers.jsonl"
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()

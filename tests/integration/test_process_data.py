@@ -195,7 +195,7 @@ def test_process_data_keeps_existing_files(run, tmp_path):
     assert contents(save) == contents(GOLDEN / "processed/dolly/prompt/gpt2")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_process_data_leaves_nothing_when_stopped(tmp_path, number):
     raw, save = tmp_path / "raw.jsonl", tmp_path / "out"
     raw.write_bytes(RAW.read_bytes() * 5000)

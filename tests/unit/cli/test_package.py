@@ -23,9 +23,11 @@ SCRIPTS = {
     "generate": "tools/generate.py",
     "data": "tools/process_data.py",
     "report": "tools/report.py",
+    "judge": "tools/judge.py",
     "plan": "tools/plan.py",
     "convert": "tools/convert_mp.py",
     "download": "tools/download.py",
+    "push": "tools/push.py",
     "reproduce": "tools/reproduce.py",
     "study": "tools/study.py",
 }
@@ -136,6 +138,13 @@ def test_broken_connection_is_not_taken_for_a_closed_output(capfd):
 def test_help_does_not_import_torch():
     code = "import sys, promptkd.cli as cli; sys.argv = ['x', '--help']; cli.main(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_import_of_the_package_is_light_and_lists_its_functions():
+    code = "import sys, promptkd; assert not {'torch', 'numpy', 'transformers', 'tqdm'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(callable(getattr(promptkd, name)) for name in promptkd.__all__) and not hasattr(promptkd, "trian")
 
 
 def test_product_code_does_not_patch_the_import_path():

@@ -11,15 +11,20 @@ from helpers.runs import crash_at, rows_of, tiny_argv
 from helpers.training import train_here
 
 from promptkd.checkpointing.fingerprint import RunFingerprint
+from promptkd.config.lora_options import LoraSettings
 from promptkd.config.options import DataSettings, DecodingSettings, ModelSettings, RunSettings, TrainingParallelSettings
 from promptkd.config.parser import declared_options
+from promptkd.config.reporting_options import ReportingSettings
 from promptkd.config.values import option
 from promptkd.errors import UserError
 from promptkd.methods.registry import METHODS, method_class
 from promptkd.training.setup import build_trainer
 from train import read_settings, resolve
 
-COMMON = (RunSettings, ModelSettings, TrainingParallelSettings, DataSettings, DecodingSettings)
+COMMON = (
+    RunSettings, ModelSettings, LoraSettings, TrainingParallelSettings, DataSettings, DecodingSettings,
+    ReportingSettings,
+)  # fmt: skip
 FREE = {  # option -> another value of it
     "save": None,  # the folder of the run itself
     "overwrite": None,  # excludes --resume
@@ -50,6 +55,10 @@ FREE = {  # option -> another value of it
     "lm_data_dir": "COPY",
     "student_data_dir": None,  # needs a second set of responses
     "seed_lm": 8,
+    "report_to": None,  # needs optional packages
+    "push_to_hub": None,  # needs a token
+    "prompt_init": None,  # its content is compared
+    "merge": None,  # needs adapters
 }
 
 

@@ -102,6 +102,46 @@ def test_read_row_prompt_and_response_of_each_shape(tokenizer, row, published, c
         assert prompt_and_references(written, "row", template) == (text, ["data"])
 
 
+SHAREGPT_ANSWER = {"from": "gpt", "value": "data"}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
+
+
+@pytest.mark.parametrize(
+    ("rows", "prompts", "unread"),
+    [
+        ([{"prompt": "The sky is", "completion": " data"}, {"prompt": [USER], "completion": [ANSWER]}],
+         ["The sky is", asked("Hi")], {}),
+        ([{"messages": [SYSTEM, USER, ANSWER]}, {"messages": [*EARLIER, USER, ANSWER], "tools": None}],
+         [asked("Be short.\n\nHi"), PREAMBLE + "### Instruction:\nOne?\n\n### Response:\n1\n\n" + LAST], {}),
+        ([{"instruction": "Hi", "input": "", "output": "data", "text": asked("Hi") + "data"},
+          {"system": "Be short.", "instruction": "Hi", "input": "It.", "output": "data"}],
+         [asked("Hi"), asked("Be short.\n\nHi", "It.")], {}),
+        ([{"id": "a", "conversations": [{"from": "human", "value": "Hi", "weight": 0}, SHAREGPT_ANSWER]},
+          {"conversations": [{"from": "system", "value": "Be short."}, {"from": "human", "value": "Hi"},
+                             SHAREGPT_ANSWER]}],
+         [asked("Hi"), asked("Be short.\n\nHi")], {"conversations, weight": 1}),
+    ],
+    ids=["TRL prompt and completion", "TRL messages", "Axolotl alpaca", "Axolotl sharegpt"],
+)  # fmt: skip
+def test_example_set_reads_files_of_trl_and_axolotl_unchanged(tokenizer, tmp_path, rows, prompts, unread):
+    (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    examples = ExampleSet.open(tmp_path, "train", tokenizer, 96, 128)
+    assert [tokenizer.decode(example.prompt) for example in (examples[0], examples[1])] == prompts
+    assert [tokenizer.decode(examples[row].response[:-1]).strip() for row in (0, 1)] == ["data", "data"]
+    assert examples.unread == unread and examples[0].response[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("tools", [[TOOL], json.dumps([TOOL])], ids=["list", "text"])
+def test_read_row_tools_may_be_a_text_as_in_trl(tools):
+    call = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {}}}]}
+    messages = [USER, call, {"role": "tool", "name": "add", "content": "3"}, ANSWER]
+    row = read_row({"messages": messages, "tools": tools})
+    assert row.tools == [TOOL] and row.unread == () and row.references == ["data"]
+    for wrong in ("[{", '{"a": 1}', "3"):
+        with pytest.raises(UserError, match='"tools"'):
+            read_row({"messages": [USER, ANSWER], "tools": wrong})
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

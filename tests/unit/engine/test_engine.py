@@ -22,7 +22,7 @@ def argv(tmp_path, name: str, *extra: str, method: str = "promptkd") -> list[str
     return golden_argv(method, tmp_path / name, "--batch-size", "2", "--total-iters", "4", *extra)
 
 
-@pytest.mark.parametrize("method", ["promptkd", "kd"])
+@pytest.mark.parametrize("method", ["promptkd", pytest.param("kd", marks=pytest.mark.slow)])
 def test_zero_stages_agree(method, tmp_path):
     train_here(argv(tmp_path, "reference", method=method))
     for stage, offload in [(1, False), (2, False), (2, True), (3, False)]:

@@ -41,13 +41,16 @@ def train(argv: list[str]):
     return trainer
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_fp16_run_is_near_fp32(stage, fp16_on_cpu, tmp_path):
+@pytest.mark.parametrize(
+    "stage, lora", [(1, []), (3, []), *(pytest.param(n, ["--lora-r", "4"], marks=pytest.mark.slow) for n in (1, 3))]
+)
+def test_fp16_run_is_near_fp32(stage, lora, fp16_on_cpu, tmp_path):
     short = [
         "--token-budget",
         "150",
         "--total-iters",
         "2",
+        *lora,
     ]  # several micro-batches a step: gradients are summed in fp16
     train(options(tmp_path, "fp32", *short, enabled=False))
     train(options(tmp_path, "fp16", *short, stage=stage, initial_scale_power=11))

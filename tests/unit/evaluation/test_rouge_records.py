@@ -38,7 +38,7 @@ def test_evaluate_scores_with_the_named_tokenizer(tmp_path, monkeypatch):
 
 def test_exposure_bias_refuses_a_rouge_tokenizer(tmp_path, capsys):
     settings = SimpleNamespace(
-        evaluation=SimpleNamespace(rouge_tokenizer="published", seeds=[1]),
+        evaluation=SimpleNamespace(prompt=None, rouge_tokenizer="published", seeds=[1]),
         exposure_bias=SimpleNamespace(teacher_model_path="t", sample_times=None, published=False),
         decoding=SimpleNamespace(do_sample=True),
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from rouge_score import rouge_scorer
 
@@ -33,6 +36,16 @@ def test_scoring_pool_keeps_order_and_scores():
         scores = [score for batch in pending for score in batch.result()]
     assert scores == score_all(pairs)
     assert isinstance(scores[0], Score)
+
+
+def test_scoring_pool_does_not_run_the_callers_script_again(tmp_path):
+    script = tmp_path / "script.py"  # as a program that calls promptkd.evaluate, without `if __name__ == "__main__"`
+    script.write_text(
+        "from promptkd.evaluation.rouge import ScoringPool\nprint('once')\n"
+        "with ScoringPool(1) as pool:\n    print(pool.submit([('a', ['a'])], 'unicode').result()[0].rouge_l)\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.returncode) == ("once\n100.0\n", 0), done.stderr
 
 
 def test_over_seeds_returns_the_sample_deviation():

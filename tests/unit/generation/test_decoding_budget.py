@@ -17,7 +17,10 @@ from promptkd.generation.budget import decoding_budget
 from promptkd.generation.decode import GenerationRequest, decode
 from promptkd.generation.kv_cache import GrowingCache
 from promptkd.generation.sampling import Sampling
+from promptkd.losses import positions_at_a_time
+from promptkd.models.wrapper import LMHead
 from promptkd.planning.decoding import decoding, decoding_rows
+from promptkd.planning.memory import memory_of
 from promptkd.utils import memory
 
 STUDENT = str(GOLDEN / "models/gpt2_student")
@@ -89,7 +92,7 @@ def test_decoding_budget_on_a_gpu_follows_free_memory_and_the_smallest_rank(tmp_
     assert budget[6 * GB] == pytest.approx(4 * budget[0], rel=0.01)
     poor = SimpleNamespace(all_reduce_max=lambda value: max(value, -1024))  # Another rank has memory for 1,024 tokens.
     assert decoding_budget([model], 512, poor) == 1024
-    monkeypatch.setattr("promptkd.generation.budget._free_memory", lambda device: 0)
+    monkeypatch.setattr("promptkd.generation.budget.free_memory", lambda device: 0)
     assert decoding_budget([model], 512, ALONE) == 512  # at least one sequence
 
 
@@ -121,6 +124,46 @@ def test_plan_counts_the_cache_that_decode_allocates(prompt, new, tmp_path, monk
     assert max(total + extra for total, extra in peaks) <= planned
 
 
+@pytest.mark.parametrize("free, share", [(None, 1), (20 * GB, 1), (2 * GB, 2), (GB, 4), (0, 16)])
+def test_positions_of_a_loss_follow_free_memory(free, share, monkeypatch):
+    """A GPU computes 1,024 positions of GPT-2's logits at a time, or a half, a quarter and so on of them."""
+    head = LMHead(torch.empty(50257, 1, dtype=torch.bfloat16, device="meta"), None)
+    monkeypatch.setattr("promptkd.losses.fused.free_memory", lambda device: free)
+    assert positions_at_a_time(head, references=2) == 1024 // share
+
+
+def test_plan_and_loss_agree_on_the_positions(monkeypatch):
+    """The plan of a GPU with little memory counts the logits that the loss would compute with so much free."""
+    asked = []
+
+    def record(*sizes):
+        asked.append(sizes)
+        return memory.positions_per_chunk(*sizes)
+
+    monkeypatch.setattr("promptkd.planning.memory.positions_per_chunk", record)
+    options = [
+        "--gpus",
+        "1",
+        "--gpu",
+        "3090",
+        "--batch-size",
+        "16",
+        "--max-length",
+        "512",
+        "--max-prompt-length",
+        "256",
+    ]
+    setting = make(*options, student="gpt2-base", teacher="gpt2-xlarge")
+    small = replace(setting, hardware=replace(setting.hardware, memory=15e9))
+    planned = [memory_of(each).phases["prompt"]["logits"] for each in (small, setting)]
+    sizes = next(each for each in asked if each[4] == 2)
+    vocabulary, device, free, itemsize, references = sizes
+    monkeypatch.setattr("promptkd.losses.fused.free_memory", lambda device: free)
+    head = LMHead(torch.empty(vocabulary, 1, dtype=torch.float16, device="meta"), None)
+    assert planned[0] < planned[1] and (device, itemsize) == ("cuda", 2)
+    assert positions_at_a_time(head, references) == memory.positions_per_chunk(*sizes) < 1024
+
+
 def test_plan_and_decoding_budget_agree_on_the_batch_size(monkeypatch):
     setting = make("--gpus", "2", "--gpu", "3090", "--batch-size", "100000", "--examples", "1000000")
     from transformers import AutoModelForCausalLM
@@ -136,7 +179,7 @@ def test_plan_and_decoding_budget_agree_on_the_batch_size(monkeypatch):
         )[1],
     )
     rows = decoding_rows(setting, setting.student, setting.rows)
-    monkeypatch.setattr("promptkd.generation.budget._free_memory", lambda device: free["now"])
+    monkeypatch.setattr("promptkd.generation.budget.free_memory", lambda device: free["now"])
     assert 1 < rows < 100000 and rows == decoding_budget([core], setting.length, ALONE) // setting.length
     given = replace(setting, rollout_token_budget=1000)
     assert decoding_rows(given, setting.student, setting.rows) == 1000 // setting.length

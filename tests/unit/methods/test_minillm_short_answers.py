@@ -173,7 +173,7 @@ def plain(models, context: SimpleNamespace, sampled: bool, whiten: str, each_alo
     ("sampled", "whiten", "extra"),
     [
         (True, "response", []),
-        (False, "published", ["--loss-normalization", "micro-batch"]),
+        pytest.param(False, "published", ["--loss-normalization", "micro-batch"], marks=pytest.mark.slow),
         (True, "published", ["--loss-normalization", "micro-batch"]),
     ],
 )

@@ -32,9 +32,11 @@ def test_quantization_refuses_options(method, extra, message, save):
 
 def test_quantization_without_bitsandbytes_is_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    check_installed("none")
-    with pytest.raises(UserError, match=r"bitsandbytes, which is not installed: .*pip install"):
-        check_installed("4bit")
+    check_installed("none", "--teacher-quantization")
+    with pytest.raises(
+        UserError, match=r"--student-quantization 4bit needs bitsandbytes, which is not installed: .*pip install"
+    ):
+        check_installed("4bit", "--student-quantization")
 
 
 def test_quantization_goes_with_a_partitioned_student(save):

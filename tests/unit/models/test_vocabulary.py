@@ -208,7 +208,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("method", KINDS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name == "promptkd" else pytest.mark.slow) for name in KINDS]
+)
 def test_train_padded_vocabulary_changes_no_metric(method, tmp_path, capfd):
     """Rows that one model has more, with large logits, and a token of one tokenizer: the run is the run without."""
     more = [*KINDS[method], *SHORT, "--no-do-sample"] if method == "promptkd" else [*KINDS[method], *SHORT]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from promptkd.utils import progress as module
 from promptkd.utils.progress import Progress
 
 
@@ -65,3 +66,13 @@ def test_progress_hidden_ranks_print_nothing(clock, capsys):
     progress.line("text")
     progress.close()
     assert capsys.readouterr().err == ""
+
+
+def test_progress_in_a_notebook_is_a_bar(monkeypatch, capsys):
+    monkeypatch.setattr(module, "IS_NOTEBOOK", True)
+    progress = Progress("sft", 3, show=True)
+    progress.update(3)
+    assert not progress.bar.disable
+    progress.close()
+    assert "step 3/3" not in capsys.readouterr().err
+    assert Progress("sft", 3, show=False).bar.disable

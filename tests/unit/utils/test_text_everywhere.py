@@ -46,7 +46,11 @@ def calls_without_encoding(source: str) -> list[int]:
         name = function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
         owner = getattr(getattr(function, "value", None), "id", "")
         # Path.open and open have a mode, the project's own functions of that name do not.
-        if name not in READERS or owner in ("os", "ExampleSet") or (isinstance(function, ast.Name) and name != "open"):
+        if (
+            name not in READERS
+            or owner in ("os", "ExampleSet", "connection")
+            or (isinstance(function, ast.Name) and name != "open")
+        ):
             continue
         values = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
         texts = [value.value for value in values if isinstance(value, ast.Constant) and isinstance(value.value, str)]

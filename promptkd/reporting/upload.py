@@ -1,0 +1,66 @@
+"""Push a run's model, adapter or soft prompt to the Hugging Face hub.
+
+All files are in one commit, so that an interrupted push changes nothing in the repository. A repeated one uploads only
+the large files that the hub does not have yet.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from promptkd.config.reporting_options import hub_token
+from promptkd.downloads.hub import one_line_errors
+from promptkd.models.adapters import CONFIG
+from promptkd.reporting.model_card import PICTURE, Trained, find_trained, model_card, public_name
+from promptkd.utils.format import format_bytes
+from promptkd.utils.strict_json import read_object
+
+CARD = "README.md"
+SUFFIXES = (".safetensors", ".json", ".txt", ".model", ".jinja")  # weights, configurations and tokenizers
+
+
+def push(path: Path, repo: str, public: bool, option: str) -> None:
+    """Push a run's best model, or one folder of a run, and print what is pushed.
+
+    Args:
+        path: The folder of the run, or a folder in it.
+        repo: The repository. A missing one is created.
+        public: Whether anyone may read a repository that is created. An existing one stays as it is.
+        option: The option that asked for it, for error messages.
+
+    Raises:
+        UserError: There is nothing to push, no token, or the hub refuses or does not answer.
+    """
+    api, trained = HfApi(token=hub_token(option)), find_trained(path)
+    files = files_of(trained, repo)
+    sizes = {name: len(each) if isinstance(each, bytes) else each.stat().st_size for name, each in files.items()}
+    listed = ", ".join(f"{name} ({format_bytes(size)})" for name, size in sizes.items())
+    print(f"pushing {trained.folder} to {repo}: {listed}", flush=True)
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    with one_line_errors(repo):
+        repo = api.create_repo(repo, private=not public, exist_ok=True).repo_id
+        try:
+            commit = api.create_commit(repo, operations, commit_message=f"Upload {trained.folder.name}")
+        except RuntimeError as error:  # wraps the error of a file's upload
+            raise error.__cause__ or error from None
+    print(f"pushed to {commit.commit_url}")
+
+
+def files_of(trained: Trained, repo: str) -> dict[str, Path | bytes]:
+    """Return what is pushed, by file name. Other files in the folder, links and folders are left out.
+
+    A README.md in the folder, which no run writes, takes the place of the generated card.
+    """
+    files = [path for path in sorted(trained.folder.iterdir()) if path.is_file() and not path.is_symlink()]
+    pushed: dict[str, Path | bytes] = {path.name: path for path in files if path.suffix in SUFFIXES}
+    if CONFIG in pushed:  # names the base model by its path on this machine
+        config = read_object(trained.folder / CONFIG, "save it again")
+        config["base_model_name_or_path"] = public_name(trained.origin)
+        pushed[CONFIG] = json.dumps(config, indent=2).encode()
+    if (picture := trained.run / PICTURE).is_file():
+        pushed[PICTURE] = picture
+    own_card = trained.folder / CARD
+    return {CARD: own_card if own_card in files else model_card(trained, repo).encode(), **pushed}
