@@ -1,35 +1,42 @@
 #!/usr/bin/env bash
-# From an empty clone to a comparison of six methods on a small scale, in minutes, on a CPU or a GPU:
+# From an empty clone to a comparison of methods on a small scale, in minutes, on a CPU or a GPU:
 # results/demo/report.md. Run it again to continue where it was stopped: finished stages are kept.
-#   bash scripts/demo.sh [--fresh] [options of train.py for the six students, such as --total-iters 600]
+#   bash scripts/demo.sh [--fresh] [options of train.py for the students, such as --total-iters 600]
+# Data, teacher, initial student and updates are those of scripts/study/small.yaml. Each method has the learning rate
+# that the study chose for it on the dev set (docs/results.md). One training seed cannot rank methods; the study can.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=results/demo
 if [ "${1:-}" = --fresh ]; then rm -rf "$out" && shift; fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-2}" # models of this size have no work for more threads
 source scripts/stages.sh
 
-sizes=(--max-length 64 --max-prompt-length 48)
+lengths=(--max-length 40 --max-prompt-length 24)
 train() { # NAME "EARLIER STAGES" OPTIONS...
-    stage "$1" "$2" "$python" train.py --save "$out/$1" "${sizes[@]}" --batch-size 32 --lr-decay-style noam \
-        --overwrite "${@:3}"
+    stage "$1" "$2" "$python" train.py --save "$out/$1" --method sft --data-dir "$out/world/data" --overwrite \
+        "${lengths[@]}" --batch-size 32 "${@:3}"
 }
-first=(--method sft --lr 0.003 --warmup-iters 50 --eval-interval 250)
-student=(--lr 0.002 --warmup-iters 20 --eval-interval 100 --total-iters 400 --model-path "$out/start/last")
-data=(--data-dir "$out/data")
-teacher=(--teacher-model-path "$out/teacher/last")
+first=(--lr-decay-style cosine --no-curves)
+stage world "" "$python" -m tools.make_world --save "$out/world"
+train teacher world "${first[@]}" --lr 0.003 --warmup-iters 60 --total-iters 1800 --eval-interval 450 --batch-size 64 \
+    --model-path "$out/world/models/teacher" --data-dir "$out/world/teacher_data" --max-length 48 --max-prompt-length 34
+train start world "${first[@]}" --lr 0.004 --warmup-iters 20 --total-iters 1000 --eval-interval 100 \
+    --model-path "$out/world/models/small"
 
-stage data "" "$python" tools/make_demo.py --save "$out"
-train teacher data "${first[@]}" --total-iters 1000 --model-path "$out/models/teacher" --data-dir "$out/teacher_data"
-train start data "${first[@]}" --total-iters 300 --model-path "$out/models/student" --data-dir "$out/data"
-train sft start --method sft "${student[@]}" "${data[@]}" "$@"
-for method in kd gkd distillm minillm promptkd; do
-    [ "$method" != minillm ] || data=(--prompt-data-dir "$out/data")
-    train "$method" "start teacher" --method "$method" "${student[@]}" "${data[@]}" "${teacher[@]}" "$@"
-    data=(--data-dir "$out/data")
+teacher=(--teacher-model-path "$out/teacher/best_loss")
+student() { # NAME METHOD LEARNING_RATE OPTIONS...
+    train "$1" "start teacher" --method "$2" --lr "$3" --lr-decay-style noam --warmup-iters 10 --total-iters 240 \
+        --eval-interval 80 --model-path "$out/start/best_loss" "${@:4}"
+}
+student sft sft 0.001 "$@"
+student kd kd 0.002 "${teacher[@]}" "$@"
+student gkd gkd 0.004 "${teacher[@]}" "$@"
+student on-policy gkd 0.004 --divergence reverse_kl --student-data-fraction 1 "${teacher[@]}" "$@"
+student promptkd promptkd 0.002 "${teacher[@]}" "$@"
+
+for model in teacher/best_loss start/best_loss {sft,kd,gkd,on-policy,promptkd}/best_rougeL; do
+    name=${model%/*}
+    stage "eval-$name" "$name" "$python" evaluate.py --model-path "$out/$model" --save "$out/$name/eval" --overwrite \
+        --data-dir "$out/world/test" --data-names test --seeds 10 20 30 40 50 "${lengths[@]}" --no-repeat-ngram-size 0
 done
-for model in teacher start sft kd gkd distillm minillm promptkd; do
-    stage "eval-$model" "$model" "$python" evaluate.py --model-path "$out/$model/last" --save "$out/$model/eval" \
-        --overwrite --data-dir "$out" --data-names test --seeds 10 20 30 40 50 "${sizes[@]}" --no-repeat-ngram-size 0
-done
-"$python" tools/report.py "$out"/{sft,kd,gkd,distillm,minillm,promptkd} --references "$out"/{teacher,start} \
-    --baseline sft --save "$out" --title "The demo: six methods from one start" --samples 12
+"$python" tools/report.py "$out"/{sft,kd,gkd,on-policy,promptkd} --references "$out"/{teacher,start} --samples 12 \
+    --baseline sft --save "$out" --title "The demo: one seed of each method, at the rate that a study chose on dev data"

@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from promptkd.config.parser import parse
 from promptkd.config.values import at_least, option
@@ -26,7 +26,7 @@ from promptkd.errors import UserError, exit_with
 from promptkd.utils.files import atomic_files
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and wrong options are found before
-    from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # Without the long preamble of the published template: a tiny model on a CPU would spend most of its time on it.
 PROMPT = "{preamble}### Instruction:\n{instruction}\n\n### Response:\n"
@@ -237,18 +237,37 @@ def train_tokenizer(rows: list[dict[str, str]], vocab_size: int) -> PreTrainedTo
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, bos_token=END, unk_token=END)
 
 
-def make_model(name: str, tokenizer: PreTrainedTokenizerFast, seed: int) -> GPT2LMHeadModel:
-    """Make a GPT-2 with random weights."""
+def make_model(family: str, shape: dict[str, Any], tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """Make a model of a family and shape with random weights."""
     import torch
-    from transformers import GPT2Config, GPT2LMHeadModel, logging
+    from transformers import AutoConfig, AutoModelForCausalLM, logging
 
     logging.disable_progress_bar()
     torch.manual_seed(seed)
     end = tokenizer.eos_token_id
-    config = GPT2Config(
-        vocab_size=len(tokenizer), n_positions=POSITIONS, bos_token_id=end, eos_token_id=end, **START, **SIZES[name]
-    )
-    return GPT2LMHeadModel(config)
+    config = AutoConfig.for_model(family, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **shape)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def write_rows(data: dict[str, list[dict[str, Any]]], save: Path) -> None:
+    """Write the rows of each file below `save`."""
+    for name, rows in data.items():
+        path = save / f"{name}.jsonl"
+        with atomic_files(path.parent) as folder:
+            (folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        print(f"{path}: {len(rows)} rows")
+
+
+def write_models(
+    family: str, shapes: dict[str, dict[str, Any]], tokenizer: PreTrainedTokenizerFast, seed: int, save: Path
+) -> None:
+    """Write a model of each shape, with the tokenizer, to a folder below `save`."""
+    for number, (name, shape) in enumerate(shapes.items()):
+        model = make_model(family, shape, tokenizer, seed + number)
+        with atomic_files(save / name) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        print(f"{save / name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
 
 
 def main() -> None:
@@ -258,20 +277,11 @@ def main() -> None:
     ).options
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which warns that there is no GPU
     save, data = Path(settings.save), make_data(settings)
-    for name, rows in data.items():
-        path = save / f"{name}.jsonl"
-        with atomic_files(path.parent) as folder:
-            (folder / path.name).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        print(f"{path}: {len(rows)} rows")
-    if not settings.models:
-        return
-    tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
-    for number, name in enumerate(SIZES):
-        model = make_model(name, tokenizer, settings.seed + number)
-        with atomic_files(save / "models" / name) as folder:
-            model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-        print(f"{save / 'models' / name}: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
+    write_rows(data, save)
+    if settings.models:
+        tokenizer = train_tokenizer(data["teacher_data/train"], settings.vocab_size)
+        shapes = {name: {"n_positions": POSITIONS, **START, **size} for name, size in SIZES.items()}
+        write_models("gpt2", shapes, tokenizer, settings.seed, save / "models")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ COMMANDS = {
     "download": "download the published checkpoints and data",
     "push": "push a trained model to the Hugging Face hub",
     "reproduce": "download, train, evaluate and compare the rows of the paper's table",
+    "study": "run a declared study: tune methods alike, train several seeds, and compare",
 }
 
 

@@ -21,7 +21,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML has no types
     """A loader of plain data that refuses a key that occurs twice. PyYAML would drop the first value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [
+            key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"
+        ]  # YAML's "<<", which others override
+        keys = [self.construct_object(key, deep=True) for key in own]
         if twice := next((key for i, key in enumerate(keys) if key in keys[:i]), None):
             raise yaml.YAMLError(f"the key {twice!r} occurs twice")
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
@@ -72,15 +75,29 @@ def as_arguments(options: dict[str, Any], source: str) -> list[str]:
     return [argument for name, value in options.items() for argument in _arguments(source, name, value)]
 
 
-def _read_options(path: str) -> dict[str, Any]:
+def read_yaml(path: str, source: str, remedy: str) -> Any:
+    """Read a YAML or JSON file.
+
+    Args:
+        path: The file.
+        source: What names the file, for error messages.
+        remedy: What to do about a file that cannot be parsed, for error messages.
+
+    Raises:
+        UserError: The file does not exist, is too large, or cannot be parsed.
+    """
     if not os.path.isfile(path):
-        raise UserError(f"{FLAG} {path}: no such file: name a YAML or JSON file")
+        raise UserError(f"{source}: no such file: name a YAML or JSON file")
     if os.path.getsize(path) > LARGEST:
-        raise UserError(f"{FLAG} {path}: the file has more than {LARGEST} bytes: {REMEDY}")
+        raise UserError(f"{source}: the file has more than {LARGEST} bytes: {remedy}")
     try:
-        options = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
+        return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, TypeError) as error:
-        raise UserError(f"{FLAG} {path}: it is neither YAML nor JSON ({error}): {REMEDY}") from None
+        raise UserError(f"{source}: it is neither YAML nor JSON ({error}): {remedy}") from None
+
+
+def _read_options(path: str) -> dict[str, Any]:
+    options = read_yaml(path, f"{FLAG} {path}", REMEDY)
     if isinstance(options, dict) and isinstance(options.get("settings"), dict):
         options = options["settings"]  # a run's own config.json
     if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):

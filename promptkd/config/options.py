@@ -63,6 +63,7 @@ class RunSettings:
         -1, "evaluate every N optimizer steps. -1: after each epoch. 0: at the end only", numbers=False
     )
     eval_gen: bool = option(True, "generate answers and score them by ROUGE-L at each evaluation", numbers=False)
+    curves: bool = option(True, "draw curves.png after each evaluation", numbers=False)
     rouge_tokenizer: RougeTokenizer = rouge_tokenizer_option()
 
     exposure_bias_every: int = option(

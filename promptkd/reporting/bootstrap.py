@@ -41,6 +41,48 @@ def paired_bootstrap(model: list[list[float]], baseline: list[list[float]]) -> D
     for first in range(0, RESAMPLINGS, step):
         part = means[first : first + step]
         part[:] = differences[generator.integers(0, count, (len(part), count))].mean(1)
+    return _difference(mean, means)
+
+
+def hierarchical_bootstrap(model: list[list[float]], baseline: list[list[float]]) -> Difference:
+    """Compare two methods by the scores of several training runs of each on the same examples.
+
+    A resampling draws training seeds of each method with replacement, independently of each other, and examples, the
+    same for both methods. Interval and p-value are as in `paired_bootstrap`. With few seeds, the interval is somewhat
+    too short, because n drawn seeds vary by (n - 1) / n of their variance.
+
+    Args:
+        model: Scores `[training seed][example]`.
+        baseline: Scores of the other method. It may have another number of seeds.
+    """
+    left, right = (np.asarray(rows, dtype=np.float64) for rows in (model, baseline))
+    examples = left.shape[1]
+    generator, means = np.random.default_rng(SEED), np.empty(RESAMPLINGS)
+    step = max(1, _CHUNK // examples)
+    for first in range(0, RESAMPLINGS, step):
+        count = len(means[first : first + step])
+        weights = [_weights(generator, count, size) for size in (len(left), len(right), examples)]
+        means[first : first + step] = ((weights[0] @ left - weights[1] @ right) * weights[2]).sum(1)
+    return _difference(float(left.mean() - right.mean()), means)
+
+
+def holm(p_values: list[float]) -> list[float]:
+    """Correct p-values for their number (Holm 1979): below 0.05, one false finding in 20 families of comparisons."""
+    count, largest = len(p_values), 0.0
+    corrected = [0.0] * count
+    for place, index in enumerate(sorted(range(count), key=lambda i: p_values[i])):
+        largest = max(largest, min(1.0, (count - place) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def _weights(generator: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """Return how often each of `size` items is drawn in `size` draws, as shares, for `count` resamplings."""
+    return generator.multinomial(size, np.full(size, 1 / size), count) / size
+
+
+def _difference(mean: float, means: np.ndarray) -> Difference:
+    """Return the observed mean with the interval and the p-value of resampled means."""
     low, high = np.percentile(means, [2.5, 97.5])
     rounding = 1e-12 * (1 + abs(mean))
     as_far = int((np.abs(means - mean) >= abs(mean) - rounding).sum())

@@ -225,8 +225,8 @@ class Trainer:
                 save_prompt(prompt, temporary, self.settings.models.teacher_model_path, teacher.config)
 
     def draw(self) -> None:
-        """Draw curves.png. The run continues without it if that fails."""
-        if not self.ranks.is_main:
+        """Draw curves.png, unless --no-curves. The run continues without it if that fails."""
+        if not (self.ranks.is_main and self.settings.run.curves):
             return
         picture = self.folder / "curves.png"
         try:

@@ -29,6 +29,7 @@ SCRIPTS = {
     "download": "tools/download.py",
     "push": "tools/push.py",
     "reproduce": "tools/reproduce.py",
+    "study": "tools/study.py",
 }
 
 

@@ -38,6 +38,7 @@ FREE = {  # option -> another value of it
     "profile": True,
     "eval_interval": 1,
     "eval_gen": False,
+    "curves": False,
     "exposure_bias_every": 2,
     "exposure_bias_rows": 1,
     "model_path": "COPY",  # the same files elsewhere
@@ -125,6 +126,7 @@ def test_resume_is_accepted_with_every_free_option_changed(method, tmp_path):
     trainer = build_trainer(resolve([*argv, *map(str, extra), "--no-resume-anyway"]))
     assert trainer.done == 2
     trainer.fit()
+    assert not (tmp_path / "run/curves.png").exists()  # --no-curves, and the first process stopped before it drew
     assert json.loads(json.dumps(rows_of(tmp_path / "run")))[-1]["step"] == 3
 
 

@@ -1,0 +1,284 @@
+"""From a declared study and its results so far to the runs that can be made now."""
+
+from __future__ import annotations
+
+import shlex
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from promptkd.config.option_file import as_arguments
+from promptkd.reproduction.stages import Stage
+from promptkd.study.declaration import Experiment, Options, Study, StudyMethod
+from promptkd.utils.jsonl import read_metrics
+
+MOST_EXTENSIONS = 5  # of the rates at one end
+STUDENT = "best_rougeL"  # the model of a run that is compared: the best of its evaluations on the dev set
+
+
+class Choice(NamedTuple):
+    """What was chosen for a method on the dev set with one seed."""
+
+    rate: float
+    options: Options
+    score: float
+    bracketed: bool  # whether the best rate lies between two others
+
+
+@dataclass(frozen=True)
+class Run:
+    """A student to train.
+
+    Attributes:
+        stage: "timing", "rates" or the name of an experiment.
+        label: What distinguishes it from other runs of its stage, pair and method.
+        settings: All options of train.py but --save and --resume.
+        evaluated: Whether it is evaluated on the test sets.
+    """
+
+    stage: str
+    pair: str
+    method: str
+    label: str
+    settings: Options = field(hash=False)
+    evaluated: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.stage}/{self.pair}/{self.method}/{self.label}"
+
+    @property
+    def steps(self) -> int:
+        return int(self.settings["total_iters"])
+
+
+class Grid:
+    """The runs of a study.
+
+    Args:
+        study: The declaration.
+        seconds: Name of a finished stage -> seconds of CPU time.
+        done: Names of the finished stages.
+    """
+
+    def __init__(self, study: Study, seconds: dict[str, float], done: set[str]) -> None:
+        self.study, self.seconds, self.done = study, seconds, done
+        self._known: dict[tuple[str, str], tuple[Choice | None, list[Run]]] = {}  # results of `_tune`
+
+    def folder(self, run: Run) -> Path:
+        return self.study.save / "runs" / run.name
+
+    def stages(self, only: str | None = None) -> Iterator[Stage]:
+        """Yield the stages that can be run, in order. Later ones depend on the results of these.
+
+        A step of the preparation comes in front of the first run that needs it: whose options name its folder.
+        """
+        steps = {stage.name: stage for stage in self._prepare()}
+        seen = set[str]()
+        for run in self.runs(only):
+            texts = [text for text in run.settings.values() if isinstance(text, str)]
+            before = tuple(name for name in steps if any(self._is_below(text, name) for text in texts))
+            for stage in self._with_earlier(before, steps):
+                if stage.name not in seen:
+                    yield stage
+                seen.add(stage.name)
+            yield from self._stages_of(run, before)
+        if only == "prepare":
+            yield from steps.values()
+
+    def _is_below(self, text: str, step: str) -> bool:
+        folder = str(self.study.save / step.removeprefix("prepare/"))
+        return text == folder or text.startswith(f"{folder}/")
+
+    def _with_earlier(self, names: tuple[str, ...], steps: dict[str, Stage]) -> Iterator[Stage]:
+        """Yield steps of the preparation, each behind those that it reads."""
+        for name in names:
+            yield from self._with_earlier(steps[name].after, steps)
+            yield steps[name]
+
+    def runs(self, only: str | None = None) -> Iterator[Run]:
+        """Yield the runs whose settings are known, for each experiment the choice of rates first.
+
+        Args:
+            only: "timing", "rates" or an experiment, None for all, or "prepare" for none.
+        """
+        seen = set[tuple[str, str, str]]()
+        for experiment in self.study.experiments.values():
+            if only in self.study.experiments and only != experiment.name:
+                continue
+            for pair, method in self._tuned(experiment):
+                runs = self.tuning_runs(pair, method)
+                runs += [self._timing_run(pair, method)] if experiment.budget == "time" else []
+                for run in runs:
+                    key = (run.stage, run.pair, run.method + run.label)
+                    if key not in seen and only in (None, experiment.name, run.stage):
+                        yield run
+                    seen.add(key)
+            if only in (None, experiment.name):
+                yield from self.experiment_runs(experiment)
+
+    def _tuned(self, experiment: Experiment) -> list[tuple[str, StudyMethod]]:
+        """Return the pairs and methods whose rate an experiment needs."""
+        methods = self.study.methods
+        names = {methods[name].like or name for name in experiment.methods}
+        names |= {self.study.reference} if experiment.budget == "time" else set()
+        return [(pair, method) for pair in experiment.pairs for name, method in methods.items() if name in names]
+
+    def _prepare(self) -> Iterator[Stage]:
+        """Yield the steps of the preparation. A step reads the results of the one before it, or of those it names."""
+        before: tuple[str, ...] = ()
+        for step in self.study.prepare:
+            name = f"prepare/{step['name']}"
+            if "train" in step:
+                folder = self.study.save / step["name"]
+                options = as_arguments(step["train"], name)
+                command = ("train.py", "--save", str(folder), "--resume", "auto", *options)
+                product = folder / "last"
+            else:
+                command, product = tuple(shlex.split(step["run"])), Path(step["product"])
+            yield Stage(name, command, (product,), tuple(f"prepare/{each}" for each in step.get("after", ())) or before)
+            before = (name,)
+
+    def _stages_of(self, run: Run, before: tuple[str, ...]) -> Iterator[Stage]:
+        folder = self.folder(run)
+        options = as_arguments(run.settings, run.name)
+        command = ("train.py", "--save", str(folder), "--resume", "auto", *options)
+        yield Stage(run.name, command, (folder / "last",), before)
+        if run.evaluated:
+            options = as_arguments(self.study.evaluate, "evaluate")
+            command = ("evaluate.py", "--model-path", str(folder / STUDENT), "--save", str(folder / "eval"))
+            yield Stage(f"{run.name}/eval", (*command, "--overwrite", *options),
+                        (folder / "eval" / "results.json",), (run.name,))  # fmt: skip
+
+    def _settings(self, pair: str, method: StudyMethod, rate: float, seed: int, more: Options, steps: int) -> Options:
+        study = self.study
+        seeds = {"seed": seed, "seed_order": seed}
+        merged = {**study.train, **study.pairs[pair], **method.options, **more}
+        if merged.get("method") == "minillm":
+            seeds["seed_ppo"] = seed
+        schedule = {"total_iters": steps, "eval_interval": max(1, steps // study.evaluations)}
+        return {**merged, "lr": rate, **seeds, **schedule}
+
+    def _timing_run(self, pair: str, method: StudyMethod) -> Run:
+        """Return a run with as many evaluations as the others and a step before each, to be subtracted from them."""
+        study = self.study
+        settings = self._settings(pair, method, method.rates[0], study.rate_seed, {}, study.evaluations)
+        return Run("timing", pair, method.name, "start", settings)
+
+    def _tuning_run(self, pair: str, method: StudyMethod, rate: float, options: Options) -> Run:
+        label = "-".join([f"lr{rate:g}", *(f"{name}={value}" for name, value in options.items())])
+        settings = self._settings(pair, method, rate, self.study.rate_seed, options, self.study.updates)
+        return Run("rates", pair, method.name, label.replace("/", "_").replace(" ", "_"), settings)
+
+    def dev_score(self, run: Run) -> float | None:
+        """Return the best ROUGE-L of a finished run on the dev set, None if it has not ended."""
+        if run.name not in self.done:
+            return None
+        path = self.folder(run) / "metrics.jsonl"
+        return _best_rouge(path, path.stat().st_mtime_ns)
+
+    def tuning_runs(self, pair: str, method: StudyMethod) -> list[Run]:
+        """Return the runs of a method's choice that are known so far."""
+        return self._tuned_so_far(pair, method)[1]
+
+    def rate_scores(self, pair: str, name: str) -> dict[float, float]:
+        """Return the dev scores of a method's finished runs by rate, those that try other options left out."""
+        scores = self._rates(pair, self.study.methods[name])[1]
+        return {rate: score for rate, score in scores.items() if score is not None}
+
+    def choice(self, pair: str, method: StudyMethod) -> Choice | None:
+        """Return what was chosen for a method, None while runs are missing."""
+        return self._tuned_so_far(pair, self.study.methods[method.like] if method.like else method)[0]
+
+    def _tuned_so_far(self, pair: str, method: StudyMethod) -> tuple[Choice | None, list[Run]]:
+        key = (pair, method.name)
+        if key not in self._known:
+            self._known[key] = self._tune(pair, method)
+        return self._known[key]
+
+    def _tune(self, pair: str, method: StudyMethod) -> tuple[Choice | None, list[Run]]:
+        """Choose the rate, extending the rates at an end that is the best, then each option at that rate."""
+        runs, scores, bracketed = self._rates(pair, method)
+        if None in scores.values():
+            return None, runs
+        known: dict[float, Any] = scores
+        rate = max(known, key=lambda each: known[each])
+        best, chosen = known[rate], dict[str, Any]()
+        for name, values in method.tune.items():
+            trials = [self._tuning_run(pair, method, rate, {**chosen, name: value}) for value in values]
+            runs += trials
+            results = [self.dev_score(run) for run in trials]
+            if None in results:
+                return None, runs
+            for value, score in zip(values, results):
+                if score is not None and score > best:
+                    best, chosen = score, {**chosen, name: value}
+        return Choice(rate, chosen, best, bracketed), runs
+
+    def _rates(self, pair: str, method: StudyMethod) -> tuple[list[Run], dict[float, float | None], bool]:
+        """Return the runs and dev scores of all rates, and whether the best one lies between two others."""
+        rates = list(method.rates)
+        for _ in range(2 * MOST_EXTENSIONS + 1):
+            runs = [self._tuning_run(pair, method, rate, {}) for rate in rates]
+            scores = {rate: self.dev_score(run) for rate, run in zip(rates, runs)}
+            if None in scores.values():
+                return runs, scores, False
+            known: dict[float, Any] = scores
+            best = max(known, key=lambda each: known[each])
+            if rates[0] < best < rates[-1]:
+                return runs, scores, True
+            lowest, highest = method.rates[0] / 2**MOST_EXTENSIONS, method.rates[-1] * 2**MOST_EXTENSIONS
+            if best == rates[0] > lowest:
+                rates = [best / 2, *rates]
+            elif best == rates[-1] < highest:
+                rates = [*rates, best * 2]
+            else:
+                break
+        return runs, scores, False
+
+    def experiment_runs(self, experiment: Experiment) -> Iterator[Run]:
+        """Yield the runs of an experiment whose method's settings have been chosen."""
+        for seed in experiment.seeds:  # a seed of every method first, so that an interrupted study compares all
+            for pair in experiment.pairs:
+                for name in experiment.methods:
+                    method = self.study.methods[name]
+                    choice, steps = self.choice(pair, method), self.steps(experiment, pair, method)
+                    if choice is None or steps is None:
+                        continue
+                    base = self.study.methods[method.like or name]
+                    own = method.options if method.like else {}
+                    more = {**choice.options, **own, **experiment.options}
+                    settings = self._settings(pair, base, choice.rate, seed, more, steps)
+                    yield Run(experiment.name, pair, name, f"seed{seed}", settings, experiment.evaluate)
+
+    def steps(self, experiment: Experiment, pair: str, method: StudyMethod) -> int | None:
+        """Return the steps of an experiment's runs, None while the seconds of a step are not known."""
+        if experiment.budget == "updates":
+            return self.study.updates
+        own = self.step_seconds.get((pair, method.like or method.name))
+        reference = self.step_seconds.get((pair, self.study.reference))
+        return None if not own or not reference else max(1, round(self.study.updates * reference / own))
+
+    @cached_property
+    def step_seconds(self) -> dict[tuple[str, str], float]:
+        """Seconds of CPU time of a step by pair and method, from all runs with which its rate was chosen."""
+        study, known = self.study, {}
+        for pair in study.pairs:
+            for method in study.methods.values():
+                start = self.seconds.get(self._timing_run(pair, method).name)
+                runs = [self._tuning_run(pair, method, rate, {}).name for rate in method.rates]
+                if start is None or any(name not in self.seconds for name in runs):
+                    continue
+                mean = statistics.fmean(self.seconds[name] for name in runs)
+                known[pair, method.name] = max(0.0, mean - start) / max(1, study.updates - study.evaluations)
+        return known
+
+
+@lru_cache(maxsize=10_000)
+def _best_rouge(path: Path, changed: int) -> float:
+    """Return the best ROUGE-L on the dev set in a run's metrics.jsonl. `changed` is the file's time of change."""
+    rows = [row for row in read_metrics(path) if row["event"] == "eval" and row["step"]]
+    return float(max((row["rougeL"] for row in rows), default=0.0))
