@@ -13,6 +13,7 @@ from torch import Tensor
 from promptkd.config.options import TOKEN_BUDGET
 from promptkd.data.batching import MicroBatch, make_micro_batches
 from promptkd.distributed.ranks import Ranks
+from promptkd.errors import RunError
 from promptkd.evaluation.metrics import BINS, Columns
 from promptkd.evaluation.test_sets import TestSet
 from promptkd.generation.answers import share
@@ -56,6 +57,8 @@ def _token_columns(model: LanguageModel, teacher: LanguageModel | None, batch: M
     step = positions_at_a_time(head)
     scores = [_scores(complete, batch.targets, slice(i, i + step)) for i in range(0, len(hidden), step)]
     loss, confidence, hit = torch.cat(scores).double().unbind(-1)
+    if not torch.isfinite(loss).all():
+        raise RunError("the model's loss on the references is not finite: leave perplexity, ece and kl out of --metrics")
     bins = F.one_hot((confidence * BINS).long().clamp(max=BINS - 1), BINS)
     one = torch.ones_like(loss)
     columns = [one[:, None], loss[:, None], *(bins * each[:, None] for each in (one, confidence, hit))]

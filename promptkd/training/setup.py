@@ -4,69 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from promptkd.checkpointing.fingerprint import RunFingerprint
 from promptkd.checkpointing.manager import Checkpoints, recorded_time, select_checkpoint
-from promptkd.config.deepspeed import DTYPES, check_with_deepspeed, precision
+from promptkd.config.deepspeed import check_with_deepspeed
 from promptkd.config.parser import declared_options
 from promptkd.config.reporting_options import hub_token
 from promptkd.config.resolve import TEACHER_FILE, RunConfig
-from promptkd.data.dataset import vocabulary_size
 from promptkd.data.prompt_format import mismatch
 from promptkd.data.templates import bind_settings, now
 from promptkd.distributed.ranks import Ranks, setup
 from promptkd.engine.engine import TrainEngine
 from promptkd.engine.optim import OptimizerConfig
-from promptkd.engine.teacher_cache import TeacherCache
 from promptkd.errors import UserError
 from promptkd.generation.sampling import Sampling
 from promptkd.methods.base import Method, step_sampler
 from promptkd.methods.context import DatasetBundle, LengthLimits, MethodContext
-from promptkd.models.adapters import base_of, is_adapter
 from promptkd.models.loading import (
-    check_pair,
-    check_positions,
     count_parameters,
     end_ids,
-    load_causal_lm,
     load_config,
     load_own_tokenizer,
-    load_tokenizer,
-    load_without_layers,
 )
-from promptkd.models.quantization import check_installed, loading_options
-from promptkd.models.student import load_student
-from promptkd.models.tensor_parallel import TensorParallelGroup, tensor_parallel_group
-from promptkd.models.vocabulary import SharedVocabulary
+from promptkd.models.quantization import check_installed
 from promptkd.models.wrapper import LanguageModel
+from promptkd.training.model_pair import Models, check_token_ids, input_folders, load_models
 from promptkd.training.run_folder import check_vacant, clear_folder, describe_run
 from promptkd.training.trackers import Trackers, check_packages
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
-from promptkd.utils.files import fingerprint, lock_folder, write_json
-
-
-@dataclass(frozen=True)
-class Models:
-    """The models of a run.
-
-    Attributes:
-        student: The student.
-        teacher: The teacher in its own precision. None if the method uses none.
-        shared: The token ids that both models know. None if these are all.
-        teacher_cache: The teacher's states on the training examples, if the run uses a cache of them.
-    """
-
-    student: PreTrainedModel
-    teacher: PreTrainedModel | None = None
-    shared: SharedVocabulary | None = None
-    teacher_cache: TeacherCache | None = None
+from promptkd.utils.files import lock_folder, write_json
 
 
 def build_trainer(config: RunConfig) -> Trainer:
@@ -149,69 +120,6 @@ def notes_on_data(config: RunConfig, data: DatasetBundle) -> list[str]:
     return [*notes, *(f"warning: {line}" for line in unlike if line)]
 
 
-def open_teacher_cache(config: RunConfig, data: DatasetBundle) -> TeacherCache | None:
-    """Open the cache of the teacher's states that a method's options name, if there is one."""
-    folder, models = getattr(config.method_settings, "teacher_cache", None), config.models
-    if folder is None:
-        return None
-    inputs = {name: path for name, path in input_folders(config, {}).items() if name.startswith("teacher") and path}
-    teacher = {name: fingerprint(path) if os.path.isdir(path) else path for name, path in inputs.items()}
-    dtype = precision(config.teacher_deepspeed)
-    identity = {**teacher, "dtype": dtype, "quantization": models.teacher_quantization}
-    return TeacherCache.open(folder, identity, data.train, DTYPES[dtype], config.token_budget)
-
-
-def load_models(config: RunConfig, tokenizer: Any, ranks: Ranks, data: DatasetBundle) -> Models:
-    """Load the student, and the teacher if the method uses one.
-
-    Raises:
-        UserError: A model cannot be loaded or is too short for --max-length, or the two do not fit together.
-    """
-    models, length = config.models, config.data.max_length
-    groups = tensor_parallel_pair(config, ranks)
-    student = load_student(config, ranks.device, groups[0])
-    check_positions(student.config, length, "--model-path")
-    if not config.needs_teacher:
-        return Models(student)
-    assert models.teacher_model_path is not None
-    dtype = DTYPES[precision(config.teacher_deepspeed)]
-    cache = open_teacher_cache(config, data)
-    if cache is not None and cache.width:
-        teacher = load_without_layers(models.teacher_model_path, dtype, "--teacher-model-path")
-    else:
-        teacher = load_causal_lm(
-            models.teacher_model_path, dtype, "--teacher-model-path", group=groups[1],
-            quantization=loading_options(models.teacher_quantization, dtype, ranks.device),
-            deferred=config.teacher_stage == 3,
-        )  # fmt: skip
-    check_positions(teacher.config, length, "--teacher-model-path")
-    if models.gradient_checkpointing:
-        teacher.gradient_checkpointing_enable({"use_reentrant": False})
-    shared = check_pair(student, teacher, tokenizer, load_tokenizer(models.teacher_model_path))
-    return Models(student, teacher, shared, cache)
-
-
-def tensor_parallel_pair(config: RunConfig, ranks: Ranks) -> list[TensorParallelGroup | None]:
-    """Return the tensor-parallel groups of student and teacher. Groups of the same size are one object."""
-    sizes = config.parallel.size, config.parallel.teacher_size
-    groups = {size: tensor_parallel_group(ranks, size) for size in sorted(set(sizes))}
-    return [groups[size] for size in sizes]
-
-
-def check_token_ids(config: RunConfig, shared: SharedVocabulary | None, data: DatasetBundle, tokenizer: Any) -> None:
-    """Raise UserError if the data have token ids that the teacher has no embedding for."""
-    if shared is None or vocabulary_size(tokenizer) <= shared.inputs:
-        return  # No such id can occur, and the data need not be read.
-    dev = data.dev if config.run.exposure_bias_every else None
-    sets = {"training": data.train, "corpus": data.corpus, "dev": dev}
-    for name, examples in sets.items():
-        if examples is None:
-            continue
-        for number in range(len(examples)):
-            prompt, response = examples[number].prompt, examples[number].response
-            shared.check_inputs([(f"example {number + 1} of the {name} data", [*prompt, *response[:-1]])])
-
-
 def build_method(
     config: RunConfig, models: Models, tokenizer: Any, data: DatasetBundle, sampler: Any, ranks: Ranks
 ) -> Method:
@@ -287,19 +195,6 @@ def open_folder(config: RunConfig, folders: dict[str, str], ranks: Ranks) -> tup
             raise
     checkpoints.start = ranks.world.all_gather_objects([start])[0]
     return checkpoints, record
-
-
-def input_folders(config: RunConfig, folders: dict[str, str]) -> dict[str, str | None]:
-    """Return all folders that decide the results, by name: models, the base models of adapters, and data."""
-    inputs: dict[str, str | None] = {
-        "student": config.models.model_path,
-        "teacher": config.models.teacher_model_path,
-        "prompt_init": getattr(config.method_settings, "prompt_init", None),
-        **folders,
-    }
-    models = {name: path for name, path in inputs.items() if path and name in ("student", "teacher")}
-    bases = {f"{name}_base": base_of(path, name) for name, path in models.items() if is_adapter(path)}
-    return inputs | {name: path for name, path in bases.items() if os.path.isdir(path)}
 
 
 def begin_files(checkpoints: Checkpoints, record: dict[str, Any]) -> None:
