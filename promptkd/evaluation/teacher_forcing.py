@@ -58,7 +58,7 @@ def _token_columns(model: LanguageModel, teacher: LanguageModel | None, batch: M
     scores = [_scores(complete, batch.targets, slice(i, i + step)) for i in range(0, len(hidden), step)]
     loss, confidence, hit = torch.cat(scores).double().unbind(-1)
     if not torch.isfinite(loss).all():
-        raise RunError("the model's loss on the references is not finite: leave perplexity, ece and kl out of --metrics")
+        raise RunError("the loss on the references is not finite: leave perplexity, ece and kl out of --metrics")
     bins = F.one_hot((confidence * BINS).long().clamp(max=BINS - 1), BINS)
     one = torch.ones_like(loss)
     columns = [one[:, None], loss[:, None], *(bins * each[:, None] for each in (one, confidence, hit))]
