@@ -31,12 +31,14 @@ student sft sft 0.001 "$@"
 student kd kd 0.002 "${teacher[@]}" "$@"
 student gkd gkd 0.004 "${teacher[@]}" "$@"
 student on-policy gkd 0.004 --divergence reverse_kl --student-data-fraction 1 "${teacher[@]}" "$@"
+student distillm distillm 0.002 "${teacher[@]}" "$@"
+student minillm minillm 0.002 "${teacher[@]}" --data-dir= --prompt-data-dir "$out/world/data" "$@"
 student promptkd promptkd 0.002 "${teacher[@]}" "$@"
 
-for model in teacher/best_loss start/best_loss {sft,kd,gkd,on-policy,promptkd}/best_rougeL; do
+for model in teacher/best_loss start/best_loss {sft,kd,gkd,on-policy,distillm,minillm,promptkd}/best_rougeL; do
     name=${model%/*}
     stage "eval-$name" "$name" "$python" evaluate.py --model-path "$out/$model" --save "$out/$name/eval" --overwrite \
         --data-dir "$out/world/test" --data-names test --seeds 10 20 30 40 50 "${lengths[@]}" --no-repeat-ngram-size 0
 done
-"$python" tools/report.py "$out"/{sft,kd,gkd,on-policy,promptkd} --references "$out"/{teacher,start} --samples 12 \
-    --baseline sft --save "$out" --title "The demo: one seed of each method, at the rate that a study chose on dev data"
+"$python" tools/report.py "$out"/{sft,kd,gkd,on-policy,distillm,minillm,promptkd} --samples 12 \
+    --references "$out"/{teacher,start} --baseline sft --save "$out" --title "The demo: one seed of each method, at the rate that a study chose on dev data"
