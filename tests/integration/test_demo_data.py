@@ -162,7 +162,12 @@ def test_demo_script_names_existing_options():
     )
     known += "".join(
         (ROOT / path).read_text()
-        for path in ("promptkd/training/run_folder.py", "promptkd/cli/report.py", "minillm_baselines/gkd.py")
+        for path in (
+            "promptkd/training/run_folder.py",
+            "promptkd/cli/report.py",
+            "minillm_baselines/gkd.py",
+            "minillm_baselines/minillm.py",
+        )
     )
     for name in set(re.findall(r"(?<=[( ])--([a-z-]+)", script)) - {"fresh", "method"}:
         assert any(f"{each.replace('-', '_')}:" in known for each in (name, name.removeprefix("no-"))), name
