@@ -19,7 +19,7 @@ DEVICE = choose_device(0, DeviceSettings()).type  # with the settings of a run, 
 
 
 class Rows:
-    """Rows of the table, appended to a file as soon as they are measured."""
+    """Rows of the table. Each is appended to a file after its measurement."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # PromptKD in a notebook
 #
-# Each `# %%` is a cell for Jupyter (jupytext) and VS Code. The file also runs as it is: `python docs/notebook.py`.
+# Each `# %%` is a cell for Jupyter (jupytext) and VS Code. The file also runs as a script: `python docs/notebook.py`.
 # The models are the tiny ones of the tests. Name your own in `MODELS` and `DATA`.
 
 # %%

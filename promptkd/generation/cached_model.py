@@ -90,7 +90,7 @@ def decoding_head(model: PreTrainedModel) -> Head:
 def takes_explicit_mask(model: PreTrainedModel, cache: GrowingCache) -> bool:
     """Whether the model takes a float mask `(batch, 1, 1, positions)` for a token that attends to all before it.
 
-    transformers passes such a mask on as it is. From a mask of padding, it would make one at each token, and read it
+    transformers passes such a mask on unchanged. From a mask of padding, it would make one at each token, and read it
     on the host. Families that compute ALiBi from the mask of padding cannot do without it.
     """
     config = model.config.get_text_config()

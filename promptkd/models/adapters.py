@@ -189,7 +189,7 @@ def merged(model: nn.Module) -> Iterator[None]:
     """Merge LoRA adapters into the weights for the length of a block, and restore the weights bit for bit.
 
     Decoding is faster without the adapters' small products. The weights keep their places in memory. Quantized weights
-    stay as they are, because merging would round them again.
+    are not merged, because merging would round them again.
     """
     kept: list[tuple[Any, Tensor, Tensor]] = []
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged]

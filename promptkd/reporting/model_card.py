@@ -96,7 +96,7 @@ def model_card(trained: Trained, repo: str) -> str:
 
 
 def public_name(path: str) -> str:
-    """Return a hub name as it is, and only the last part of a path, since a card may be public."""
+    """Return a hub name unchanged, and only the last part of a path, since a card may be public."""
     return Path(path).resolve().name if _is_local(path) else path
 
 

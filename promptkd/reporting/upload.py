@@ -29,7 +29,7 @@ def push(path: Path, repo: str, public: bool, option: str) -> None:
     Args:
         path: The folder of the run, or a folder in it.
         repo: The repository. A missing one is created.
-        public: Whether anyone may read a repository that is created. An existing one stays as it is.
+        public: Whether anyone may read a repository that is created. The visibility of an existing one does not change.
         option: The option that asked for it, for error messages.
 
     Raises:

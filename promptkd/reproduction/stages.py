@@ -15,10 +15,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from promptkd.errors import RunError, UserError
+from promptkd.errors import RunError
 from promptkd.utils.files import write_json
 from promptkd.utils.project import project_root
-from promptkd.utils.strict_json import check_kind, read_object
+from promptkd.utils.strict_json import read_record
 
 
 @dataclass(frozen=True)
@@ -48,15 +48,7 @@ class Record:
 
     def __init__(self, path: Path, stages: Iterable[Stage]) -> None:
         self.path, self.digests = path, digests_of(stages)
-        self.done: dict[str, str] = {}
-        if path.exists():
-            remedy = "delete the file to check every stage again"
-            content = read_object(path, remedy)
-            try:
-                check_kind(content, {...: str}, path.name)
-            except ValueError as error:
-                raise UserError(f"{path}: {error}: {remedy}") from None
-            self.done = dict(content)
+        self.done: dict[str, str] = read_record(path, str, "delete the file to check every stage again")
 
     def is_done(self, stage: Stage) -> bool:
         """Whether a stage's products are complete."""

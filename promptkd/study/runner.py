@@ -11,14 +11,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from promptkd.errors import RunError, UserError
+from promptkd.errors import RunError
 from promptkd.reproduction.stages import Record, Stage
 from promptkd.study.declaration import Study
 from promptkd.study.grid import Grid
 from promptkd.study.process import Job
 from promptkd.utils.files import lock_folder, write_json
 from promptkd.utils.progress import Progress
-from promptkd.utils.strict_json import check_kind, read_object
+from promptkd.utils.strict_json import read_record
 
 BEGUN = "begun "  # in front of the names of stages that were started, in the record
 
@@ -161,12 +161,4 @@ def _is_free(stage: Stage, done: Iterable[str]) -> bool:
 
 def read_seconds(path: Path) -> dict[str, float]:
     """Read the CPU seconds of finished stages."""
-    if not path.exists():
-        return {}
-    remedy = "delete the file to measure again"
-    content = read_object(path, remedy)
-    try:
-        check_kind(content, {...: float}, path.name)
-    except ValueError as error:
-        raise UserError(f"{path}: {error}: {remedy}") from None
-    return content
+    return read_record(path, float, "delete the file to measure again")

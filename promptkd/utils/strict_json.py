@@ -51,6 +51,27 @@ def read_object(path: Path, remedy: str) -> dict[str, Any]:
     return value
 
 
+def read_record(path: Path, kind: Any, remedy: str) -> dict[str, Any]:
+    """Read a JSON object in which every value is of a kind. A file that does not exist is an empty object.
+
+    Args:
+        path: The file.
+        kind: The kind of the values (see `check_kind`).
+        remedy: The end of error messages.
+
+    Raises:
+        UserError: The file cannot be read, or holds something else.
+    """
+    if not path.exists():
+        return {}
+    content = read_object(path, remedy)
+    try:
+        check_kind(content, {...: kind}, path.name)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}: {remedy}") from None
+    return content
+
+
 def check_kind(value: Any, kind: Any, where: str) -> None:
     """Raise ValueError unless `value` is of a kind. Keys that the kind does not name are allowed.
 
