@@ -50,7 +50,7 @@ PREAMBLES = [
 END, UNKNOWN = "<|endoftext|>", "<|unknown|>"
 POSITIONS = 96
 SIZES = {
-    "teacher": dict(num_hidden_layers=4, hidden_size=128, intermediate_size=344),
+    "teacher": dict(num_hidden_layers=4, hidden_size=192, intermediate_size=512),
     "small": dict(num_hidden_layers=2, hidden_size=72, intermediate_size=192),
     "medium": dict(num_hidden_layers=3, hidden_size=96, intermediate_size=256),
     "large": dict(num_hidden_layers=4, hidden_size=112, intermediate_size=304),

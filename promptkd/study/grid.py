@@ -252,11 +252,25 @@ class Grid:
                     own = method.options if method.like else {}
                     more = {**choice.options, **own, **experiment.options}
                     settings = self._settings(pair, base, choice.rate, seed, more, steps)
-                    yield Run(experiment.name, pair, name, f"seed{seed}", settings, experiment.evaluate)
+                    owner = self.owner(experiment, pair, name, seed)
+                    yield Run(owner.name, pair, name, f"seed{seed}", settings, experiment.evaluate)
+
+    def owner(self, experiment: Experiment, pair: str, name: str, seed: int) -> Experiment:
+        """Return the first experiment with the same run, to which it belongs. The run is made once."""
+        terms = self._terms(experiment, pair, name)
+        for each in self.study.experiments.values():
+            declared = pair in each.pairs and name in each.methods and seed in each.seeds
+            if declared and self._terms(each, pair, name) == terms:
+                return each
+        return experiment
+
+    def _terms(self, experiment: Experiment, pair: str, name: str) -> tuple[Options, bool, int | None]:
+        """Return all by which the runs of a method with one seed can differ between experiments."""
+        return experiment.options, experiment.evaluate, self.steps(experiment, pair, self.study.methods[name])
 
     def steps(self, experiment: Experiment, pair: str, method: StudyMethod) -> int | None:
         """Return the steps of an experiment's runs, None while the seconds of a step are not known."""
-        if experiment.budget == "updates":
+        if experiment.budget == "updates" or method.name == self.study.reference:
             return self.study.updates
         own = self.step_seconds.get((pair, method.like or method.name))
         reference = self.step_seconds.get((pair, self.study.reference))

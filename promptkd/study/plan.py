@@ -42,8 +42,11 @@ def expected_runs(grid: Grid) -> dict[str, dict[tuple[str, str], int]]:
             stage = counts.setdefault(run.stage, {})
             stage[run.pair, run.method] = stage.get((run.pair, run.method), 0) + 1
     for experiment in study.experiments.values():
-        keys = [(pair, method) for pair in experiment.pairs for method in experiment.methods]
-        counts[experiment.name] = dict.fromkeys(keys, len(experiment.seeds))
+        counts[experiment.name] = {
+            (pair, method): len([s for s in experiment.seeds if grid.owner(experiment, pair, method, s) is experiment])
+            for pair in experiment.pairs
+            for method in experiment.methods
+        }
     return counts
 
 

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from promptkd.evaluation.metric_table import METRIC_LABELS
 from promptkd.reporting.document import Section, markdown_page
 from promptkd.study.claims import claims_table
 from promptkd.study.declaration import Study
@@ -29,6 +30,7 @@ RATES = (
     "Best ROUGE-L on the dev set, of one run for each rate. Bold: the chosen rate. A method's rates continue "
     "by factors of two until the best lies between two others."
 )
+STUDENTS = "Metrics of the answers and of the references, as means of the test sets (docs/evaluation.md)."
 EXPOSURE = "At the last measurement: excess accumulated error in percent, R and epsilon. Mean ± standard deviation."
 
 
@@ -93,9 +95,10 @@ def _comparison_sections(comparison: Comparison, grid: Grid) -> list[Section]:
     title = f"{comparison.experiment.name}: {comparison.pair}"
     if not comparison.experiment.evaluate:
         return [Section(f"Exposure bias, {title}", [_exposure_table(comparison), EXPOSURE])]
-    parts: list[Any] = [_score_table(comparison), SPREAD, _student_table(comparison, grid)]
+    parts: list[Any] = [_score_table(comparison), SPREAD]
     if comparison.differences:
         parts += [_difference_table(comparison), DIFFERENCE]
+    parts += [_student_table(comparison), STUDENTS, _cost_table(comparison, grid)]
     return [Section(title, parts)]
 
 
@@ -118,15 +121,24 @@ def _score_table(comparison: Comparison) -> Table:
     return table
 
 
-def _student_table(comparison: Comparison, grid: Grid) -> Table:
-    """Build the table of what the runs cost and of the students' answers."""
-    table = Table(["method", "rate", "updates", "CPU s per update", "tokens of an answer"])
+def _cost_table(comparison: Comparison, grid: Grid) -> Table:
+    """Build the table of what the runs cost."""
+    table = Table(["method", "rate", "options", "updates", "CPU s per update"])
     for name, each in comparison.trained.items():
-        settings = each.runs[0].settings
+        run, choice = each.runs[0], grid.choice(comparison.pair, grid.study.methods[name])
         cost = grid.step_seconds.get((comparison.pair, name))
-        lengths = [statistics.fmean(one["mean_length"]["mean"] for one in e["sets"].values()) for e in each.evaluations]
         cost_text = "-" if cost is None else f"{cost:.3f}"
-        table.add(name, f"{settings['lr']:g}", str(each.runs[0].steps), cost_text, spread(lengths))
+        table.add(name, f"{run.settings['lr']:g}", _chosen(choice), str(run.steps), cost_text)
+    return table
+
+
+def _student_table(comparison: Comparison) -> Table:
+    """Build the table of the other metrics of evaluate.py, as the means of all test sets."""
+    values = {name: each.measured() for name, each in comparison.trained.items()}
+    shown = [key for key in METRIC_LABELS if key != "rougeL" and all(key in each for each in values.values())]
+    table = Table(["method", *(METRIC_LABELS[key] for key in shown)])
+    for name, each in values.items():
+        table.add(name, *(spread(each[key]) for key in shown))
     return table
 
 
@@ -180,6 +192,7 @@ def _runs(trained: Trained, grid: Grid) -> list[dict[str, Any]]:
         if trained.evaluations:
             sets = trained.evaluations[place]["sets"]
             row["scores"] = {n: {key: round(e[key]["mean"], 3) for key in MEASURES} for n, e in sets.items()}
+            row["metrics"] = {key: round(values[place], 4) for key, values in trained.measured().items()}
         if curves := {key: trained.curves(key)[1][place] for key in CURVES if trained.curves(key)[0]}:
             row["exposure_bias"] = {"step": trained.curves(CURVES[0])[0], **curves}
         rows.append(row)

@@ -42,6 +42,12 @@ class Trained:
         sets = [name] if name else self.sets
         return [statistics.fmean(e["sets"][each][measure]["mean"] for each in sets) for e in self.evaluations]
 
+    def measured(self) -> dict[str, list[float]]:
+        """Return the values of `--metrics` in results.json for each training seed, as means of the test sets."""
+        entries = [[one["metrics"] for one in evaluation["sets"].values()] for evaluation in self.evaluations]
+        names = [name for name in entries[0][0] if all(one[name]["value"] is not None for e in entries for one in e)]
+        return {name: [statistics.fmean(one[name]["value"] for one in e) for e in entries] for name in names}
+
     def rows(self, name: str) -> list[list[float]]:
         """Return the ROUGE-L of each example, `[training seed][example]`, as the mean over sampling seeds."""
         sets = [name] if name else self.sets

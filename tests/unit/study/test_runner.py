@@ -62,6 +62,11 @@ def test_study_from_start_to_end(project):
     assert scores == [51, 52]
     report = (project.save / "report.md").read_text()
     assert f"| SFT | 2 | **{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}**" in report
+    eces = [score / 10 for score in scores]
+    assert f"| SFT | {statistics.mean(eces):.2f} ± {statistics.stdev(eces):.2f} |" in report
+    assert "PromptKD/seed1" in " ".join(done) and "ablations/small/PromptKD/seed1" not in done  # that of updates
+    assert "ablations/small/PromptKD/seed3" in done and "ablations/small/frozen/seed1" in done
+    assert "| PromptKD | 2 |" in report.partition("ablations")[2]
     assert "| few trained parameters in the teacher | | yes | 7 of 700: 1 % |" in report
     assert "less exposure bias throughout training | exposure, small | yes | above it at each: SFT" in report
     difference = numbers["differences"]["ablations/small"]["frozen"]
