@@ -79,19 +79,19 @@ class Grid:
         steps = {stage.name: stage for stage in self._prepare()}
         seen = set[str]()
         for run in self.runs(only):
-            texts = [text for text in run.settings.values() if isinstance(text, str)]
-            before = tuple(name for name in steps if any(self._is_below(text, name) for text in texts))
-            for stage in self._with_earlier(before, steps):
-                if stage.name not in seen:
-                    yield stage
-                seen.add(stage.name)
-            yield from self._stages_of(run, before)
+            for stage in self._stages_of(run, tuple(steps)):
+                for each in (*self._with_earlier(tuple(name for name in stage.after if name in steps), steps), stage):
+                    if each.name not in seen:
+                        yield each
+                    seen.add(each.name)
         if only == "prepare":
             yield from steps.values()
 
-    def _is_below(self, text: str, step: str) -> bool:
-        folder = str(self.study.save / step.removeprefix("prepare/"))
-        return text == folder or text.startswith(f"{folder}/")
+    def _needed(self, options: Options, steps: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the steps of the preparation whose folders the options name."""
+        paths = [Path(value) for value in options.values() if isinstance(value, str)]
+        folders = {name: self.study.save / name.removeprefix("prepare/") for name in steps}
+        return tuple(name for name, folder in folders.items() if any(path.is_relative_to(folder) for path in paths))
 
     def _with_earlier(self, names: tuple[str, ...], steps: dict[str, Stage]) -> Iterator[Stage]:
         """Yield steps of the preparation, each behind those that it reads."""
@@ -142,16 +142,16 @@ class Grid:
             yield Stage(name, command, (product,), tuple(f"prepare/{each}" for each in step.get("after", ())) or before)
             before = (name,)
 
-    def _stages_of(self, run: Run, before: tuple[str, ...]) -> Iterator[Stage]:
+    def _stages_of(self, run: Run, steps: tuple[str, ...]) -> Iterator[Stage]:
         folder = self.folder(run)
         options = as_arguments(run.settings, run.name)
         command = ("train.py", "--save", str(folder), "--resume", "auto", *options)
-        yield Stage(run.name, command, (folder / "last",), before)
+        yield Stage(run.name, command, (folder / "last",), self._needed(run.settings, steps))
         if run.evaluated:
-            options = as_arguments(self.study.evaluate, "evaluate")
-            command = ("evaluate.py", "--model-path", str(folder / STUDENT), "--save", str(folder / "eval"))
-            yield Stage(f"{run.name}/eval", (*command, "--overwrite", *options),
-                        (folder / "eval" / "results.json",), (run.name,))  # fmt: skip
+            paths = ("--model-path", str(folder / STUDENT), "--save", str(folder / "eval"), "--overwrite")
+            command = ("evaluate.py", *paths, *as_arguments(self.study.evaluate, "evaluate"))
+            before = (run.name, *self._needed(self.study.evaluate, steps))
+            yield Stage(f"{run.name}/eval", command, (folder / "eval" / "results.json",), before)
 
     def _settings(self, pair: str, method: StudyMethod, rate: float, seed: int, more: Options, steps: int) -> Options:
         study = self.study

@@ -60,6 +60,8 @@ def test_study_from_start_to_end(project):
     numbers = json.loads((project.save / "study.json").read_text())
     scores = [r["scores"]["far"]["rougeL"] for r in numbers["runs"] if r["name"].startswith("updates/small/SFT")]
     assert scores == [51, 52]
+    stages = {stage.name: stage for stage in state_of(project).grid.stages()}
+    assert stages["updates/small/SFT/seed1/eval"].after == ("updates/small/SFT/seed1", "prepare/data")
     report = (project.save / "report.md").read_text()
     assert f"| SFT | 2 | **{statistics.mean(scores):.2f} ± {statistics.stdev(scores):.2f}**" in report
     eces = [score / 10 for score in scores]
