@@ -69,8 +69,8 @@ class RunOptions:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the method uses a teacher with these options."""
-        return self.method_class.needs_teacher(self.method_settings)
+        """Whether the method uses a teacher with these options, or exposure bias is measured against one."""
+        return self.method_class.needs_teacher(self.method_settings) or self.run.exposure_bias_every > 0
 
     @property
     def trains_teacher(self) -> bool:
@@ -188,7 +188,7 @@ def resolve(
 def check_options(options: RunOptions) -> None:
     """Raise UserError for options that do not go together."""
     method, models, run = options.method, options.models, options.run
-    if not options.method_class.has_teacher:
+    if not options.method_class.has_teacher and not run.exposure_bias_every:
         for option, value in (
             ("--teacher-model-path", models.teacher_model_path),
             ("--teacher-model-parallel-size", options.parallel.teacher_model_parallel_size),
@@ -198,11 +198,8 @@ def check_options(options: RunOptions) -> None:
     if models.teacher_deepspeed_config is not None and not options.trains_teacher:
         raise UserError(f"--method {method} trains nothing in its teacher: leave {TEACHER_FILE} out")
     if options.needs_teacher and not models.teacher_model_path:
-        raise UserError(f"--method {method} needs --teacher-model-path: name the teacher's folder")
-    if run.exposure_bias_every and not options.needs_teacher:
-        raise UserError(
-            f"--exposure-bias-every compares with a teacher, which --method {method} does not use: leave it out"
-        )
+        user = "--exposure-bias-every" if run.exposure_bias_every else f"--method {method}"
+        raise UserError(f"{user} needs --teacher-model-path: name the teacher's folder")
     if run.exposure_bias_every and options.data.dev_num == 0:
         raise UserError("--exposure-bias-every needs dev prompts: leave --dev-num 0 out")
     if (bits := models.teacher_quantization) != "none":

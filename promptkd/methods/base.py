@@ -100,6 +100,10 @@ class Method(ABC):
             The values to log. Losses are means over the response tokens of the step.
         """
 
+    def measuring_teacher(self) -> TrainEngine | FrozenModel:
+        """Return the teacher against which exposure bias is measured, for any method."""
+        return self.teacher if hasattr(self, "teacher") else self.context.frozen_teacher()
+
     def learners(self) -> dict[str, TrainEngine]:
         """Return all engines that train something, by name."""
         return {"student": self.student}

@@ -209,7 +209,7 @@ class Trainer:
             return
         began = time.perf_counter()
         rows = self.settings.run.exposure_bias_rows
-        row = self.dev.exposure_bias(self.method.student, self.method.teacher, rows)
+        row = self.dev.exposure_bias(self.method.student, self.method.measuring_teacher(), rows)
         epoch = self.sampler.epoch_of(step) if step else 0
         seconds = time.perf_counter() - began
         self.metrics.row("exposure_bias", step, epoch=epoch, **row, exposure_bias_seconds=seconds)

@@ -19,6 +19,7 @@ from promptkd.generation.budget import decoding_budget
 from promptkd.generation.sampling import Sampling
 from promptkd.losses import CrossEntropy, fused_loss
 from promptkd.methods.context import LengthLimits
+from promptkd.models.wrapper import LanguageModel
 
 
 class DevSet:
@@ -115,7 +116,9 @@ class DevSet:
         return decoding_budget([model], limits.max_length, self.ranks, limits.rollout_token_budget)
 
     def exposure_bias(self, student: TrainEngine, teacher: TrainEngine | FrozenModel, rows: int) -> dict[str, Any]:
-        """Measure exposure bias on the first `rows` dev prompts, against the teacher with its prompt if it has one.
+        """Measure exposure bias on the first `rows` dev prompts, against the teacher without a soft prompt.
+
+        All methods are therefore measured alike. A tuned prompt has been brought close to its student.
 
         Returns:
             The values at the last position, and ex_acc_err at all positions as `curve`.
@@ -132,7 +135,8 @@ class DevSet:
                 token_budget=min(self._budget(each.module.model) for each in (student, teacher)),  # they decode in turn
                 forward_budget=limits.token_budget,
             )
-            errors = accumulated_errors(student.module, teacher.module, prompts, protocol, self.ranks)
+            plain = LanguageModel(teacher.module.model, shared=teacher.module.shared)
+            errors = accumulated_errors(student.module, plain, prompts, protocol, self.ranks)
         values = curves(errors, self.seed)
         names = ("ex_acc_err", "ex_acc_err_low", "ex_acc_err_high", "mean_R", "mean_eps")
         return {name: values[name][-1] for name in names} | {"rows": len(prompts), "curve": values["ex_acc_err"]}

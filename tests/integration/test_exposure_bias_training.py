@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from promptkd.errors import UserError
 from promptkd.evaluation.exposure_bias import Protocol, accumulated_errors, curves
 from promptkd.generation.sampling import Sampling
-from promptkd.models.soft_prompt import SoftPrompt, initial_prompt
 from promptkd.models.wrapper import LanguageModel
 
 
@@ -37,22 +36,33 @@ def test_training_records_exposure_bias_without_changing_the_run(tmp_path):
     student, teacher = (
         AutoModelForCausalLM.from_pretrained(GOLDEN / f"models/gpt2_{name}").eval() for name in ("student", "teacher")
     )
-    tokenizer, embedding = trainer.method.context.tokenizer, teacher.get_input_embeddings()
-    soft = initial_prompt("Suppose you are a student.", 7, embedding, tokenizer, seed=10)
+    tokenizer = trainer.method.context.tokenizer
     how = Protocol(8, [tokenizer.eos_token_id], Sampling(), 1, seed=10, token_budget=999, forward_budget=999)
     asked = [trainer.dev.examples[row].prompt for row in range(3)]
-    errors = accumulated_errors(LanguageModel(student), LanguageModel(teacher, SoftPrompt(soft)), asked, how, OneOf())
+    errors = accumulated_errors(LanguageModel(student), LanguageModel(teacher), asked, how, OneOf())
     found = curves(errors, 10)
     assert rows[0]["curve"] == pytest.approx(found["ex_acc_err"], rel=1e-3, abs=1e-2)
     for name in ("mean_R", "mean_eps"):
         assert rows[0][name] == pytest.approx(found[name][-1], rel=1e-4)
 
 
+@pytest.mark.parametrize("method, extra", [("sft", []), ("kd", ["--kd-ratio", "0"])])
+def test_methods_without_a_teacher_are_measured_against_one(tmp_path, method, extra):
+    often = ["--exposure-bias-every", "2", "--exposure-bias-rows", "3"]
+    folders = {"of": tmp_path / "promptkd", "with": tmp_path / "with", "without": tmp_path / "without"}
+    train_here(training_argv(folders["of"], *often))
+    teacher = ["--teacher-model-path", str(GOLDEN / "models/gpt2_teacher")]
+    train_here([*training_argv(folders["with"], *often, *extra, method=method), *teacher])
+    train_here(training_argv(folders["without"], *extra, method=method))
+    rows = {name: metrics_of(folders[name], "exposure_bias") for name in ("of", "with")}
+    assert rows["with"][0]["curve"] == rows["of"][0]["curve"], "the same models before training"
+    assert metrics_of(folders["with"])[-1]["loss"] == metrics_of(folders["without"])[-1]["loss"]
+
+
 @pytest.mark.parametrize(
     "method, extra, says",
     [
-        ("sft", [], "--method sft"),
-        ("kd", ["--kd-ratio", "0"], "--method kd"),
+        ("sft", [], "--exposure-bias-every needs --teacher-model-path"),
         ("promptkd", ["--dev-num", "0"], "--dev-num"),
         ("promptkd", ["--exposure-bias-rows", "0"], "--exposure-bias-rows 0"),
     ],
