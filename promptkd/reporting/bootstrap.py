@@ -48,14 +48,15 @@ def hierarchical_bootstrap(model: list[list[float]], baseline: list[list[float]]
     """Compare two methods by the scores of several training runs of each on the same examples.
 
     A resampling draws training seeds of each method with replacement, independently of each other, and examples, the
-    same for both methods. Interval and p-value are as in `paired_bootstrap`. With few seeds, the interval is somewhat
-    too short, because n drawn seeds vary by (n - 1) / n of their variance.
+    same for both methods. Interval and p-value are as in `paired_bootstrap`. The mean of n drawn seeds has only
+    (n - 1) / n of the variance that the mean of n seeds has. Each seed's deviation from the method's mean is enlarged
+    accordingly.
 
     Args:
         model: Scores `[training seed][example]`.
         baseline: Scores of the other method. It may have another number of seeds.
     """
-    left, right = (np.asarray(rows, dtype=np.float64) for rows in (model, baseline))
+    left, right = (_enlarged(np.asarray(rows, dtype=np.float64)) for rows in (model, baseline))
     examples = left.shape[1]
     generator, means = np.random.default_rng(SEED), np.empty(RESAMPLINGS)
     step = max(1, _CHUNK // examples)
@@ -64,6 +65,12 @@ def hierarchical_bootstrap(model: list[list[float]], baseline: list[list[float]]
         weights = [_weights(generator, count, size) for size in (len(left), len(right), examples)]
         means[first : first + step] = ((weights[0] @ left - weights[1] @ right) * weights[2]).sum(1)
     return _difference(float(left.mean() - right.mean()), means)
+
+
+def _enlarged(scores: np.ndarray) -> np.ndarray:
+    """Move each seed's scores so that the seeds' mean scores are sqrt(n / (n - 1)) as far from their mean."""
+    count, deviations = len(scores), scores.mean(1, keepdims=True) - scores.mean()
+    return scores if count == 1 else scores + (np.sqrt(count / (count - 1)) - 1) * deviations
 
 
 def holm(p_values: list[float]) -> list[float]:

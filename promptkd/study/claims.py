@@ -14,8 +14,8 @@ LEVEL = 0.05
 NOTE = (
     "ROUGE-L: yes if every other method is worse with p below 0.05 after Holm's correction, no if one is better with "
     "such a p, otherwise open. Exposure bias: yes if the reference is below every other method at each measurement by "
-    "more than both standard deviations, no if some method is below it so, otherwise open. Methods that are missing "
-    "leave a claim open."
+    "more than both standard deviations, no if some method is below it so, otherwise open. Methods without all "
+    "training seeds leave a claim open."
 )
 
 
@@ -37,9 +37,9 @@ def judge_scores(comparison: Comparison) -> tuple[str, str]:
     """Return the verdict on ROUGE-L, and the numbers that it rests on."""
     better = [name for name, (one, p) in comparison.differences.items() if one.mean > 0 and p < LEVEL]
     worse = [name for name, (one, p) in comparison.differences.items() if one.mean < 0 and p < LEVEL]
-    missing = [name for name in comparison.experiment.methods if name not in comparison.trained]
+    missing = comparison.unfinished
     verdict = "no" if better else "yes" if len(worse) == len(comparison.differences) and not missing else "open"
-    parts = (("better", better), ("worse", worse), ("missing", missing))
+    parts = (("better", better), ("worse", worse), ("unfinished", missing))
     close = [name for name in comparison.differences if name not in better + worse]
     texts = [f"{key}: {', '.join(names)}" for key, names in (*parts, ("not distinguished", close)) if names]
     return verdict, "; ".join(texts)
@@ -48,7 +48,7 @@ def judge_scores(comparison: Comparison) -> tuple[str, str]:
 def judge_exposure(comparison: Comparison) -> tuple[str, str]:
     """Return the verdict on exposure bias during training, and the numbers that it rests on."""
     mean, std = _excess(comparison, comparison.reference)
-    lower, higher, missing = [], [], [n for n in comparison.experiment.methods if n not in comparison.trained]
+    lower, higher, missing = [], [], comparison.unfinished
     others = [name for name in comparison.trained if name != comparison.reference]
     for name in others:
         other, spread = _excess(comparison, name)
@@ -56,7 +56,7 @@ def judge_exposure(comparison: Comparison) -> tuple[str, str]:
         lower += [name] if (difference < -margin).any() else []
         higher += [name] if (difference > margin).all() else []
     verdict = "no" if lower else "yes" if others and len(higher) == len(others) and not missing else "open"
-    parts = (("below it at some measurement", lower), ("above it at each", higher), ("missing", missing))
+    parts = (("below it at some measurement", lower), ("above it at each", higher), ("unfinished", missing))
     return verdict, "; ".join(f"{key}: {', '.join(names)}" for key, names in parts if names) or "no clear differences"
 
 

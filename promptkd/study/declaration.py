@@ -25,6 +25,7 @@ KINDS: dict[str, Any] = {
     "prepare": [OPTIONS],
     "train": OPTIONS,
     "evaluate": OPTIONS,
+    "evaluate_also": {...: OPTIONS},
     "pairs": {...: OPTIONS},
     "methods": {...: OPTIONS},
     "experiments": {...: {"methods": (str, [str]), "seeds": [int]}},
@@ -88,6 +89,7 @@ class Study:
         rate_seed: The training seed with which rates and options are chosen.
         prepare: Steps that make data and models, in order.
         train, evaluate: Options of all calls of train.py and evaluate.py.
+        evaluate_also: Name -> other options of evaluate.py, for a further evaluation of each student.
         pairs: Name -> options of train.py that select student and teacher.
     """
 
@@ -100,6 +102,7 @@ class Study:
     prepare: tuple[Options, ...]
     train: Options
     evaluate: Options
+    evaluate_also: dict[str, Options]
     pairs: dict[str, Options]
     methods: dict[str, StudyMethod]
     experiments: dict[str, Experiment]
@@ -121,6 +124,7 @@ def read_study(path: str, save: Path) -> Study:
     if not isinstance(content, dict):
         raise UserError(f"{where}: it holds no keys and values: {REMEDY}")
     _known(content, tuple(KINDS), where)
+    content.setdefault("evaluate_also", {})
     try:
         check_kind(content, KINDS, where)
     except ValueError as error:
@@ -131,12 +135,12 @@ def read_study(path: str, save: Path) -> Study:
             raise UserError(f"{where}: {key} is {content[key]}: give at least 1")
     methods = {name: _method(name, value, content, where) for name, value in content["methods"].items()}
     experiments = {name: _experiment(name, value, content, where) for name, value in content["experiments"].items()}
-    _check_names([*content["pairs"], *methods, *experiments], where)
+    _check_names([*content["pairs"], *methods, *experiments, *content["evaluate_also"]], where)
     if content["reference"] not in methods:
         raise UserError(f"{where}: reference {content['reference']} is none of the methods: name one of them")
     _check_steps(content["prepare"], f"{where}, prepare")
     shared = {key: content[key] for key in ("title", "reference", "updates", "evaluations", "rate_seed")}
-    groups = {key: content[key] for key in ("train", "evaluate", "pairs")}
+    groups = {key: content[key] for key in ("train", "evaluate", "evaluate_also", "pairs")}
     return Study(save, **shared, **groups, prepare=tuple(content["prepare"]), methods=methods, experiments=experiments)
 
 

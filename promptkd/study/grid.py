@@ -5,54 +5,19 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from promptkd.config.option_file import as_arguments
 from promptkd.reproduction.stages import Stage
 from promptkd.study.declaration import Experiment, Options, Study, StudyMethod
+from promptkd.study.run import Choice, Run, evaluations_of
 from promptkd.utils.jsonl import read_metrics
 
 MOST_EXTENSIONS = 5  # of the rates at one end
+TIMINGS = 3  # measurements of each method's seconds, of which the median counts
 STUDENT = "best_rougeL"  # the model of a run that is compared: the best of its evaluations on the dev set
-
-
-class Choice(NamedTuple):
-    """What was chosen for a method on the dev set with one seed."""
-
-    rate: float
-    options: Options
-    score: float
-    bracketed: bool  # whether the best rate lies between two others
-
-
-@dataclass(frozen=True)
-class Run:
-    """A student to train.
-
-    Attributes:
-        stage: "timing", "rates" or the name of an experiment.
-        label: What distinguishes it from other runs of its stage, pair and method.
-        settings: All options of train.py but --save and --resume.
-        evaluated: Whether it is evaluated on the test sets.
-    """
-
-    stage: str
-    pair: str
-    method: str
-    label: str
-    settings: Options = field(hash=False)
-    evaluated: bool = False
-
-    @property
-    def name(self) -> str:
-        return f"{self.stage}/{self.pair}/{self.method}/{self.label}"
-
-    @property
-    def steps(self) -> int:
-        return int(self.settings["total_iters"])
 
 
 class Grid:
@@ -111,7 +76,7 @@ class Grid:
                 continue
             for pair, method in self._tuned(experiment):
                 runs = self.tuning_runs(pair, method)
-                runs += [self._timing_run(pair, method)] if experiment.budget == "time" else []
+                runs += self._timing_runs(pair, method) if experiment.budget == "time" else []
                 for run in runs:
                     key = (run.stage, run.pair, run.method + run.label)
                     if key not in seen and only in (None, experiment.name, run.stage):
@@ -147,26 +112,40 @@ class Grid:
         options = as_arguments(run.settings, run.name)
         command = ("train.py", "--save", str(folder), "--resume", "auto", *options)
         yield Stage(run.name, command, (folder / "last",), self._needed(run.settings, steps))
-        if run.evaluated:
-            paths = ("--model-path", str(folder / STUDENT), "--save", str(folder / "eval"), "--overwrite")
-            command = ("evaluate.py", *paths, *as_arguments(self.study.evaluate, "evaluate"))
-            before = (run.name, *self._needed(self.study.evaluate, steps))
-            yield Stage(f"{run.name}/eval", command, (folder / "eval" / "results.json",), before)
+        for name, more in evaluations_of(run, self.study).items():
+            paths = ("--model-path", str(folder / STUDENT), "--save", str(folder / name), "--overwrite")
+            evaluate = {**self.study.evaluate, **more}
+            command = ("evaluate.py", *paths, *as_arguments(evaluate, "evaluate"))
+            before = (run.name, *self._needed(evaluate, steps))
+            yield Stage(f"{run.name}/{name}", command, (folder / name / "results.json",), before)
 
     def _settings(self, pair: str, method: StudyMethod, rate: float, seed: int, more: Options, steps: int) -> Options:
         study = self.study
-        seeds = {"seed": seed, "seed_order": seed}
+        seeds = {"seed": seed, "seed_order": 1000 * seed}  # the order of a pass depends on seed_order + its number
         merged = {**study.train, **study.pairs[pair], **method.options, **more}
         if merged.get("method") == "minillm":
             seeds["seed_ppo"] = seed
-        schedule = {"total_iters": steps, "eval_interval": max(1, steps // study.evaluations)}
+        schedule = {"total_iters": steps, "eval_interval": -(-steps // study.evaluations)}
         return {**merged, "lr": rate, **seeds, **schedule}
 
-    def _timing_run(self, pair: str, method: StudyMethod) -> Run:
-        """Return a run with as many evaluations as the others and a step before each, to be subtracted from them."""
-        study = self.study
-        settings = self._settings(pair, method, method.rates[0], study.rate_seed, {}, study.evaluations)
-        return Run("timing", pair, method.name, "start", settings)
+    def _timing_runs(self, pair: str, method: StudyMethod) -> list[Run]:
+        """Return runs of a third of the updates and of all updates, whose difference is the time of the other steps.
+
+        Both have as many evaluations. There are none while the method's settings are not chosen.
+        """
+        if (choice := self.choice(pair, method)) is None:
+            return []
+        return [
+            Run("timing", pair, method.name, f"updates{steps}-{number}",
+                self._settings(pair, method, choice.rate, self.study.rate_seed, choice.options, steps))
+            for number in range(TIMINGS)
+            for steps in self._timed_steps
+        ]  # fmt: skip
+
+    @property
+    def _timed_steps(self) -> tuple[int, int]:
+        """Numbers of updates of the timing runs."""
+        return max(1, self.study.updates // 3), max(2, self.study.updates)
 
     def _tuning_run(self, pair: str, method: StudyMethod, rate: float, options: Options) -> Run:
         label = "-".join([f"lr{rate:g}", *(f"{name}={value}" for name, value in options.items())])
@@ -278,16 +257,16 @@ class Grid:
 
     @cached_property
     def step_seconds(self) -> dict[tuple[str, str], float]:
-        """Seconds of CPU time of a step by pair and method, from all runs with which its rate was chosen."""
-        study, known = self.study, {}
-        for pair in study.pairs:
-            for method in study.methods.values():
-                start = self.seconds.get(self._timing_run(pair, method).name)
-                runs = [self._tuning_run(pair, method, rate, {}).name for rate in method.rates]
-                if start is None or any(name not in self.seconds for name in runs):
+        """Seconds of CPU time of a step with the chosen settings, by pair and method."""
+        known, (short, long) = {}, self._timed_steps
+        for pair in self.study.pairs:
+            for method in self.study.methods.values():
+                runs = [] if method.like else self._timing_runs(pair, method)
+                if not runs or any(run.name not in self.done or run.name not in self.seconds for run in runs):
                     continue
-                mean = statistics.fmean(self.seconds[name] for name in runs)
-                known[pair, method.name] = max(0.0, mean - start) / max(1, study.updates - study.evaluations)
+                times = {n: [self.seconds[run.name] for run in runs if run.steps == n] for n in (short, long)}
+                spent = statistics.median(times[long]) - statistics.median(times[short])
+                known[pair, method.name] = max(0.0, spent) / (long - short)
         return known
 
 

@@ -10,9 +10,10 @@ from promptkd.evaluation.metric_table import METRIC_LABELS
 from promptkd.reporting.document import Section, markdown_page
 from promptkd.study.claims import claims_table
 from promptkd.study.declaration import Study
-from promptkd.study.grid import Choice, Grid
+from promptkd.study.grid import Grid
 from promptkd.study.pictures import draw_differences, draw_exposure, draw_rates
 from promptkd.study.results import CURVES, MEASURES, Comparison, Trained, collect
+from promptkd.study.run import Choice
 from promptkd.study.runner import read_seconds, read_state
 from promptkd.utils.files import write_json, write_text
 from promptkd.utils.format import format_spread
@@ -20,7 +21,7 @@ from promptkd.utils.tables import Cell, Table
 
 SPREAD = (
     "Mean ± standard deviation over training seeds, of which each is the mean of its sampling seeds. all: the mean of "
-    "the test sets. Bold: the best."
+    "the test sets, also of further evaluations, such as all: greedy. Bold: the best."
 )
 DIFFERENCE = (
     "ROUGE-L of all test sets minus the reference's: hierarchical bootstrap over training seeds and examples, 95 % "
@@ -110,14 +111,18 @@ def spread(values: list[float], digits: int = 2) -> str:
 def _score_table(comparison: Comparison) -> Table:
     """Build the table of ROUGE-L by method and test set."""
     sets, trained = comparison.sets, comparison.trained
-    table = Table(["method", "seeds", *(name or "all" for name in sets), "all: exact match"])
+    further = list(next(iter(trained.values())).further)
+    heads = [*(name or "all" for name in sets), "all: exact match", *(f"all: {name}" for name in further)]
+    table = Table(["method", "seeds", *heads])
     columns = [*((name, "rougeL") for name in sets), ("", "exact_match")]
-    best = {column: max(statistics.fmean(each.means(*column)) for each in trained.values()) for column in columns}
-    for name, each in trained.items():
-        values = {column: each.means(*column) for column in columns}
-        styles = ["strong" if statistics.fmean(values[column]) == best[column] else "" for column in columns]
-        cells = [Cell(spread(values[column]), style) for column, style in zip(columns, styles)]
-        table.add(name, str(len(each.runs)), *cells)
+    values = {
+        name: [each.means(*column) for column in columns] + [each.further_means(key) for key in further]
+        for name, each in trained.items()
+    }
+    best = [max(map(statistics.fmean, column)) for column in zip(*values.values())]
+    for name, scores in values.items():
+        styles = ["strong" if statistics.fmean(one) == top else "" for one, top in zip(scores, best)]
+        table.add(name, str(len(trained[name].runs)), *map(Cell, map(spread, scores), styles))
     return table
 
 
@@ -192,6 +197,7 @@ def _runs(trained: Trained, grid: Grid) -> list[dict[str, Any]]:
         if trained.evaluations:
             sets = trained.evaluations[place]["sets"]
             row["scores"] = {n: {key: round(e[key]["mean"], 3) for key in MEASURES} for n, e in sets.items()}
+            row["further"] = {key: round(trained.further_means(key)[place], 3) for key in trained.further}
             row["metrics"] = {key: round(values[place], 4) for key, values in trained.measured().items()}
         if curves := {key: trained.curves(key)[1][place] for key in CURVES if trained.curves(key)[0]}:
             row["exposure_bias"] = {"step": trained.curves(CURVES[0])[0], **curves}

@@ -10,7 +10,8 @@ from typing import Any
 from promptkd.reporting.bootstrap import Difference, hierarchical_bootstrap, holm
 from promptkd.reporting.results import RESULTS
 from promptkd.study.declaration import Experiment, Study
-from promptkd.study.grid import Grid, Run
+from promptkd.study.grid import Grid
+from promptkd.study.run import Run, evaluations_of
 from promptkd.utils.jsonl import read_metrics
 from promptkd.utils.strict_json import read_object
 
@@ -25,12 +26,14 @@ class Trained:
     Attributes:
         runs: The runs.
         evaluations: Contents of their results.json, none for an experiment without test sets.
+        further: Contents of the results.json of further evaluations by name.
         metrics: Lines of their metrics.jsonl.
     """
 
     method: str
     runs: list[Run]
     evaluations: list[dict[str, Any]]
+    further: dict[str, list[dict[str, Any]]]
     metrics: list[list[dict[str, Any]]]
 
     @property
@@ -47,6 +50,10 @@ class Trained:
         entries = [[one["metrics"] for one in evaluation["sets"].values()] for evaluation in self.evaluations]
         names = [name for name in entries[0][0] if all(one[name]["value"] is not None for e in entries for one in e)]
         return {name: [statistics.fmean(one[name]["value"] for one in e) for e in entries] for name in names}
+
+    def further_means(self, name: str) -> list[float]:
+        """Return each training seed's ROUGE-L of a further evaluation, the mean of its test sets."""
+        return [statistics.fmean(one["rougeL"]["mean"] for one in e["sets"].values()) for e in self.further[name]]
 
     def rows(self, name: str) -> list[list[float]]:
         """Return the ROUGE-L of each example, `[training seed][example]`, as the mean over sampling seeds."""
@@ -76,6 +83,12 @@ class Comparison:
         names = next((each.sets for each in self.trained.values() if each.sets), [])
         return ["", *names] if names else []
 
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of the methods that lack training seeds."""
+        seeds = {name: len(each.runs) for name, each in self.trained.items()}
+        return [name for name in self.experiment.methods if seeds.get(name, 0) < len(self.experiment.seeds)]
+
     @cached_property
     def differences(self) -> dict[str, tuple[Difference, float]]:
         """Each method's ROUGE-L on all sets minus the reference's, and the p-value by Holm over the methods."""
@@ -102,12 +115,15 @@ def collect(study: Study, grid: Grid) -> list[Comparison]:
 
 
 def _is_finished(grid: Grid, run: Run) -> bool:
-    return {run.name, *([f"{run.name}/eval"] if run.evaluated else [])} <= grid.done
+    return {run.name, *(f"{run.name}/{name}" for name in evaluations_of(run, grid.study))} <= grid.done
 
 
 def _read(grid: Grid, method: str, runs: list[Run]) -> Trained:
-    evaluated = [run for run in runs if run.evaluated]
-    files = [grid.folder(run) / "eval" / RESULTS for run in evaluated]
-    evaluations = [read_object(path, "run the study again") for path in files]
+    results: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        for name in evaluations_of(run, grid.study):
+            path = grid.folder(run) / name / RESULTS
+            results.setdefault(name, []).append(read_object(path, "run the study again"))
     metrics = [read_metrics(grid.folder(run) / "metrics.jsonl") for run in runs]
-    return Trained(method, runs, evaluations, metrics)
+    main = results.pop("eval", [])
+    return Trained(method, runs, main, {name.removeprefix("eval-"): each for name, each in results.items()}, metrics)

@@ -37,6 +37,7 @@ class Runner:
         self.record_path, self.seconds_path = study.save / "stages.json", study.save / "seconds.json"
         self.seconds = read_seconds(self.seconds_path)
         self.jobs: list[tuple[Job, Stage]] = []
+        self.digests: dict[str, str] = {}  # of the running stages, when they were started
         self.stopped: list[int] = []
 
     def run(self) -> None:
@@ -85,10 +86,12 @@ class Runner:
 
     def _start(self, stage: Stage, record: Record) -> None:
         digest, key = record.digests[stage.name], BEGUN + stage.name
+        self.digests[stage.name] = digest
         if record.done.get(key) != digest:  # What is in the folder comes from other settings.
             for folder in (product.parent for product in stage.products):
                 if folder.is_dir() and self.study.save in folder.parents:
                     shutil.rmtree(folder)
+            self.seconds.pop(stage.name, None)
             record.done[key] = digest
             write_json(self.record_path, record.done)
         log = self.study.save / "logs" / f"{stage.name.replace('/', '.')}.log"
@@ -111,7 +114,8 @@ class Runner:
             return "" if self.stopped else f"{stage.name} {status}: see {job.log}, then run the same command again"
         if missing := next((path for path in stage.products if not path.exists()), None):
             return f"{stage.name} ended without {missing}: see {job.log}"
-        record.add(stage)
+        if record.digests.get(stage.name) == self.digests.pop(stage.name):  # else its settings changed meanwhile
+            record.add(stage)
         return ""
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:

@@ -48,6 +48,7 @@ prepare:
   - {name: data, run: "evaluate.py --model-path {save}/start --save {save}/data", product: "{save}/data/results.json"}
 train: {batch_size: 2}
 evaluate: {seeds: [1, 2], teacher_model_path: "{save}/data"}
+evaluate_also: {greedy: {seeds: [1]}}
 pairs: {small: {model_path: s}}
 methods:
   SFT: {options: {method: sft}}

@@ -54,12 +54,15 @@ def test_study_from_start_to_end(project):
     sft = grid.choice("small", project.methods["SFT"])
     assert (sft.rate, sft.score, sft.bracketed, sft.options) == (0.008, 50, True, {})
     frozen = [run for run in grid.runs("ablations") if run.method == "frozen"]
-    assert [(run.settings["lr"], run.settings["seed_order"]) for run in frozen] == [(0.002, 1), (0.002, 3)]
+    assert [(run.settings["lr"], run.settings["seed_order"]) for run in frozen] == [(0.002, 1000), (0.002, 3000)]
 
     write_report(project)
     numbers = json.loads((project.save / "study.json").read_text())
     scores = [r["scores"]["far"]["rougeL"] for r in numbers["runs"] if r["name"].startswith("updates/small/SFT")]
     assert scores == [51, 52]
+    assert [run["further"] for run in numbers["runs"] if "updates/small/SFT" in run["name"]] == [
+        {"greedy": 51}, {"greedy": 52},
+    ]  # fmt: skip
     stages = {stage.name: stage for stage in state_of(project).grid.stages()}
     assert stages["updates/small/SFT/seed1/eval"].after == ("updates/small/SFT/seed1", "prepare/data")
     report = (project.save / "report.md").read_text()
@@ -135,3 +138,31 @@ def test_killed_study_resumes_without_loss(number, project, tmp_path):
     Runner(project, 2, "rates").run()
     assert not done & set(calls(project)[before:])
     assert state_of(project).grid.choice("small", project.methods["SFT"]).rate == 0.008
+
+
+def budget_runs(grid, study) -> dict[str, tuple[int, int]]:
+    """Return the updates and the interval of the evaluations of each method's run with the budget of time."""
+    runs = grid.experiment_runs(study.experiments["time"])
+    return {run.method: (run.steps, run.settings["eval_interval"]) for run in runs}
+
+
+def test_time_budget_comes_from_the_chosen_settings(project, tmp_path):
+    text = (tmp_path / "study.yaml").read_text().replace("updates: 4\nevaluations: 2", "updates: 30\nevaluations: 3")
+    text += "  time: {methods: all, seeds: [1], budget: time}\n"
+    (tmp_path / "study.yaml").write_text(text)
+    study = read_study(str(tmp_path / "study.yaml"), project.save)
+    Runner(study, 2, "rates").run()
+    grid = state_of(study).grid
+    timed = {run.method: run for run in grid.runs("timing") if run.label == "updates30-2"}
+    assert (timed["PromptKD"].settings["lr"], timed["SFT"].settings["lr"]) == (0.002, 0.008)
+    names = [run.name for run in grid.runs("timing")]
+    assert len(names) == 12 and budget_runs(grid, study) == {"PromptKD": (30, 10)}
+
+    def seconds(name: str) -> float:  # 3 s to start, 0.1 s for an update of SFT, four times that for PromptKD's
+        steps, number = (int(part) for part in name.rpartition("updates")[2].split("-"))
+        return 3 + steps * (0.1 if "SFT" in name else 0.4) + (100 if number == 1 else 0)  # one is disturbed
+
+    Runner(study, 2, "timing").run()
+    grid = read_state(study, study.save / "stages.json", {name: seconds(name) for name in names}).grid
+    assert grid.step_seconds["small", "SFT"] == pytest.approx(0.1)
+    assert budget_runs(grid, study) == {"SFT": (120, 40), "PromptKD": (30, 10)}
