@@ -77,9 +77,10 @@ class Grid:
             for pair, method in self._tuned(experiment):
                 runs = self.tuning_runs(pair, method)
                 runs += self._timing_runs(pair, method) if experiment.budget == "time" else []
+                timed = only == "timing" and experiment.budget == "time"  # which needs the chosen rates
                 for run in runs:
                     key = (run.stage, run.pair, run.method + run.label)
-                    if key not in seen and only in (None, experiment.name, run.stage):
+                    if key not in seen and (timed or only in (None, experiment.name, run.stage)):
                         yield run
                     seen.add(key)
             if only in (None, experiment.name):
