@@ -81,8 +81,8 @@ class Grid:
                 for run in runs:
                     key = (run.stage, run.pair, run.method + run.label)
                     if key not in seen and (timed or only in (None, experiment.name, run.stage)):
+                        seen.add(key)
                         yield run
-                    seen.add(key)
             if only in (None, experiment.name):
                 yield from self.experiment_runs(experiment)
 
