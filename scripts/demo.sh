@@ -2,8 +2,9 @@
 # From an empty clone to a comparison of methods on a small scale, in minutes, on a CPU or a GPU:
 # results/demo/report.md. Run it again to continue where it was stopped: finished stages are kept.
 #   bash scripts/demo.sh [--fresh] [options of train.py for the students, such as --total-iters 600]
-# Data, teacher, initial student and updates are those of scripts/study/small.yaml. Each method has the learning rate
-# that the study chose for it on the dev set (docs/results.md). One training seed cannot rank methods; the study can.
+# Data, models and updates are those of scripts/study/small.yaml, but the teacher has 1,200 updates instead of 4,000.
+# Each method has the rate and options that the study chose for it on the dev set (docs/results.md). One training seed
+# and a weaker teacher cannot rank methods; the study can.
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=results/demo
 if [ "${1:-}" = --fresh ]; then rm -rf "$out" && shift; fi
@@ -17,7 +18,7 @@ train() { # NAME "EARLIER STAGES" OPTIONS...
 }
 first=(--lr-decay-style cosine --no-curves)
 stage world "" "$python" -m tools.make_world --save "$out/world"
-train teacher world "${first[@]}" --lr 0.003 --warmup-iters 60 --total-iters 1800 --eval-interval 450 --batch-size 64 \
+train teacher world "${first[@]}" --lr 0.002 --warmup-iters 60 --total-iters 1200 --eval-interval 400 --batch-size 64 \
     --model-path "$out/world/models/teacher" --data-dir "$out/world/teacher_data" --max-length 48 --max-prompt-length 34
 train start world "${first[@]}" --lr 0.004 --warmup-iters 20 --total-iters 1000 --eval-interval 100 \
     --model-path "$out/world/models/small"

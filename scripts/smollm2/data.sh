@@ -3,7 +3,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 
 if [ -z "$DATA" ]; then
-    stage exercises "" "$python" tools/make_demo.py --no-models --save "$out/exercises" --dev-num "$DEV_ROWS" \
+    stage exercises "" "$python" -m tools.make_world --save "$out/exercises" --dev-num "$DEV_ROWS" \
         --train-num "$ANSWERS" --teacher-num "$ANSWERS" --test-num "$TEST_ROWS"
     cat "$out"/exercises/data/{valid,train}.jsonl >"$raw"
 fi

@@ -6,7 +6,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/settings.sh"
 if [ -n "$DATA_ROOT" ]; then
     tests=(--data-dir "$DATA_ROOT" --data-names "${sets[@]}" --dev-num "$TEST_ROWS")
 else
-    tests=(--data-dir "$out/$([ -n "$DATA" ] && echo data || echo exercises/test)" --data-names held_out)
+    tests=(--data-dir "$out/$([ -n "$DATA" ] && echo data || echo exercises/test/test)" --data-names held_out)
 fi
 for name in teacher start "${methods[@]}"; do
     model=$out/$name/last

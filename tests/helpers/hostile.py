@@ -24,7 +24,7 @@ from promptkd.cli import generate, report
 from promptkd.downloads.catalog import load_catalog
 from promptkd.errors import exit_with
 from promptkd.models.soft_prompt import load_prompt
-from tools import make_demo
+from tools import make_world
 
 LONGEST = 2.0  # seconds, where no model must be loaded
 TOO_LONG = 20
@@ -61,7 +61,7 @@ def arguments(entry: str, room: Path) -> list[str]:
         "join": lambda: ["--input_path", f"{room}/mp", "--source_mp_size", "2", "--target_mp_size", "1"],
         "split": lambda: ["--input_path", f"{room}/student", "--target_mp_size", "2"],
         "report": lambda: [f"{room}/sft", f"{room}/kd", "--save", f"{room}/out"],
-        "demo": lambda: ["--save", f"{room}/out"],
+        "world": lambda: ["--save", f"{room}/out"],
         "prompt": lambda: [f"{room}/prompt"],
         "downloads": lambda: [f"{room}/downloads.json"],
     }[entry]()  # fmt: skip
@@ -81,7 +81,7 @@ MAINS = {
     "evaluate": evaluate.main,
     "generate": generate.main,
     "report": report.main,
-    "demo": make_demo.main,
+    "world": make_world.main,
     "prompt": lambda: load_prompt(Path(sys.argv[1]), width=64, prompt_len=7),
     "downloads": lambda: load_catalog(Path(sys.argv[1])),
 }

@@ -79,11 +79,11 @@ OPTIONS = [
     ("report", ["--samples", "-1"], "--samples"),
     ("report", ["--save", "ROOM/ds.json/below"], "below"),
     ("report", ["--references", "ROOM/nowhere"], "nowhere"),
-    ("demo", ["--train-num", "-1"], "--train-num"),
-    ("demo", ["--vocab-size", "3"], "--vocab-size"),
-    ("demo", ["--seed", "nan"], "--seed"),
-    ("demo", ["--teacher-num", str(1 << 40)], "--teacher-num"),
-    ("demo", ["--save", "ROOM/ds.json/below"], "below"),
+    ("world", ["--train-num", "-1"], "--train-num"),
+    ("world", ["--test-num", "0"], "--test-num"),
+    ("world", ["--seed", "nan"], "--seed"),
+    ("world", ["--teacher-num", str(1 << 40)], "--teacher-num"),
+    ("world", ["--save", "ROOM/ds.json/below"], "below"),
 ]
 
 _TWO = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}

@@ -196,7 +196,7 @@ def test_the_scripts_run_each_stage_once_and_again_where_something_changed(tmp_p
 def test_the_scripts_options_are_options(tmp_path):
     given = {"DATA": str(GOLDEN / "data/raw.jsonl"), "DATA_ROOT": str(tmp_path), "MODEL": str(tmp_path / "other")}
     commands = recipe(tmp_path / "out", STEPS="7", BATCH="2", **given)
-    assert "convert_gguf.py" not in str(commands) and "make_demo.py" not in str(commands)
+    assert "convert_gguf.py" not in str(commands) and "tools.make_world" not in str(commands)
     readers = {
         "train.py": train.read_settings,
         "evaluate.py": evaluate.read_settings,
