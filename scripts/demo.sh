@@ -28,12 +28,13 @@ student() { # NAME METHOD LEARNING_RATE OPTIONS...
     train "$1" "start teacher" --method "$2" --lr "$3" --lr-decay-style noam --warmup-iters 10 --total-iters 240 \
         --eval-interval 80 --model-path "$out/start/best_loss" "${@:4}"
 }
-student sft sft 0.001 "$@"
-student kd kd 0.002 "${teacher[@]}" "$@"
+student sft sft 0.002 "$@"
+student kd kd 0.004 --kd-ratio 1 "${teacher[@]}" "$@"
 student gkd gkd 0.004 "${teacher[@]}" "$@"
 student on-policy gkd 0.004 --divergence reverse_kl --student-data-fraction 1 "${teacher[@]}" "$@"
-student distillm distillm 0.002 "${teacher[@]}" "$@"
-student minillm minillm 0.002 "${teacher[@]}" --data-dir= --prompt-data-dir "$out/world/data" "$@"
+student distillm distillm 0.004 --divergence skew_reverse_kl "${teacher[@]}" "$@"
+student minillm minillm 0.001 --teacher-mixed-alpha 0 "${teacher[@]}" --data-dir= \
+    --prompt-data-dir "$out/world/data" "$@"
 student promptkd promptkd 0.002 "${teacher[@]}" "$@"
 
 for model in teacher/best_loss start/best_loss {sft,kd,gkd,on-policy,distillm,minillm,promptkd}/best_rougeL; do
