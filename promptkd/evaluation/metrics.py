@@ -7,39 +7,32 @@ needs no more than each example's own sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from nltk import ngrams
 from nltk.translate.bleu_score import SmoothingFunction, sentence_bleu
 
-from promptkd.distributed.ranks import Ranks
 from promptkd.evaluation.rouge_tokenizers import split_words
 from promptkd.evaluation.tables import Row
 
 BINS = 15  # of equal width, for the calibration error (Guo et al., 2017)
 RESAMPLES = 1000
 SEED = 0
-_CHUNK = 50  # resamples in memory at once
 _SMOOTH = SmoothingFunction().method1
 
 Columns = dict[str, np.ndarray]  # metric -> the examples' sums, `(examples, 2)`, of ece `(examples, 3 * BINS)`
 
 
-def answer_columns(answers: list[list[Row]], names: Sequence[str], limit: int, ranks: Ranks) -> Columns:
-    """Return sum and count of each metric over the answers to each prompt. The ranks share the prompts.
+def answer_columns(answers: list[list[Row]], names: Sequence[str], limit: int) -> Columns:
+    """Return sum and count of each metric over the answers to each prompt.
 
     Args:
         answers: The answers of each seed in the order of the set.
         names: Metrics as `--metrics` names them.
         limit: Maximum number of tokens in an answer.
-        ranks: The ranks, which all have all answers.
     """
-    prompts = list(zip(*answers))
-    own = range(ranks.dp_rank, len(prompts), ranks.dp_size)
-    sums = [[index, answer_sums(prompts[index], names, limit)] for index in own]
-    rows = [row for _, row in sorted(ranks.all_gather_objects(sums))]
-    return {name: np.array([row[place] for row in rows]) for place, name in enumerate(expand(names))}
+    sums = np.array([answer_sums(rows, names, limit) for rows in zip(*answers)], dtype=np.float64)
+    return {name: sums[:, place] for place, name in enumerate(expand(names))}
 
 
 def answer_sums(rows: Sequence[Row], names: Sequence[str], limit: int) -> list[tuple[float, int]]:
@@ -75,7 +68,7 @@ def self_bleu(texts: Sequence[list[str]]) -> list[float]:
     """Return for each text that is not empty its BLEU against the others, x 100. A short text has fewer n-grams."""
     scores = []
     for place, text in enumerate(texts):
-        if text:
+        if text and len(texts) > 1:
             others = [*texts[:place], *texts[place + 1 :]]
             order = min(4, len(text))
             scores.append(100.0 * sentence_bleu(others, text, [1 / order] * order, _SMOOTH))
@@ -87,39 +80,33 @@ def ratio(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
 
 
-def perplexity(sums: np.ndarray) -> np.ndarray:
-    """Return exp of the mean loss of a token."""
-    return np.exp(ratio(sums))
-
-
 def calibration_error(sums: np.ndarray) -> np.ndarray:
     """Return the expected calibration error x 100 of the bins' tokens, confidences and hits, `(..., 3 * BINS)`."""
     tokens, confidence, hits = np.split(sums, 3, axis=-1)
     return 100.0 * np.abs(confidence - hits).sum(-1) / tokens.sum(-1)
 
 
-STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {"perplexity": perplexity, "ece": calibration_error}
+STATISTICS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "perplexity": lambda sums: np.exp(ratio(sums)),
+    "ece": calibration_error,
+}
 
 
-def with_intervals(columns: Columns) -> dict[str, dict[str, Any]]:
+def with_intervals(columns: Columns) -> dict[str, dict[str, float | None]]:
     """Return each metric's value and its 95 % interval, which resamples examples. None stands for an undefined value.
 
     All metrics see the same resamples, and the same input gives the same numbers.
     """
-    joined = np.hstack(list(columns.values()))
-    examples = len(joined)
+    examples = len(next(iter(columns.values())))
     generator = np.random.Generator(np.random.Philox(SEED))
-    weights = [1 / examples] * examples
-    parts = [generator.multinomial(examples, weights, size=_CHUNK) @ joined for _ in range(RESAMPLES // _CHUNK)]
-    resampled = np.concatenate(parts)
-    results, start = {}, 0
+    weights = generator.multinomial(examples, [1 / examples] * examples, size=RESAMPLES).astype(np.float64)
+    results: dict[str, dict[str, float | None]] = {}
     for name, sums in columns.items():
-        part = slice(start, start := start + sums.shape[1])
         statistic = STATISTICS.get(name, ratio)
         with np.errstate(divide="ignore", invalid="ignore"):
-            values = statistic(resampled[:, part])
-            values = values[np.isfinite(values)]
-            numbers = [statistic(sums.sum(0)), *(np.percentile(values, [2.5, 97.5]) if len(values) else [np.nan] * 2)]
-        finite = [float(number) if np.isfinite(number) else None for number in numbers]
-        results[name] = dict(zip(("value", "low", "high"), finite))
+            value, resampled = statistic(sums.sum(0)), statistic(weights @ sums)
+        results[name] = {"value": None, "low": None, "high": None}
+        if np.isfinite(value):
+            low, high = np.percentile(resampled[np.isfinite(resampled)], [2.5, 97.5])
+            results[name] = {"value": float(value), "low": float(low), "high": float(high)}
     return results
