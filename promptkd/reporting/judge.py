@@ -70,10 +70,11 @@ def judge(results: Sequence[Result], pairs: Sequence[Pair], server: JudgeServer,
         UserError: The folder holds other replies.
         RunError: Some requests failed. Everything is written before.
     """
+    requests = [(pair.prompt, *answers) for pair in pairs for answers in (pair.answers, pair.answers[::-1])]
     identity = {"model": server.model, "max_tokens": server.max_tokens, "pairs": len(pairs)}
-    identity["sha256"] = hashlib.sha256(json.dumps([SYSTEM, pairs]).encode()).hexdigest()
+    identity["sha256"] = hashlib.sha256(json.dumps([SYSTEM, requests]).encode()).hexdigest()
     store = AnswerStore(save, identity, overwrite, Ranks(0, 1, torch.device("cpu")), "judgments.jsonl")
-    rows = judgments(pairs, ask_all(pairs, server, store))
+    rows = judgments(pairs, ask_all(requests, server, store))
     store.finish(rows)
     names, folders = [result.name for result in results], [str(result.folder) for result in results]
     sets = dict.fromkeys(pair.set for pair in pairs)
@@ -84,23 +85,19 @@ def judge(results: Sequence[Result], pairs: Sequence[Pair], server: JudgeServer,
     write_text(save / "judge.md", text)
     failures = Counter(problem for row in rows for problem in row["problems"] if problem != NO_VERDICT)
     if failures:
-        problem = f"{failures.total()} of {2 * len(pairs)} requests have no reply ({listed(failures)})"
+        problem = f"{failures.total()} of {len(requests)} requests have no reply ({listed(failures)})"
         raise RunError(f"{problem}: {save}/judge.md leaves their pairs out, and the same command sends them again")
     return text
 
 
-def ask_all(pairs: Sequence[Pair], server: JudgeServer, store: AnswerStore) -> dict[int, Reply]:
-    """Return the replies to all requests that were sent.
-
-    Request 2 i is about pair i, request 2 i + 1 about the same answers in the other order.
-    """
+def ask_all(requests: Sequence[tuple[str, str, str]], server: JudgeServer, store: AnswerStore) -> list[Reply]:
+    """Send the requests that have no stored reply, and return the replies to all."""
     replies = {number: Reply(text) for number, text in store.answers.items()}
-    missing = [number for number in range(2 * len(pairs)) if number not in replies]
-    bar = Progress("judge", 2 * len(pairs), True, unit="request", done=len(replies))
+    missing = [number for number in range(len(requests)) if number not in replies]
+    bar = Progress("judge", len(requests), True, unit="request", done=len(replies))
 
     def ask(number: int) -> tuple[int, Reply]:
-        pair, step = pairs[number // 2], -1 if number % 2 else 1
-        return number, server.ask(pair.prompt, *pair.answers[::step])
+        return number, server.ask(*requests[number])
 
     failures_in_row = 0
     with ThreadPool(min(server.parallel, len(missing) + 1)) as pool:
@@ -113,18 +110,17 @@ def ask_all(pairs: Sequence[Pair], server: JudgeServer, store: AnswerStore) -> d
             if failures_in_row == PATIENCE:
                 break
     bar.close()
-    return replies
+    return [replies.get(number, Reply(failure="given up")) for number in range(len(requests))]
 
 
-def judgments(pairs: Sequence[Pair], replies: Mapping[int, Reply]) -> list[dict[str, Any]]:
-    """Return a line of judgments.jsonl for each pair: the outcome for the first model, and the judge's replies.
+def judgments(pairs: Sequence[Pair], replies: Sequence[Reply]) -> list[dict[str, Any]]:
+    """Return a line of judgments.jsonl for each pair: the outcome for the first model, and the judge's two replies.
 
     A model wins where the judge prefers it in both orders. Where the orders disagree, the outcome is a tie. A pair
     without two verdicts has no outcome.
     """
     rows = []
-    for i, pair in enumerate(pairs):
-        both = [replies.get(number, Reply(failure="given up")) for number in (2 * i, 2 * i + 1)]
+    for pair, *both in zip(pairs, replies[::2], replies[1::2]):
         verdicts = [verdict_of(reply.text) for reply in both]
         problems = [reply.failure or NO_VERDICT for reply, verdict in zip(both, verdicts) if verdict is None]
         row = {"set": pair.set, "index": pair.row, "verdicts": verdicts, "replies": [reply.text for reply in both]}

@@ -19,7 +19,6 @@ from promptkd.reporting.results import METHOD_LABELS, RESULTS, read_json, read_r
 from promptkd.reporting.tables import score_table
 from promptkd.training.run_folder import best_model
 from promptkd.utils.jsonl import read_metrics
-from promptkd.utils.strict_json import read_object
 from promptkd.utils.tables import evaluation_table, metrics_table
 
 PICTURE = "curves.png"
@@ -52,7 +51,7 @@ def find_trained(path: Path) -> Trained:
     if not (run / "metrics.jsonl").is_file() or not any(folder.glob("*.safetensors")):
         raise UserError(f"{path} holds no model of a run: {remedy}")
     settings = read_json(run / "config.json", SETTINGS, remedy)["settings"]
-    adapter = read_object(folder / CONFIG, remedy) if (folder / CONFIG).is_file() else {}
+    adapter = read_json(folder / CONFIG, {}, remedy) if (folder / CONFIG).is_file() else {}
     kind = KINDS.get(str(adapter.get("peft_type")), MODEL)
     # An adapter that continues another one has the base of that one, which --model-path does not name.
     base = adapter.get("base_model_name_or_path") or settings["teacher_model_path" if kind == PROMPT else "model_path"]
