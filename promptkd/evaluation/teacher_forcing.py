@@ -36,15 +36,15 @@ def reference_columns(model: LanguageModel, teacher: LanguageModel | None, test_
     """
     rows = [row for _, row in share(test_set.prompts, 1, ranks)]
     prompts, responses = ([tokens[row] for row in rows] for tokens in (test_set.prompts, test_set.responses))
-    sums: list[Any] = []
+    sums: dict[int, dict[str, list[float]]] = {row: {} for row in rows}
     budget = TOKEN_BUDGET[ranks.device.type]
     for batch in make_micro_batches(prompts, responses, [1.0] * len(rows), budget, ranks.device):
         lengths = [len(responses[i]) for i in batch.members]
-        columns = {name: column.split(lengths) for name, column in _token_columns(model, teacher, batch).items()}
-        for place, i in enumerate(batch.members):
-            sums.append([rows[i], {name: parts[place].sum(0).tolist() for name, parts in columns.items()}])
-    gathered = [of_row for _, of_row in sorted(ranks.all_gather_objects(sums))]
-    return {name: np.array([of_row[name] for of_row in gathered]) for name in gathered[0]}
+        for name, column in _token_columns(model, teacher, batch).items():
+            for i, part in zip(batch.members, column.split(lengths)):
+                sums[rows[i]][name] = part.sum(0).tolist()
+    by_row = [of_row for _, of_row in sorted(ranks.all_gather_objects(list(sums.items())))]
+    return {name: np.array([of_row[name] for of_row in by_row]) for name in by_row[0]}
 
 
 def _token_columns(model: LanguageModel, teacher: LanguageModel | None, batch: MicroBatch) -> dict[str, Tensor]:

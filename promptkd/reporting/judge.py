@@ -20,7 +20,7 @@ from promptkd.distributed.ranks import Ranks
 from promptkd.errors import RunError, UserError
 from promptkd.evaluation.answer_store import AnswerStore
 from promptkd.reporting.bootstrap import Difference, paired_bootstrap
-from promptkd.reporting.judge_server import SYSTEM, JudgeServer, Reply, verdict_of
+from promptkd.reporting.judge_server import SYSTEM, JudgeSettings, Reply, ask, verdict_of
 from promptkd.reporting.results import Result, is_unchanged
 from promptkd.utils.files import write_json, write_text
 from promptkd.utils.progress import Progress
@@ -42,13 +42,13 @@ class Pair(NamedTuple):
     answers: tuple[str, str]
 
 
-def read_pairs(first: Result, second: Result, rows: int | None) -> list[Pair]:
+def read_pairs(results: Sequence[Result], rows: int | None) -> list[Pair]:
     """Return the answers with the first seed to the first `rows` rows (None: all) of the sets that both results have.
 
     Raises:
         UserError: The results have no set in common, or a test set's file has changed.
     """
-    pairs = []
+    pairs, (first, second) = [], results
     for name in [name for name in first.sets if name in second.sets]:
         entry = first.sets[name]
         if not is_unchanged(entry) or second.sets[name]["sha256"] != entry["sha256"]:
@@ -61,28 +61,28 @@ def read_pairs(first: Result, second: Result, rows: int | None) -> list[Pair]:
     return pairs
 
 
-def judge(results: Sequence[Result], pairs: Sequence[Pair], server: JudgeServer, save: Path, overwrite: bool) -> str:
+def judge(results: Sequence[Result], settings: JudgeSettings) -> str:
     """Ask about all pairs in both orders, write judge.json, judge.md and judgments.jsonl, and return the table.
 
     Replies are stored as they come, and the same command continues. Requests that failed are sent again then.
 
     Raises:
-        UserError: The folder holds other replies.
+        UserError: The results cannot be compared, or the folder holds other replies.
         RunError: Some requests failed. Everything is written before.
     """
+    pairs, save = read_pairs(results, settings.rows), Path(settings.save)
     requests = [(pair.prompt, *answers) for pair in pairs for answers in (pair.answers, pair.answers[::-1])]
-    identity = {"model": server.model, "max_tokens": server.max_tokens, "pairs": len(pairs)}
+    identity = {"model": settings.model, "max_tokens": settings.max_tokens, "pairs": len(pairs)}
     identity["sha256"] = hashlib.sha256(json.dumps([SYSTEM, requests]).encode()).hexdigest()
-    store = AnswerStore(save, identity, overwrite, Ranks(0, 1, torch.device("cpu")), "judgments.jsonl")
-    rows = judgments(pairs, ask_all(requests, server, store))
+    store = AnswerStore(save, identity, settings.overwrite, Ranks(0, 1, torch.device("cpu")), "judgments.jsonl")
+    rows = judgments(pairs, ask_all(requests, settings, store))
     store.finish(rows)
     names, folders = [result.name for result in results], [str(result.folder) for result in results]
     sets = dict.fromkeys(pair.set for pair in pairs)
     summaries = {name: summarize([row for row in rows if row["set"] == name]) for name in sets}
-    record = {"names": names, "folders": folders, "judge": dataclasses.asdict(server), "sets": summaries}
-    text = markdown(names, server.model, summaries)
+    record = {"names": names, "folders": folders, "judge": dataclasses.asdict(settings), "sets": summaries}
     write_json(save / "judge.json", record)
-    write_text(save / "judge.md", text)
+    write_text(save / "judge.md", text := markdown(names, settings.model, summaries))
     failures = Counter(problem for row in rows for problem in row["problems"] if problem != NO_VERDICT)
     if failures:
         problem = f"{failures.total()} of {len(requests)} requests have no reply ({listed(failures)})"
@@ -90,18 +90,18 @@ def judge(results: Sequence[Result], pairs: Sequence[Pair], server: JudgeServer,
     return text
 
 
-def ask_all(requests: Sequence[tuple[str, str, str]], server: JudgeServer, store: AnswerStore) -> list[Reply]:
+def ask_all(requests: Sequence[tuple[str, str, str]], settings: JudgeSettings, store: AnswerStore) -> list[Reply]:
     """Send the requests that have no stored reply, and return the replies to all."""
     replies = {number: Reply(text) for number, text in store.answers.items()}
     missing = [number for number in range(len(requests)) if number not in replies]
     bar = Progress("judge", len(requests), True, unit="request", done=len(replies))
 
-    def ask(number: int) -> tuple[int, Reply]:
-        return number, server.ask(*requests[number])
+    def numbered(number: int) -> tuple[int, Reply]:
+        return number, ask(settings, *requests[number])
 
     failures_in_row = 0
-    with ThreadPool(min(server.parallel, len(missing) + 1)) as pool:
-        for number, reply in pool.imap_unordered(ask, missing):
+    with ThreadPool(min(settings.parallel, len(missing) + 1)) as pool:
+        for number, reply in pool.imap_unordered(numbered, missing):
             replies[number] = reply
             failures_in_row = failures_in_row + 1 if reply.failure else 0
             if not reply.failure:

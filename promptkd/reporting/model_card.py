@@ -15,11 +15,12 @@ from promptkd.data.row_files import HUB, is_hub
 from promptkd.errors import UserError
 from promptkd.models.adapters import CONFIG
 from promptkd.models.validation import looks_local
+from promptkd.reporting.document import Answers, Section, markdown_page
 from promptkd.reporting.results import METHOD_LABELS, RESULTS, read_json, read_result
 from promptkd.reporting.tables import score_table
 from promptkd.training.run_folder import best_model
 from promptkd.utils.jsonl import read_metrics
-from promptkd.utils.tables import evaluation_table, metrics_table
+from promptkd.utils.tables import Table, evaluation_table, metrics_table
 
 PICTURE = "curves.png"
 LOCAL = "./"  # in front of the name of a local folder
@@ -72,22 +73,24 @@ def model_card(trained: Trained, repo: str) -> str:
         tags=["knowledge-distillation", "promptkd", method],
         license=_license(trained.origin),
     )
-    train = [row for row in rows if row["event"] == "train"]
-    losses = [{name: row[name] for name in row if name == "step" or name.endswith("loss")} for row in train]
-    parts = [
-        f"---\n{metadata.to_yaml()}\n---\n\n# {repo.rpartition('/')[2]}",
+    summary = (
         f"A {trained.kind}, trained with {METHOD_LABELS.get(method, method)} from {base} on {data}"
         f"{f', with the teacher {public_name(teacher)}' if teacher else ''}, by the reference implementation of "
-        f"[PromptKD](https://arxiv.org/abs/2402.12842). The licenses of {base} and of the data apply.",
-        f"## How to load it\n\n{_loading_code(trained, repo)}",
-        *_test_scores(trained),
-        f"## Dev set during training\n\n{evaluation_table(rows).markdown()}",
-        f"## Losses\n\n{metrics_table(losses[:1] + losses[1:][-1:]).markdown()}",
-        *([f"![curves of the run]({PICTURE})"] if (trained.run / PICTURE).is_file() else []),
-        "## Settings",
-        "\n".join(f"- `{name}`: {settings[name]}" for name in SHOWN if settings.get(name) is not None),
+        f"[PromptKD](https://arxiv.org/abs/2402.12842). The licenses of {base} and of the data apply."
+    )
+    steps = [row for row in rows if row["event"] == "train"]
+    losses = [{name: row[name] for name in row if name == "step" or name.endswith("loss")} for row in steps]
+    shown = [f"- `{name}`: {settings[name]}" for name in SHOWN if settings.get(name) is not None]
+    sections = [
+        Section("", [summary]),
+        Section("How to load it", [_loading_code(trained, repo)]),
+        Section("Test sets", _test_scores(trained)),
+        Section("Dev set during training", [evaluation_table(rows)]),
+        Section("Losses", [metrics_table(losses[:1] + losses[1:][-1:])]),
+        Section("Curves", [f"![curves of the run]({PICTURE})"] if (trained.run / PICTURE).is_file() else []),
+        Section("Settings", ["\n".join(shown)]),
     ]
-    return "\n\n".join(parts) + "\n"
+    return f"---\n{metadata.to_yaml()}\n---\n\n{markdown_page(repo.rpartition('/')[2], sections, picture='')}"
 
 
 def public_name(path: str) -> str:
@@ -121,10 +124,10 @@ def _loading_code(trained: Trained, repo: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _test_scores(trained: Trained) -> list[str]:
-    """Return a section with the scores in the run's folder "eval" if evaluate.py measured this model."""
+def _test_scores(trained: Trained) -> list[str | Table | Answers]:
+    """Return the table of the scores in the run's folder "eval" if evaluate.py measured this model."""
     if not (trained.run / "eval" / RESULTS).is_file():
         return []
     result = read_result(str(trained.run))
     is_of_this_model = Path(result.evaluation["model"]["path"]).resolve() == trained.folder.resolve()
-    return [f"## Test sets\n\n{score_table([result], []).markdown()}"] if is_of_this_model else []
+    return [score_table([result], [])] if is_of_this_model else []

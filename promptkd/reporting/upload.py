@@ -16,7 +16,6 @@ from promptkd.downloads.hub import Unreachable, one_line_errors
 from promptkd.errors import UserError
 from promptkd.models.adapters import CONFIG
 from promptkd.reporting.model_card import PICTURE, Trained, find_trained, model_card, public_name
-from promptkd.utils.format import format_bytes
 from promptkd.utils.strict_json import read_object
 
 CARD = "README.md"
@@ -37,8 +36,7 @@ def push(path: Path, repo: str, public: bool, option: str) -> None:
     """
     api, trained = HfApi(token=hub_token(option)), find_trained(path)
     operations = [CommitOperationAdd(name, content) for name, content in files_of(trained, repo).items()]
-    listed = ", ".join(f"{each.path_in_repo} ({format_bytes(each.upload_info.size)})" for each in operations)
-    print(f"pushing {trained.folder} to {repo}: {listed}", flush=True)
+    print(f"pushing {trained.folder} to {repo}: {', '.join(each.path_in_repo for each in operations)}", flush=True)
     try:
         with one_line_errors(repo):
             repo = api.create_repo(repo, private=not public, exist_ok=True).repo_id
