@@ -62,7 +62,8 @@ def find_trained(path: Path) -> Trained:
 def model_card(trained: Trained, repo: str) -> str:
     """Return the card, with its metadata, for a hub repository."""
     settings, rows = trained.settings, read_metrics(trained.run / "metrics.jsonl")
-    base, method, teacher = public_name(trained.origin), settings["method"], settings["teacher_model_path"]
+    base, method = public_name(trained.origin), settings["method"]
+    models = [public_name(path) for path in (settings["model_path"], settings["teacher_model_path"]) if path]
     source = str(settings.get("data_dir") or settings.get("prompt_data_dir"))
     data = re.split("[:@]", source.removeprefix(HUB))[0] if is_hub(source) else public_name(source)
     metadata = ModelCardData(
@@ -74,9 +75,9 @@ def model_card(trained: Trained, repo: str) -> str:
         license=_license(trained.origin),
     )
     summary = (
-        f"A {trained.kind}, trained with {METHOD_LABELS.get(method, method)} from {base} on {data}"
-        f"{f', with the teacher {public_name(teacher)}' if teacher else ''}, by the reference implementation of "
-        f"[PromptKD](https://arxiv.org/abs/2402.12842). The licenses of {base} and of the data apply."
+        f"A {trained.kind} of {METHOD_LABELS.get(method, method)}, trained with the reference implementation of "
+        f"[PromptKD](https://arxiv.org/abs/2402.12842) on {data}. Student: {', teacher: '.join(models)}. "
+        f"The licenses of {base} and of the data apply."
     )
     steps = [row for row in rows if row["event"] == "train"]
     losses = [{name: row[name] for name in row if name == "step" or name.endswith("loss")} for row in steps]
