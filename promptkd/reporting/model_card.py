@@ -15,12 +15,12 @@ from promptkd.data.row_files import HUB, is_hub
 from promptkd.errors import UserError
 from promptkd.models.adapters import CONFIG
 from promptkd.models.validation import looks_local
-from promptkd.reporting.document import Answers, Section, markdown_page
+from promptkd.reporting.document import Section, markdown_page
 from promptkd.reporting.results import METHOD_LABELS, RESULTS, read_json, read_result
 from promptkd.reporting.tables import score_table
 from promptkd.training.run_folder import best_model
 from promptkd.utils.jsonl import read_metrics
-from promptkd.utils.tables import Table, evaluation_table, metrics_table
+from promptkd.utils.tables import evaluation_table, metrics_table
 
 PICTURE = "curves.png"
 LOCAL = "./"  # in front of the name of a local folder
@@ -75,8 +75,8 @@ def model_card(trained: Trained, repo: str) -> str:
         license=_license(trained.origin),
     )
     summary = (
-        f"A {trained.kind} of {METHOD_LABELS.get(method, method)}, trained with the reference implementation of "
-        f"[PromptKD](https://arxiv.org/abs/2402.12842) on {data}. Student: {', teacher: '.join(models)}. "
+        f"A {trained.kind}, trained with {METHOD_LABELS.get(method, method)} on {data} by the reference "
+        f"implementation of [PromptKD](https://arxiv.org/abs/2402.12842). Student: {', teacher: '.join(models)}. "
         f"The licenses of {base} and of the data apply."
     )
     steps = [row for row in rows if row["event"] == "train"]
@@ -125,7 +125,7 @@ def _loading_code(trained: Trained, repo: str) -> str:
     return "\n".join(["```python", *lines, "```"])
 
 
-def _test_scores(trained: Trained) -> list[str | Table | Answers]:
+def _test_scores(trained: Trained) -> list[Any]:
     """Return the table of the scores in the run's folder "eval" if evaluate.py measured this model."""
     if not (trained.run / "eval" / RESULTS).is_file():
         return []
