@@ -16,9 +16,9 @@ from promptkd.distributed.process_state import restored_process_state
 from promptkd.errors import RunError, UserError
 from promptkd.evaluation.session import RESULTS
 from promptkd.models.prompted import load_prompted_teacher
+from promptkd.training.run_folder import BEST_METRICS, best_model
 from promptkd.training.setup import build_trainer
 from promptkd.training.signals import STATUS
-from promptkd.training.trainer import BEST_METRICS
 from promptkd.utils.jsonl import read_metrics
 from promptkd.utils.strict_json import read_object
 
@@ -46,7 +46,7 @@ class Run:
     @property
     def student(self) -> Path:
         """The folder of the best student: by ROUGE-L, else by dev loss, else the last one."""
-        return self.folder / next(iter(self.best), "last")
+        return best_model(self.folder)
 
     @property
     def prompt(self) -> Path | None:

@@ -10,36 +10,11 @@ interrupted comparison.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 from promptkd.cli import program_name
 from promptkd.config.parser import parse
-from promptkd.config.values import at_least, option
 from promptkd.errors import UserError
-
-
-@dataclass
-class JudgeSettings:
-    """The options of the command."""
-
-    base_url: str = option("", "address of the server's API, such as http://localhost:8000/v1")
-    model: str = option("", "name of the judge on the server")
-    save: str = option("results/judge", "output folder")
-    overwrite: bool = option(False, "replace replies of another comparison in --save")
-    rows: int | None = option(None, "judge only the first N rows of each test set")
-    parallel: int = option(8, "number of requests at a time")
-    timeout: float = option(120.0, "seconds to wait for the server")
-    max_tokens: int = option(1024, "maximum number of tokens in a reply of the judge")
-    mixed: bool = option(False, "allow results of different protocols, seeds or test sets")
-
-    def __post_init__(self) -> None:
-        for name, value in {"--base-url": self.base_url, "--model": self.model, "--save": self.save}.items():
-            if not value:
-                raise UserError(f"{name} is missing: --help shows an example")
-        rows = 1 if self.rows is None else self.rows
-        at_least(1, parallel=self.parallel, max_tokens=self.max_tokens, rows=rows)
-        at_least(0.01, timeout=self.timeout)
+from promptkd.reporting.judge_server import JudgeSettings
 
 
 def main() -> None:
@@ -47,18 +22,13 @@ def main() -> None:
     folders = [argument for argument in sys.argv[1:3] if not argument.startswith("-")]
     if len(folders) != 2 and not {"-h", "--help"} & set(sys.argv):  # The parser does not know the folders.
         raise UserError("two result folders come first: judge.py FOLDER FOLDER [options]; --help lists the options")
-    prog = f"{program_name('judge.py')} FOLDER FOLDER"
-    argv = sys.argv[1 + len(folders) :]
+    prog, argv = f"{program_name('judge.py')} FOLDER FOLDER", sys.argv[1 + len(folders) :]
     settings = parse({"options": JudgeSettings}, argv, prog, dry_run=False, description=__doc__).options
     # Imported here because --help needs no model libraries.
-    from promptkd.reporting.judge import judge, read_pairs
-    from promptkd.reporting.judge_server import JudgeServer
+    from promptkd.reporting.judge import judge
     from promptkd.reporting.results import check_comparable, read_result
 
-    server = JudgeServer(settings.base_url, settings.model, settings.timeout, settings.max_tokens)
-    first, second = (read_result(folder) for folder in folders)
-    check_comparable([first, second], settings.mixed)
-    pairs = read_pairs(first, second, settings.rows)
-    save = Path(settings.save)
-    print(judge((first, second), pairs, server, save, settings.parallel, settings.overwrite))
-    print(f"written to {save}/judge.md, judge.json and judgments.jsonl")
+    results = [read_result(folder) for folder in folders]
+    check_comparable(results, settings.mixed)
+    print(judge(results, settings))
+    print(f"written to {settings.save}/judge.md, judge.json and judgments.jsonl")

@@ -85,7 +85,7 @@ def measure(
     """Return the `metrics` of a set's entry in results.json, and the bins of the calibration error."""
     options, data, ranks = session.settings.evaluation, session.settings.data, session.ranks
     of_answers = [name for name in options.metrics if name in ANSWER_METRICS]
-    columns = answer_columns(answers, of_answers, data.max_length - data.max_prompt_length, ranks)
+    columns = answer_columns(answers, of_answers, data.max_length - data.max_prompt_length)
     if test_set.responses:
         forced = reference_columns(model, teacher, test_set, ranks)
         columns |= {name: forced[name] for name in expand(options.metrics) if name in forced}

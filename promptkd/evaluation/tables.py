@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from promptkd.evaluation.metric_table import metric_table
+from promptkd.evaluation.metrics import metric_table
 from promptkd.evaluation.rouge import mean
 from promptkd.evaluation.test_sets import TestSet
 from promptkd.utils.files import write_text

@@ -17,7 +17,7 @@ from promptkd.errors import RunError
 from promptkd.evaluation.metrics import BINS, Columns
 from promptkd.evaluation.test_sets import TestSet
 from promptkd.generation.answers import share
-from promptkd.losses import FrozenLogits, kl_divergences, positions_at_a_time
+from promptkd.losses import FrozenLogits, kl_divergences, log_probs, positions_at_a_time
 from promptkd.models.wrapper import LanguageModel
 from promptkd.utils.plotting import COLORS, GRAY, new_figure, shown
 
@@ -36,44 +36,35 @@ def reference_columns(model: LanguageModel, teacher: LanguageModel | None, test_
     """
     rows = [row for _, row in share(test_set.prompts, 1, ranks)]
     prompts, responses = ([tokens[row] for row in rows] for tokens in (test_set.prompts, test_set.responses))
+    sums: dict[int, dict[str, list[float]]] = {row: {} for row in rows}
     budget = TOKEN_BUDGET[ranks.device.type]
-    sums = []
     for batch in make_micro_batches(prompts, responses, [1.0] * len(rows), budget, ranks.device):
         lengths = [len(responses[i]) for i in batch.members]
-        parts = _token_columns(model, teacher, batch).split(lengths)
-        sums += [[rows[i], part.sum(0).tolist()] for i, part in zip(batch.members, parts)]
-    table = np.array([row for _, row in sorted(ranks.all_gather_objects(sums))])
-    tokens = table[:, 0]
-    columns = {"perplexity": table[:, [1, 0]], "ece": table[:, 2 : 2 + 3 * BINS]}
-    for place, name in enumerate(["forward_kl", "reverse_kl"] if teacher else [], start=2 + 3 * BINS):
-        columns[name] = np.stack([table[:, place], tokens], axis=1)
-    return columns
+        for name, column in _token_columns(model, teacher, batch).items():
+            for i, part in zip(batch.members, column.split(lengths)):
+                sums[rows[i]][name] = part.sum(0).tolist()
+    by_row = [of_row for _, of_row in sorted(ranks.all_gather_objects(list(sums.items())))]
+    return {name: np.array([of_row[name] for of_row in by_row]) for name in by_row[0]}
 
 
-def _token_columns(model: LanguageModel, teacher: LanguageModel | None, batch: MicroBatch) -> Tensor:
-    """Return what is summed of each response token: 1, its loss, the calibration's bins, and both KL divergences."""
+def _token_columns(model: LanguageModel, teacher: LanguageModel | None, batch: MicroBatch) -> dict[str, Tensor]:
+    """Return for each metric what is summed of each response token, float64 `(tokens, sums)`."""
     hidden, head = model.hidden_states(batch), model.lm_head()
-    complete = FrozenLogits(hidden, head._replace(shared=None))
-    step = positions_at_a_time(head)
-    scores = [_scores(complete, batch.targets, slice(i, i + step)) for i in range(0, len(hidden), step)]
-    loss, confidence, hit = torch.cat(scores).double().unbind(-1)
+    logits = FrozenLogits(hidden, head._replace(shared=None))
+    loss = -log_probs(logits, batch.targets)
     if not torch.isfinite(loss).all():
         raise RunError("the loss on the references is not finite: leave perplexity, ece and kl out of --metrics")
+    step = positions_at_a_time(head)
+    likeliest = [logits.logits(slice(i, i + step)).float().softmax(-1).max(-1) for i in range(0, len(hidden), step)]
+    confidence, token = (torch.cat(parts) for parts in zip(*likeliest))
     bins = F.one_hot((confidence * BINS).long().clamp(max=BINS - 1), BINS)
-    one = torch.ones_like(loss)
-    columns = [one[:, None], loss[:, None], *(bins * each[:, None] for each in (one, confidence, hit))]
+    one, right = torch.ones_like(loss), token == batch.targets
+    values = {"perplexity": loss}
     if teacher is not None:
         q, p = FrozenLogits(hidden, head), FrozenLogits(teacher.hidden_states(batch), teacher.lm_head())
-        columns += [kl_divergences(*pair).double()[:, None] for pair in ((p, q), (q, p))]
-    return torch.cat(columns, dim=-1)
-
-
-def _scores(logits: FrozenLogits, targets: Tensor, rows: slice) -> Tensor:
-    """Return loss, confidence, and whether the likeliest token is the target, float32 `(rows, 3)`."""
-    log_q = logits.logits(rows).float().log_softmax(-1)
-    largest, likeliest = log_q.max(-1)
-    loss = -log_q.gather(1, targets[rows, None]).squeeze(1)
-    return torch.stack([loss, largest.exp(), (likeliest == targets[rows]).float()], dim=-1)
+        values |= {"forward_kl": kl_divergences(p, q), "reverse_kl": kl_divergences(q, p)}
+    columns = {name: torch.stack([each, one], dim=-1).double() for name, each in values.items()}
+    return columns | {"ece": torch.cat([bins * each.double()[:, None] for each in (one, confidence, right)], dim=-1)}
 
 
 def reliability(columns: Columns) -> dict[str, list[Any]]:
@@ -84,18 +75,10 @@ def reliability(columns: Columns) -> dict[str, list[Any]]:
 
 
 def draw_reliability(bins: dict[str, list[Any]], picture: Path, title: str) -> None:
-    """Draw accuracy against confidence, and below it the share of the tokens in each bin."""
-    edges = np.arange(BINS) / BINS
-    accuracy = [np.nan if each is None else each for each in bins["accuracy"]]
-    confidence = [np.nan if each is None else each for each in bins["confidence"]]
-    style = {"width": 1 / BINS, "align": "edge", "edgecolor": "white"}
-    with new_figure((4.2, 5), rows=2) as (figure, axes):
-        (top,), (bottom,) = axes
-        top.bar(edges, accuracy, color=COLORS[0], label="accuracy of the likeliest token", **style)
-        top.plot(confidence, confidence, "o", color=COLORS[1], label="mean confidence")
-        top.plot([0, 1], [0, 1], color=GRAY, lw=0.8)
-        top.set(xlim=(0, 1), ylim=(0, 1), title=shown(title))
-        top.legend(loc="upper left")
-        bottom.bar(edges, np.array(bins["tokens"]) / max(sum(bins["tokens"]), 1), color=COLORS[0], **style)
-        bottom.set(xlim=(0, 1), xlabel="confidence", ylabel="share of tokens")
+    """Draw accuracy against confidence. The area of a bin's dot grows with its tokens."""
+    tokens, confidence, accuracy = (np.array(bins[name], dtype=np.float64) for name in bins)
+    with new_figure((4.2, 4)) as (figure, axes):
+        axes[0, 0].plot([0, 1], [0, 1], color=GRAY, lw=0.8)
+        axes[0, 0].scatter(confidence, accuracy, 10 + 500 * tokens / max(tokens.sum(), 1), COLORS[0])
+        axes[0, 0].set(xlabel="confidence", ylabel="accuracy of the likeliest token", title=shown(title))
         figure.savefig(picture)

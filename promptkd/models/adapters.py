@@ -145,7 +145,7 @@ def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int
         lora_alpha=options.lora_alpha or 2 * options.lora_r,  # type: ignore[arg-type]  # PEFT only divides it
         lora_dropout=options.lora_dropout,
         target_modules=options.lora_target or "all-linear",
-        base_model_name_or_path=_lasting(path),
+        base_model_name_or_path=lasting_path(path),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT itself sets fan_in_fan_out for GPT-2's layers
@@ -176,10 +176,10 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
             f"--model-path {path}: the adapter is not only of linear layers below the head: merge it into its base "
             "model and name that folder"
         )
-    config.base_model_name_or_path = _lasting(base_of(path, "--model-path"))
+    config.base_model_name_or_path = lasting_path(base_of(path, "--model-path"))
 
 
-def _lasting(path: str) -> str:
+def lasting_path(path: str) -> str:
     """Return a path that does not depend on the working directory, or a hub name unchanged."""
     return os.path.abspath(path) if os.path.isdir(path) else path
 

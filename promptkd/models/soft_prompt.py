@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from promptkd.errors import UserError
+from promptkd.models.adapters import lasting_path
 from promptkd.utils.strict_json import read_object
 
 _KEY = "prompt_embeddings"  # the name in PEFT's adapter_model.safetensors
@@ -76,7 +77,7 @@ def save_prompt(embeddings: Tensor, folder: Path, teacher_path: str, config) -> 
         num_transformer_submodules=1,
         num_attention_heads=config.num_attention_heads,
         num_layers=config.num_hidden_layers,
-        base_model_name_or_path=teacher_path,
+        base_model_name_or_path=lasting_path(teacher_path),
         inference_mode=True,
     ).save_pretrained(str(folder))
     save_file({_KEY: embeddings.detach().float().cpu().contiguous()}, folder / "adapter_model.safetensors")

@@ -20,6 +20,11 @@ class Difference:
     high: float
     p: float  # two-sided p-value of no difference
 
+    def cells(self, digits: int = 2) -> list[str]:
+        """Format the mean, the interval and the p-value for a table."""
+        p = "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+        return [f"{self.mean:+.{digits}f}", f"{self.low:+.{digits}f} to {self.high:+.{digits}f}", p]
+
 
 def paired_bootstrap(model: list[list[float]], baseline: list[list[float]]) -> Difference:
     """Compare two models' scores on the same examples.

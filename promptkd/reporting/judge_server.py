@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import re
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import httpx2
+
+from promptkd.config.values import at_least, option
 from promptkd.errors import UserError
 from promptkd.utils.strict_json import parse_json
 
 KEY = "OPENAI_API_KEY"
-LARGEST_REPLY = 1 << 22  # bytes
 SYSTEM = (
     "You compare two responses to the same instruction. Decide which one follows the instruction better. Consider "
     "helpfulness, relevance, accuracy, depth and detail. Neither the order of the responses nor their length counts. "
@@ -23,73 +22,63 @@ SYSTEM = (
 )
 # Host, port and path. No "@" or "?", which introduce keys: the address is recorded.
 ADDRESS = re.compile(r"https?://([a-zA-Z\d.-]+|\[[\da-fA-F:]+\])(:\d+)?(/[!->A-~]*)?")
-LONGEST_WAIT = 86400.0  # seconds, which a socket can count
 VERDICT = re.compile(r"\[\[([ABC])\]\]")
 
 
-class NoReply(Exception):
-    """The server gave no reply. The text is the kind of failure: "timeout", "HTTP 500", "connection", "malformed"."""
+class Reply(NamedTuple):
+    """The judge's text or, where the server gave none, the kind of failure."""
 
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Report redirects as errors, because urllib would send the key on to another server."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
+    text: str = ""
+    failure: str = ""  # "timeout", "HTTP 500", "connection" or "malformed"
 
 
 @dataclass(frozen=True)
-class JudgeServer:
-    """A model on a server.
+class JudgeSettings:
+    """The options of the command."""
 
-    Attributes:
-        base_url: The address of the server's API, such as http://localhost:8000/v1.
-        model: The model's name on the server.
-        timeout: Seconds to wait for the server.
-        max_tokens: Maximum number of tokens in a reply.
-    """
-
-    base_url: str
-    model: str
-    timeout: float
-    max_tokens: int
+    base_url: str = option("", "address of the server's API, such as http://localhost:8000/v1")
+    model: str = option("", "name of the judge on the server")
+    timeout: float = option(120.0, "seconds to wait for the server")
+    max_tokens: int = option(1024, "maximum number of tokens in a reply of the judge")
+    parallel: int = option(8, "number of requests at a time")
+    save: str = option("results/judge", "output folder")
+    overwrite: bool = option(False, "replace replies of another comparison in --save")
+    rows: int | None = option(None, "judge only the first N rows of each test set")
+    mixed: bool = option(False, "allow results of different protocols, seeds or test sets")
 
     def __post_init__(self) -> None:
+        if not (self.base_url and self.model):
+            raise UserError("--base-url or --model is missing: --help shows an example")
         if not ADDRESS.fullmatch(self.base_url):
             raise UserError(f"--base-url {self.base_url}: not an address without a key: give http://localhost:8000/v1")
+        at_least(0.01, timeout=self.timeout)
+        at_least(1, max_tokens=self.max_tokens, parallel=self.parallel, rows=1 if self.rows is None else self.rows)
         key = os.environ.get(KEY, "")
         if not (key.isascii() and key.isprintable()):
             raise UserError(f"{KEY} in the environment holds characters that no key has: correct it")
 
-    def ask(self, prompt: str, first: str, second: str) -> str:
-        """Return the judge's reply about two answers, of which it reads `first` as response A.
 
-        Raises:
-            NoReply: The server did not answer, or not in the API's format.
-        """
-        question = f"[Instruction]\n{prompt}\n\n[Response A]\n{first}\n\n[Response B]\n{second}\n\n[End of responses]"
-        messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-        body = {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers)
-        try:
-            connection = urllib.request.build_opener(_NoRedirect)
-            with connection.open(request, timeout=min(self.timeout, LONGEST_WAIT)) as response:
-                reply = parse_json(response.read(LARGEST_REPLY).decode())["choices"][0]["message"]["content"]
-        except urllib.error.HTTPError as error:
-            error.close()
-            raise NoReply(f"HTTP {error.code}") from None
-        except (OSError, OverflowError, http.client.HTTPException) as error:  # overflow: of the port
-            late = isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError)
-            raise NoReply("timeout" if late else "connection") from None
-        except (ValueError, LookupError, TypeError):
-            raise NoReply("malformed") from None
-        if not isinstance(reply, str):
-            raise NoReply("malformed")
-        return reply
+def ask(settings: JudgeSettings, prompt: str, first: str, second: str) -> Reply:
+    """Let the judge compare two answers, of which it reads `first` as response A. Redirects are not followed."""
+    question = f"[Instruction]\n{prompt}\n\n[Response A]\n{first}\n\n[Response B]\n{second}\n\n[End of responses]"
+    messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+    body = {"model": settings.model, "messages": messages, "temperature": 0, "max_tokens": settings.max_tokens}
+    key = os.environ.get(KEY)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    url = f"{settings.base_url.rstrip('/')}/chat/completions"
+    is_https = url.startswith("https:")  # Otherwise no certificates are loaded, which takes 30 ms.
+    try:
+        response = httpx2.post(url, json=body, headers=headers, timeout=settings.timeout, verify=is_https)
+        text = parse_json(response.raise_for_status().text)["choices"][0]["message"]["content"]
+        return Reply(text) if isinstance(text, str) else Reply(failure="malformed")
+    except httpx2.TimeoutException:
+        return Reply(failure="timeout")
+    except httpx2.HTTPStatusError as error:
+        return Reply(failure=f"HTTP {error.response.status_code}")
+    except (httpx2.RequestError, httpx2.InvalidURL, OverflowError):  # overflow: of a timeout of many years
+        return Reply(failure="connection")
+    except (ValueError, LookupError, TypeError):
+        return Reply(failure="malformed")
 
 
 def verdict_of(reply: str) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 from promptkd.data.row_files import read_rows
 from promptkd.data.rows import read_row, reference_texts, render_prompt
 from promptkd.errors import UserError
-from promptkd.evaluation.metric_table import metric_table
+from promptkd.evaluation.metrics import metric_table
 from promptkd.reporting.bootstrap import Difference
 from promptkd.reporting.costs import cost, cost_table
 from promptkd.reporting.curves import draw_picture, draw_svg, panels_of

@@ -106,8 +106,8 @@ def read_result(argument: str) -> Result:
     lines, remedy = read_metrics(metrics), f"train.py --save {run} writes it"
     if not lines:
         raise UserError(f"{metrics}: it is empty: repeat the run")
-    config = _read_json(run / "config.json", CONFIG, remedy)
-    peaks = _read_json(memory, MEMORY, remedy)["peak_memory_gb"] if memory.is_file() else []
+    config = read_json(run / "config.json", CONFIG, remedy)
+    peaks = read_json(memory, MEMORY, remedy)["peak_memory_gb"] if memory.is_file() else []
     return Result(name, folder, answers_folder, evaluation, lines, config, exposure or _read_exposure(run), peaks)
 
 
@@ -198,7 +198,7 @@ def _measurement(curves: dict[str, Any]) -> dict[str, Any]:
 def read_evaluation(path: Path) -> dict[str, Any]:
     """Read results.json of evaluate.py. Raise UserError where it is missing or broken."""
     remedy = f"evaluate.py --save {path.parent} writes it"
-    evaluation = _read_json(path, EVALUATION, remedy)
+    evaluation = read_json(path, EVALUATION, remedy)
     if not evaluation["seeds"] or not evaluation["sets"]:
         raise UserError(f"{path}: it has no seeds or no test sets: {remedy}")
     evaluation["protocol"].setdefault("rouge_tokenizer", "published")  # evaluations from before there was a choice
@@ -226,7 +226,7 @@ def _read_exposure(folder: Path) -> dict[str, dict[str, Any]]:
     exposure: dict[str, dict[str, Any]] = {}
     inside = folder / "exposure_bias"
     for path in filter(Path.is_file, sorted([inside / CURVE, *inside.glob(f"*/{CURVE}")])):
-        curves = _read_json(path, CURVES, f"evaluate.py --type exposure_bias --save {inside} writes it")
+        curves = read_json(path, CURVES, f"evaluate.py --type exposure_bias --save {inside} writes it")
         drawn = {key: curves[key] for key in (*CURVE_KEYS, *INTERVAL_KEYS) if key in curves}
         if not is_kind(drawn, {key: [(float, None)] for key in drawn}) or len(set(map(len, drawn.values()))) > 1:
             raise UserError(f"{path}: it needs lists {', '.join(CURVE_KEYS)} of one length: measure again")
@@ -239,7 +239,8 @@ def _read_exposure(folder: Path) -> dict[str, dict[str, Any]]:
     return exposure
 
 
-def _read_json(path: Path, kind: dict[Any, Any], remedy: str) -> dict[str, Any]:
+def read_json(path: Path, kind: dict[Any, Any], remedy: str) -> dict[str, Any]:
+    """Read a JSON object of a kind (see `check_kind`). Raise UserError where it is missing or another one."""
     content = read_object(path, remedy)
     try:
         check_kind(content, kind, path.name)

@@ -67,11 +67,7 @@ def difference_table(baseline: Result, results: list[Result], differences: dict[
         cells = [result.label]
         for name in baseline.sets:
             one = differences.get(result.name, {}).get(name)
-            if one is None:
-                cells += ["-", "-", "-"]
-            else:
-                p = "< 0.001" if one.p < 0.001 else f"{one.p:.3f}"
-                cells += [f"{one.mean:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", p]
+            cells += ["-", "-", "-"] if one is None else one.cells()
         table.add(*cells)
     return table
 

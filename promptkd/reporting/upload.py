@@ -16,7 +16,6 @@ from promptkd.downloads.hub import Unreachable, one_line_errors
 from promptkd.errors import UserError
 from promptkd.models.adapters import CONFIG
 from promptkd.reporting.model_card import PICTURE, Trained, find_trained, model_card, public_name
-from promptkd.utils.format import format_bytes
 from promptkd.utils.strict_json import read_object
 
 CARD = "README.md"
@@ -36,11 +35,8 @@ def push(path: Path, repo: str, public: bool, option: str) -> None:
         UserError: There is nothing to push, no token, or the hub refuses or does not answer.
     """
     api, trained = HfApi(token=hub_token(option)), find_trained(path)
-    files = files_of(trained, repo)
-    sizes = {name: len(each) if isinstance(each, bytes) else each.stat().st_size for name, each in files.items()}
-    listed = ", ".join(f"{name} ({format_bytes(size)})" for name, size in sizes.items())
-    print(f"pushing {trained.folder} to {repo}: {listed}", flush=True)
-    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    operations = [CommitOperationAdd(name, content) for name, content in files_of(trained, repo).items()]
+    print(f"pushing {trained.folder} to {repo}: {', '.join(each.path_in_repo for each in operations)}", flush=True)
     try:
         with one_line_errors(repo):
             repo = api.create_repo(repo, private=not public, exist_ok=True).repo_id
@@ -60,12 +56,12 @@ def files_of(trained: Trained, repo: str) -> dict[str, Path | bytes]:
     A README.md in the folder, which no run writes, takes the place of the generated card.
     """
     files = [path for path in sorted(trained.folder.iterdir()) if path.is_file() and not path.is_symlink()]
-    pushed: dict[str, Path | bytes] = {path.name: path for path in files if path.suffix in SUFFIXES}
+    pushed: dict[str, Path | bytes] = {CARD: model_card(trained, repo).encode()}
+    pushed |= {path.name: path for path in files if path.suffix in SUFFIXES or path.name == CARD}
     if CONFIG in pushed:  # names the base model by its path on this machine
         config = read_object(trained.folder / CONFIG, "save it again")
         config["base_model_name_or_path"] = public_name(trained.origin)
         pushed[CONFIG] = json.dumps(config, indent=2).encode()
     if (picture := trained.run / PICTURE).is_file():
         pushed[PICTURE] = picture
-    own_card = trained.folder / CARD
-    return {CARD: own_card if own_card in files else model_card(trained, repo).encode(), **pushed}
+    return pushed

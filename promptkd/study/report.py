@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,7 @@ def _student_table(comparison: Comparison) -> Table:
 def _difference_table(comparison: Comparison) -> Table:
     table = Table([f"against {comparison.reference}", "difference", "95 %", "p (Holm)"])
     for name, (one, p) in comparison.differences.items():
-        p_text = "< 0.001" if p < 0.001 else f"{p:.3f}"
-        table.add(name, f"{one.mean:+.2f}", f"{one.low:+.2f} to {one.high:+.2f}", p_text)
+        table.add(name, *dataclasses.replace(one, p=p).cells())
     return table
 
 

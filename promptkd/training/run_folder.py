@@ -20,6 +20,8 @@ from promptkd.models.adapters import merged_state, save_adapter
 from promptkd.utils.files import atomic_folder, fingerprint, remove, write_json
 from promptkd.utils.project import PACKAGE
 
+# Best-checkpoint folder -> metric -> +1 if higher is better, -1 if lower is better. The second metric breaks ties.
+BEST_METRICS = {"best_rougeL": {"rougeL": 1, "dev_loss": -1}, "best_loss": {"dev_loss": -1}}
 PACKAGES = ("torch", "transformers", "deepspeed", "peft", "numpy", "safetensors")
 
 
@@ -65,10 +67,15 @@ def clear_folder(folder: Path) -> None:
         return
     for name in ("curves.png", "memory.json", "profile.md", "trace.json.gz"):
         (folder / name).unlink(missing_ok=True)
-    best = ("best_rougeL", "best_rougeL_prompt", "best_loss", "best_loss_prompt")
+    best = (f"{name}{kind}" for name in BEST_METRICS for kind in ("", "_prompt"))
     for name in ("last", "prompt", *best, "eval", "exposure_bias", "tensorboard", "checkpoints"):
         remove(folder / name)
     (folder / "metrics.jsonl").unlink()  # last: until then the folder counts as taken
+
+
+def best_model(folder: Path) -> Path:
+    """Return the folder of a run's best model: the first of BEST_METRICS that holds weights, else the last model."""
+    return next((folder / name for name in BEST_METRICS if any((folder / name).glob("*.safetensors"))), folder / "last")
 
 
 def save_model(learner: TrainEngine, tokenizer, folder: Path, prompts: PromptFormat, merge: bool = False) -> None:

@@ -22,16 +22,13 @@ from promptkd.models.soft_prompt import save_prompt
 from promptkd.training.curves import draw_curves
 from promptkd.training.metrics import MetricsFile, StepTimes, logged_memory_gb
 from promptkd.training.nonfinite import NonFiniteGuard
-from promptkd.training.run_folder import output_folder, save_model
+from promptkd.training.run_folder import BEST_METRICS, output_folder, save_model
 from promptkd.training.signals import StopSignals, name_of, status_of
 from promptkd.training.trackers import Trackers
 from promptkd.training.validation import DevSet
 from promptkd.utils.files import write_json
 from promptkd.utils.profiling import profile_step
 from promptkd.utils.progress import Progress
-
-# Best-checkpoint folder -> metric -> +1 if higher is better, -1 if lower is better. The second metric breaks ties.
-BEST_METRICS = {"best_rougeL": {"rougeL": 1, "dev_loss": -1}, "best_loss": {"dev_loss": -1}}
 
 
 class Trainer:

@@ -73,7 +73,11 @@ class Table:
 
 def evaluation_table(metrics: list[dict[str, Any]]) -> Table:
     """Build the table of a run's evaluations on the dev set from the rows of its metrics.jsonl."""
-    rows = [row for row in metrics if row["event"] == "eval"]
+    return metrics_table([row for row in metrics if row["event"] == "eval"])
+
+
+def metrics_table(rows: list[dict[str, Any]]) -> Table:
+    """Build the table of the numbers in rows of a metrics.jsonl."""
     numbers = (name for row in rows for name, value in row.items() if isinstance(value, (int, float)))
     names = [name for name in dict.fromkeys(numbers) if name not in ("step", "epoch", "eval_seconds")]
     table = Table(["step", *names])

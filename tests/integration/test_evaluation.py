@@ -198,6 +198,8 @@ def test_evaluate_is_the_same_on_two_ranks_and_twice(tmp_path):
     for seed in (1, 2):
         name = f"own/seed{seed}/answers.jsonl"
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    done = start(["--answers", str(tmp_path / "two"), "--metrics", "cut"], ranks=2, script="evaluate.py")
+    assert done.returncode == 0 and done.stdout.count("written to") == 1, done.stderr
 
 
 def test_evaluate_replaces_results_only_with_overwrite(tmp_path, capsys):

@@ -81,9 +81,9 @@ def test_push_soft_prompt_to_public_repository(run, hub, monkeypatch):
     assert {"adapter_config.json", "adapter_model.safetensors", "README.md"} <= pushed.keys()
     card = ModelCard(pushed["README.md"].decode())
     assert card.data.library_name == "peft" and 'PeftModel.from_pretrained(model, "me/prompt")' in card.text
-    assert 'AutoModelForCausalLM.from_pretrained("gpt2_teacher")' in card.text
-    assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == "gpt2_teacher"
-    assert '# "gpt2_teacher" is a folder' in card.text
+    assert 'AutoModelForCausalLM.from_pretrained("./gpt2_teacher")' in card.text
+    assert json.loads(pushed["adapter_config.json"])["base_model_name_or_path"] == "./gpt2_teacher"
+    assert '# "./gpt2_teacher" is a folder' in card.text
 
 
 def test_model_card_has_test_scores_of_this_model_and_licenses(tmp_path):
