@@ -55,6 +55,8 @@ def _read_answers(folder: Path, entry: dict[str, Any], results: dict[str, Any], 
     answers = []
     for place, seed in enumerate(results["seeds"]):
         rows = read_jsonl(folder / f"seed{seed}" / "answers.jsonl")
+        if len(rows) != len(entry["rougeL_rows"][place]):
+            raise ValueError(f"seed {seed} has answers to {len(rows)} examples")
         scored = [
             Row(place, i, row["answer"], row["length"], row["rougeL"], exact_match(row["answer"], texts, tokenizer))
             for i, (row, texts) in enumerate(zip(rows, references))

@@ -7,7 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from promptkd.evaluation.metric_table import METRIC_LABELS
+from promptkd.evaluation.metrics import METRICS
 from promptkd.reporting.document import Section, markdown_page
 from promptkd.study.claims import claims_table
 from promptkd.study.declaration import Study
@@ -141,8 +141,8 @@ def _cost_table(comparison: Comparison, grid: Grid) -> Table:
 def _student_table(comparison: Comparison) -> Table:
     """Build the table of the other metrics of evaluate.py, as the means of all test sets."""
     values = {name: each.measured() for name, each in comparison.trained.items()}
-    shown = [key for key in METRIC_LABELS if key != "rougeL" and all(key in each for each in values.values())]
-    table = Table(["method", *(METRIC_LABELS[key] for key in shown)])
+    shown = [key for key in METRICS if key != "rougeL" and all(key in each for each in values.values())]
+    table = Table(["method", *(METRICS[key].label for key in shown)])
     for name, each in values.items():
         table.add(name, *(spread(each[key]) for key in shown))
     return table

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from promptkd.cli.evaluate import main
 from promptkd.distributed.ranks import Ranks
-from promptkd.errors import exit_with
+from promptkd.errors import UserError, exit_with
 from promptkd.evaluation.metrics import answer_sums, self_bleu, with_intervals
 from promptkd.evaluation.options import ANSWER_METRICS, REFERENCE_METRICS
 from promptkd.evaluation.rouge_tokenizers import split_words
@@ -150,6 +150,10 @@ def test_evaluate_measures_references_and_scores_stored_answers(tmp_path, monkey
     with pytest.raises(SystemExit):
         exit_with(rescore)
     assert "has changed since the evaluation" in capsys.readouterr().err
+    answers = next((save / "own").glob("seed*/answers.jsonl"))
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(UserError, match="has answers to .* examples"):
+        rescore("--metrics", "repetition")
     claim(save, Ranks(0, 1, torch.device("cpu")))
     assert not (save / "own/reliability.png").exists()
 
