@@ -35,7 +35,7 @@ def push(path: Path, repo: str, public: bool, option: str) -> None:
     Raises:
         UserError: There is nothing to push, no token, or the hub refuses or does not answer.
     """
-    api, trained = HfApi(token=hub_token(option)), find_trained(path)
+    api, trained = HfApi(token=hub_token(repo, option)), find_trained(path)
     files = files_of(trained, repo)
     sizes = {name: len(each) if isinstance(each, bytes) else each.stat().st_size for name, each in files.items()}
     listed = ", ".join(f"{name} ({format_bytes(size)})" for name, size in sizes.items())
