@@ -73,8 +73,7 @@ def build_trainer(config: RunConfig) -> Trainer:
             "rows": {name: examples.record() for name, examples in data.sets().items()},
         }
         trackers = Trackers(checkpoints.resumed)
-        if ranks.is_main:
-            trackers.start(config.reporting.report_to, checkpoints.run, config.as_dict())
+        ranks.on_first(lambda: trackers.start(config.reporting.report_to, checkpoints.run, config.as_dict()))
         begin_files(checkpoints, record)
     except BaseException:
         checkpoints.unlock()
