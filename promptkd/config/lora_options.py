@@ -25,9 +25,7 @@ class LoraSettings:
     student_quantization: Literal["none", "8bit", "4bit"] = option(
         "none", "quantize the student's frozen weights with bitsandbytes (QLoRA)"
     )
-    merge: bool = option(
-        False, "save complete models with the adapters merged into the weights, instead of adapters", numbers=False
-    )
+    merge: bool = option(False, "save complete models with merged adapters instead of adapters", numbers=False)
 
     def __post_init__(self) -> None:
         at_least(0, lora_r=self.lora_r)

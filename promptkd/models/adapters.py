@@ -51,8 +51,7 @@ def base_of(path: str, option: str) -> str:
     if not is_adapter(path):
         return path
     config = read_object(Path(path, CONFIG), f"{option} needs a LoRA adapter as PEFT saves it")
-    keys = ("peft_type", "task_type", "base_model_name_or_path")
-    kind, task, base = (str(config.get(key) or "") for key in keys)
+    kind, task, base = (str(config.get(key) or "") for key in ("peft_type", "task_type", "base_model_name_or_path"))
     base = next((each for each in (base, os.path.join(path, base)) if base and os.path.isdir(each)), base)
     is_lost, is_megatron = looks_local(base) and not os.path.isdir(base), config.get("megatron_config") is not None
     models = [name for name in MODELS if Path(path, name).exists()]
