@@ -46,7 +46,7 @@ def tensorboard(run: Trackers) -> Tracker:
     def log(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
             writer(step).add_scalar(name, value, step)
-        writer().flush()  # A killed run then loses no row that metrics.jsonl has.
+        writer(step).flush()  # A killed run then loses no row that metrics.jsonl has.
 
     def close(results: Table | None) -> None:
         if results is not None:
