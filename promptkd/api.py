@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from promptkd.cli.evaluate import read_settings, run_evaluation
 from promptkd.cli.train import push_run, resolve
 from promptkd.config.option_file import as_arguments
-from promptkd.config.resolve import RunConfig
 from promptkd.distributed.process_state import restored_process_state
 from promptkd.errors import RunError, UserError
 from promptkd.evaluation.session import RESULTS
@@ -24,7 +23,6 @@ from promptkd.utils.strict_json import read_object
 
 __all__ = ["Results", "Run", "evaluate", "load_prompted_teacher", "train"]
 Parsed = TypeVar("Parsed")
-INTERRUPTED = STATUS[signal.SIGINT]  # the exit status after Ctrl-C, or after a notebook's button
 
 
 @dataclass(frozen=True)
@@ -75,6 +73,7 @@ class Results:
     text: str = field(repr=False)
 
 
+@restored_process_state()
 def train(**options: Any) -> Run:
     """Train a student.
 
@@ -88,24 +87,19 @@ def train(**options: Any) -> Run:
         KeyboardInterrupt: The run was interrupted. It wrote a checkpoint, from which `resume="must"` continues.
     """
     config = _parsed(resolve, options, "train()")
-    with restored_process_state():
-        return _train(config)
-
-
-def _train(config: RunConfig) -> Run:
     trainer = build_trainer(config)
     trainer.signals.second_interrupt = signal.default_int_handler  # the kernel of a notebook must survive it
     try:
         trainer.fit()
     except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            raise KeyboardInterrupt("the run has stopped after a step: resume='must' continues") from None
-        raise RunError("a signal has stopped the run after a step: resume='must' continues") from None
+        kind = KeyboardInterrupt if stop.code == STATUS[signal.SIGINT] else RunError
+        raise kind("a signal has stopped the run after a step: resume='must' continues") from None
     push_run(trainer, config)
     best = {name: trainer.best[name] for name in BEST_METRICS if name in trainer.best}
     return Run(trainer.folder, config.as_dict(), read_metrics(trainer.metrics.path), best)
 
 
+@restored_process_state()
 def evaluate(**options: Any) -> Results:
     """Answer test sets with a model and score the answers, or measure exposure bias.
 
@@ -117,8 +111,7 @@ def evaluate(**options: Any) -> Results:
         RunError: As `train`.
     """
     settings = _parsed(read_settings, options, "evaluate()")
-    with restored_process_state():
-        run_evaluation(settings)
+    run_evaluation(settings)
     folder = Path(settings.evaluation.answers or settings.evaluation.save)
     results = read_object(folder / RESULTS, "evaluate again")
     return Results(folder, results["sets"], (folder / "results.md").read_text(encoding="utf-8"))

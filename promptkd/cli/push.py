@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 from promptkd.cli import CommandParser
-from promptkd.config.reporting_options import check_repository
 
 
 def main() -> None:
@@ -23,7 +22,6 @@ def main() -> None:
     parser.add_argument("--to", required=True, metavar="NAME", help="the repository, such as user/name")
     parser.add_argument("--public", action="store_true", help="let anyone read a repository that is created")
     args = parser.parse(sys.argv[1:])
-    check_repository(args.to, "--to")
     from promptkd.reporting.upload import push  # slow to import
 
     push(args.path, args.to, args.public, "promptkd push")

@@ -25,17 +25,14 @@ class LoraSettings:
     student_quantization: Literal["none", "8bit", "4bit"] = option(
         "none", "quantize the student's frozen weights with bitsandbytes (QLoRA)"
     )
-    merge: bool = option(
-        False, "save complete models with the adapters merged into the weights, instead of adapters", numbers=False
-    )
+    merge: bool = option(False, "save complete models with merged adapters instead of adapters", numbers=False)
 
     def __post_init__(self) -> None:
         at_least(0, lora_r=self.lora_r)
-        if not self.lora_r:
-            for field in dataclasses.fields(self):
-                if getattr(self, field.name) != field.default:
-                    name = field.name.replace("_", "-")
-                    raise UserError(f"--{name} is for LoRA adapters: add --lora-r, or leave --{name} out")
+        given = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
+        if given and not self.lora_r:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise UserError(f"{flag} is for LoRA adapters: add --lora-r, or leave {flag} out")
         if self.lora_alpha is not None and self.lora_alpha <= 0:
             raise UserError(f"--lora-alpha {self.lora_alpha:g} is not positive: the default is twice --lora-r")
         if not 0 <= self.lora_dropout < 1:

@@ -71,9 +71,10 @@ def parse(
     known = {text for action in parser._actions for text in action.option_strings}
     for name in REMOVED_OPTIONS if choice else ():
         parser.add_argument(f"--{name.replace('_', '-')}", type=partial(check_removed, name), help=argparse.SUPPRESS)
-    values, unknown = parser.parse_known_args([_hyphens(argument) for argument in argv])
+    argv = [_hyphens(argument) for argument in argv]
+    values, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UserError(_explain_unknown(unknown[0], known))
+        raise UserError(_explain_unknown(unknown[0], argv, known))
     instances: dict[str, Any] = {}
     for name, group in groups.items():
         fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(group)}
@@ -151,7 +152,12 @@ def _hyphens(argument: str) -> str:
     return name.replace("_", "-") + equals + value
 
 
-def _explain_unknown(argument: str, known: set[str]) -> str:
+def _explain_unknown(argument: str, argv: list[str], known: set[str]) -> str:
     name = argument.partition("=")[0]
+    if not name.startswith("--"):
+        places = [place for place, word in enumerate(argv) if word == argument]
+        extra = next((place for place in places if argv[place - 1] not in known), places[0])
+        options = [word.partition("=")[0] for word in argv[:extra] if word.startswith("--")]
+        return f"{options[-1] if options else 'the command'} has the value {argument!r} too many: leave it out"
     near = difflib.get_close_matches(name, known, n=1)
     return f"unknown option {name}" + (f": did you mean {near[0]}?" if near else ": --help lists the options")

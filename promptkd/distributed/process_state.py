@@ -18,40 +18,34 @@ import torch.distributed as dist
 def restored_process_state() -> Iterator[None]:
     """Restore the environment, random numbers and torch's settings after a run, and free its memory.
 
-    A process group of one rank that the run created ends, so that the caller can create another. The group of ranks
-    that a launcher started stays for the next run, because its ranks cannot meet again at the same address.
+    Of several GPUs, the current one gets its random numbers back: it is the one that the program uses. A process group
+    of one rank that the run created ends, so that the caller can create another. The group of ranks that a launcher
+    started stays for the next run, because its ranks cannot meet again at the same address.
     """
-    environment = dict(os.environ)
-    own_group = not dist.is_initialized()
-    python, numpy = random.getstate(), np.random.get_state()
-    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    tf32 = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    cudnn_attention = torch.backends.cuda.cudnn_sdp_enabled()
-    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
-    try:
-        with torch.random.fork_rng(range(torch.cuda.device_count())):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = tf32
-        torch.backends.cuda.enable_cudnn_sdp(cudnn_attention)
-        if device is not None:
-            torch.cuda.set_device(device)
-        if own_group and dist.is_initialized() and dist.get_world_size() == 1:
-            end_process_group()
-        for name in os.environ.keys() - environment.keys():
-            del os.environ[name]
-        os.environ.update(environment)
-        gc.collect()  # engines are reference cycles
-        torch.cuda.empty_cache()
+    gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    cuda, cudnn, deterministic = torch.backends.cuda, torch.backends.cudnn, torch.get_deterministic_debug_mode()
+    with contextlib.ExitStack() as stack:  # undoes what comes last first
+        stack.callback(torch.cuda.empty_cache)
+        stack.callback(gc.collect)  # engines are reference cycles
+        stack.callback(os.environ.update, dict(os.environ))
+        stack.callback(os.environ.clear)
+        if not dist.is_initialized():
+            stack.callback(end_process_group)
+        for gpu in gpus:
+            stack.enter_context(torch.cuda.device(gpu))
+        stack.enter_context(torch.random.fork_rng(gpus))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.callback(torch.use_deterministic_algorithms, deterministic > 0, warn_only=deterministic == 1)
+        stack.callback(setattr, cuda.matmul, "allow_tf32", cuda.matmul.allow_tf32)
+        stack.callback(setattr, cudnn, "allow_tf32", cudnn.allow_tf32)
+        stack.callback(cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled())
+        yield
 
 
 def end_process_group() -> None:
-    """End the default process group. DeepSpeed, if it was imported, has to forget it, too."""
-    comm = sys.modules.get("deepspeed.comm")
-    if comm is not None and comm.is_initialized():
-        comm.destroy_process_group()
-    else:
-        dist.destroy_process_group()
+    """End the default process group if it has one rank. DeepSpeed, if it was imported, has to forget it, too."""
+    if not dist.is_initialized() or dist.get_world_size() > 1:
+        return
+    comm = sys.modules.get("deepspeed.comm", dist)
+    (comm if comm.is_initialized() else dist).destroy_process_group()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,17 @@ class Ranks:
         texts = [part.cpu() for part in parts]
         lengths = [int(text[:8].clone().view(torch.int64)) for text in texts]
         return [x for text, n in zip(texts, lengths) for x in json.loads(bytes(text[8 : 8 + n].tolist()))]
+
+    def on_first(self, action: Callable[[], Any]) -> None:
+        """Do something on the first process. If it raises UserError, raise that on all processes."""
+        problems: list[str] = []
+        if self.is_main:
+            try:
+                action()
+            except UserError as error:
+                problems.append(str(error))
+        if problems := self.world.all_gather_objects(problems):
+            raise UserError(problems[0])
 
     def barrier(self) -> None:
         """Wait for all processes."""

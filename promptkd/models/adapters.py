@@ -50,35 +50,24 @@ def base_of(path: str, option: str) -> str:
     """
     if not is_adapter(path):
         return path
-    folder = Path(path)
-    config = read_object(folder / CONFIG, f"{option} needs a LoRA adapter as PEFT saves it")
-    kind, task, base = (config.get(key) for key in ("peft_type", "task_type", "base_model_name_or_path"))
-    if kind != "LORA":
-        raise UserError(
-            f"{option} {path} holds an adapter of type {kind}, not a model: name the folder of a model or of LoRA"
-        )
-    if task not in (None, "CAUSAL_LM"):
-        raise UserError(f"{option} {path}: the adapter's task is {task}, not CAUSAL_LM: name another adapter")
-    if config.get("megatron_config") is not None:
-        raise UserError(f"{option} {path}: adapters for Megatron layers are not supported: name another adapter")
-    beside = [name for name in MODELS if (folder / name).exists()]
-    if beside:
-        raise UserError(
-            f"{option} {path} holds {CONFIG} and {beside[0]}: put adapter and model into folders of their own"
-        )
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{option} {path}: the adapter lacks {WEIGHTS}: save it with safe_serialization=True")
-    if not isinstance(base, str) or not base:
-        raise UserError(f"{option} {path}: {CONFIG} lacks base_model_name_or_path: add the base model's folder")
-    if not os.path.isdir(base) and (folder / base).is_dir():
-        base = str(folder / base)
-    if looks_local(base) and not os.path.isdir(base):
-        raise UserError(
-            f"{option} {path}: the adapter's base model {base} is no such folder: correct base_model_name_or_path in "
-            f"its {CONFIG}"
-        )
-    if is_adapter(base):
-        raise UserError(f"{option} {path}: its base model {base} is an adapter itself: merge that one first")
+    config = read_object(Path(path, CONFIG), f"{option} needs a LoRA adapter as PEFT saves it")
+    kind, task, base = (str(config.get(key) or "") for key in ("peft_type", "task_type", "base_model_name_or_path"))
+    base = next((each for each in (base, os.path.join(path, base)) if base and os.path.isdir(each)), base)
+    is_lost, is_megatron = looks_local(base) and not os.path.isdir(base), config.get("megatron_config") is not None
+    models = [name for name in MODELS if Path(path, name).exists()]
+    problems = [
+        (kind != "LORA", f"it is an adapter of type {kind}, not a model: name the folder of a model or of LoRA"),
+        (task not in ("", "CAUSAL_LM"), f"the adapter's task is {task}, not CAUSAL_LM: name another adapter"),
+        (is_megatron, "adapters for Megatron layers are not supported: name another adapter"),
+        (models, f"it holds {CONFIG} and {', '.join(models)}: put adapter and model into folders of their own"),
+        (not Path(path, WEIGHTS).is_file(), f"the adapter lacks {WEIGHTS}: save it with safe_serialization=True"),
+        (not base, f"{CONFIG} lacks base_model_name_or_path: add the base model's folder"),
+        (is_lost, f"its base model {base} is no such folder: correct base_model_name_or_path in its {CONFIG}"),
+        (is_adapter(base), f"its base model {base} is an adapter itself: merge that one first"),
+    ]
+    for is_there, problem in problems:
+        if is_there:
+            raise UserError(f"{option} {path}: {problem}")
     return base
 
 
@@ -93,29 +82,31 @@ def merge(model: PreTrainedModel, path: str, option: str) -> PreTrainedModel:
     Raises:
         UserError: If the adapter and the base model do not fit together.
     """
-    try:
-        complete: PreTrainedModel = _load_adapter(model, path).merge_and_unload(safe_merge=True)
-    except Exception as error:  # PEFT raises many types.
-        raise _misfit(model, path, option, error) from None
+    complete: PreTrainedModel = _load_adapter(model, path, option).merge_and_unload()
     return complete.requires_grad_(True)  # PEFT froze the base model
 
 
-def _load_adapter(model: PreTrainedModel, path: str, **options: Any) -> PeftModel:
-    """Add the adapter in a folder to a model, in place. Raise ValueError if tensors are missing or have no place."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about missing tensors, which are an error below
-        adapted = PeftModel.from_pretrained(model, path, **options)
-        placed = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-    with safe_open(Path(path) / WEIGHTS, "pt") as file:
-        unmatched = sorted(set(file.keys()) ^ placed)
-    if unmatched:
-        raise ValueError(f"{len(unmatched)} tensors are missing or have no place, {unmatched[0]} first")
+def _load_adapter(model: PreTrainedModel, path: str, option: str, dropout: float = 0.0) -> PeftModel:
+    """Add the adapter in a folder to a model, in place, with a dropout rate of its own.
+
+    Raises:
+        UserError: If tensors are missing or have no place, or PEFT cannot load the adapter.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about missing tensors, which are an error below
+            config = LoraConfig.from_pretrained(path)
+            config.lora_dropout = dropout
+            adapted = PeftModel.from_pretrained(model, path, config=config, is_trainable=True)
+            placed = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        with safe_open(Path(path, WEIGHTS), "pt") as file:
+            unmatched = sorted(set(file.keys()) ^ placed)
+        if unmatched:
+            raise ValueError(f"{len(unmatched)} tensors are missing or have no place, {unmatched[0]} first")
+    except Exception as error:  # PEFT raises many types.
+        where = f"{option} {path}: the adapter does not fit its base model {model.name_or_path}"
+        raise UserError(f"{where}: {error}") from None
     return adapted
-
-
-def _misfit(model: PreTrainedModel, path: str, option: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())
-    return UserError(f"{option} {path}: the adapter does not fit its base model {model.name_or_path}: {reason}")
 
 
 def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int) -> None:
@@ -145,7 +136,6 @@ def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int
         lora_alpha=options.lora_alpha or 2 * options.lora_r,  # type: ignore[arg-type]  # PEFT only divides it
         lora_dropout=options.lora_dropout,
         target_modules=options.lora_target or "all-linear",
-        base_model_name_or_path=lasting_path(path),
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT itself sets fan_in_fan_out for GPT-2's layers
@@ -155,19 +145,14 @@ def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int
 
 def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) -> None:
     """Add the adapter in a folder to its base model, to train it further."""
-    try:
-        config = LoraConfig.from_pretrained(path)
-        if options.lora_r != config.r or options.lora_target or options.lora_alpha not in (None, config.lora_alpha):
-            raise UserError(
-                f"--model-path {path} is an adapter with its own rank, alpha and layers: give --lora-r {config.r}, and "
-                "leave --lora-alpha and --lora-target out"
-            )
-        config.lora_dropout, config.inference_mode = options.lora_dropout, False
-        _load_adapter(model, path, config=config, is_trainable=True)
-    except UserError:
-        raise
-    except Exception as error:  # PEFT raises many types.
-        raise _misfit(model, path, "--model-path", error) from None
+    saved = read_object(Path(path, CONFIG), "save it again")
+    rank, alpha = saved.get("r"), saved.get("lora_alpha")
+    if options.lora_r != rank or options.lora_target or options.lora_alpha not in (None, alpha):
+        raise UserError(
+            f"--model-path {path} is an adapter with its own rank, alpha and layers: give --lora-r {rank}, and "
+            "leave --lora-alpha and --lora-target out"
+        )
+    _load_adapter(model, path, "--model-path", options.lora_dropout)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, parameter in trained.items():
         check_number(name, parameter.detach(), path, "--model-path")
@@ -176,12 +161,6 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
             f"--model-path {path}: the adapter is not only of linear layers below the head: merge it into its base "
             "model and name that folder"
         )
-    config.base_model_name_or_path = lasting_path(base_of(path, "--model-path"))
-
-
-def lasting_path(path: str) -> str:
-    """Return a path that does not depend on the working directory, or a hub name unchanged."""
-    return os.path.abspath(path) if os.path.isdir(path) else path
 
 
 @contextlib.contextmanager
@@ -191,19 +170,17 @@ def merged(model: nn.Module) -> Iterator[None]:
     Decoding is faster without the adapters' small products. The weights keep their places in memory. Quantized weights
     are not merged, because merging would round them again.
     """
-    kept: list[tuple[Any, Tensor, Tensor]] = []
     layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged]
+    weights = {layer: layer.get_base_layer().weight for layer in layers}
+    kept = {layer: weight.detach().clone() for layer, weight in weights.items() if weight.is_floating_point()}
     try:
         with torch.no_grad():
-            for layer in layers:
-                weight = layer.get_base_layer().weight
-                if weight.is_floating_point():
-                    kept.append((layer, weight, weight.clone()))
-                    layer.merge()
+            for layer in kept:
+                layer.merge()
         yield
     finally:
-        for layer, weight, original in kept:
-            weight.data.copy_(original)
+        for layer, original in kept.items():
+            weights[layer].data.copy_(original)
             layer.merged_adapters.clear()
 
 
@@ -215,11 +192,17 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 def save_adapter(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
     """Write the LoRA adapters of a model with these weights. `PeftModel.from_pretrained(base, folder)` reads them."""
-    config = copy.copy(cast(Any, model).peft_config["default"])
+    config, base = copy.copy(cast(Any, model).peft_config["default"]), str(model.name_or_path)
     config.inference_mode = True
+    config.base_model_name_or_path = lasting_path(base)
     if isinstance(config.target_modules, set):
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     weights = get_peft_model_state_dict(model, state, save_embedding_layers=False)
     tensors = {f"base_model.model.{name}": value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+
+
+def lasting_path(path: str) -> str:
+    """Return a path that does not depend on the working directory, or a hub name unchanged."""
+    return os.path.abspath(path) if os.path.isdir(path) else path

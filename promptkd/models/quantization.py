@@ -16,8 +16,6 @@ from transformers import BitsAndBytesConfig
 
 from promptkd.errors import UserError
 
-NONE = "none"
-
 
 def check_installed(kind: str, option: str) -> None:
     """Raise UserError if bitsandbytes is needed and missing.
@@ -26,7 +24,8 @@ def check_installed(kind: str, option: str) -> None:
         kind: Value of the option.
         option: The option, for the error message.
     """
-    if kind != NONE and importlib.util.find_spec("bitsandbytes") is None:
+    spec = importlib.util.find_spec("bitsandbytes")
+    if kind != "none" and getattr(spec, "origin", None) is None:  # a folder of that name is no package
         raise UserError(
             f"{option} {kind} needs bitsandbytes, which is not installed: .venv/bin/pip install bitsandbytes"
         )
@@ -34,10 +33,12 @@ def check_installed(kind: str, option: str) -> None:
 
 def loading_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Return the arguments of `from_pretrained` that quantize weights as they are read, directly on `device`."""
-    if kind == NONE:
+    if kind == "none":
         return {}
+    import bitsandbytes.nn.modules
+
+    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False  # such a CPU would run 4bit layers without a gradient
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It would log a cast of inputs in every layer.
-    bits: dict[str, Any] = {"load_in_8bit": True}
-    if kind == "4bit":
-        bits = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    return {"quantization_config": BitsAndBytesConfig(**bits), "device_map": {"": device}}
+    bits: dict[str, Any] = {"load_in_4bit": kind == "4bit", "load_in_8bit": kind == "8bit"}
+    config = BitsAndBytesConfig(**bits, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": config, "device_map": {"": device}}

@@ -24,13 +24,12 @@ def load_student(config: RunConfig, device: torch.device, group: TensorParallelG
         group: The ranks that hold the student together.
     """
     path, kind, lora = config.models.model_path, config.models.model_type, config.lora
+    dtype = DTYPES[precision(config.deepspeed)] if lora.lora_r else torch.float32
+    quantization = loading_options(lora.student_quantization, dtype, device)
+    base = base_of(path, "--model-path") if lora.lora_r else path  # an adapter is merged unless it is trained further
+    student = load_causal_lm(base, dtype, "--model-path", kind, group, quantization)
     if lora.lora_r:
-        dtype = DTYPES[precision(config.deepspeed)]
-        quantization = loading_options(lora.student_quantization, dtype, device)
-        student = load_causal_lm(base_of(path, "--model-path"), dtype, "--model-path", kind, quantization=quantization)
         add_lora(student, lora, path, config.run.seed)
-    else:
-        student = load_causal_lm(path, torch.float32, "--model-path", kind, group)
     if config.models.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
     return student.eval()  # new adapters are in training mode

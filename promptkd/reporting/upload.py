@@ -34,7 +34,7 @@ def push(path: Path, repo: str, public: bool, option: str) -> None:
     Raises:
         UserError: There is nothing to push, no token, or the hub refuses or does not answer.
     """
-    api, trained = HfApi(token=hub_token(option)), find_trained(path)
+    api, trained = HfApi(token=hub_token(repo, option)), find_trained(path)
     operations = [CommitOperationAdd(name, content) for name, content in files_of(trained, repo).items()]
     print(f"pushing {trained.folder} to {repo}: {', '.join(each.path_in_repo for each in operations)}", flush=True)
     try:

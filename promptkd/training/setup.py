@@ -53,8 +53,8 @@ def build_trainer(config: RunConfig) -> Trainer:
     check_installed(config.models.teacher_quantization, "--teacher-quantization")
     check_installed(config.lora.student_quantization, "--student-quantization")
     check_packages(config.reporting.report_to)
-    if config.reporting.push_to_hub:
-        hub_token("--push-to-hub")
+    if (repo := config.reporting.push_to_hub) is not None:
+        hub_token(repo, "--push-to-hub")
     tokenizer = load_bound_tokenizer(config, ranks)
     kind = cast("type[Method]", config.method_class)
     data = kind.open_data(config, tokenizer)
@@ -73,8 +73,7 @@ def build_trainer(config: RunConfig) -> Trainer:
             "rows": {name: examples.record() for name, examples in data.sets().items()},
         }
         trackers = Trackers(checkpoints.resumed)
-        if ranks.is_main:
-            trackers.start(config.reporting.report_to, checkpoints.run, config.as_dict())
+        ranks.on_first(lambda: trackers.start(config.reporting.report_to, checkpoints.run, config.as_dict()))
         begin_files(checkpoints, record)
     except BaseException:
         checkpoints.unlock()

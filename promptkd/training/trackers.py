@@ -17,19 +17,9 @@ from typing import Any
 
 from promptkd.errors import UserError
 from promptkd.utils.jsonl import read_metrics
-from promptkd.utils.tables import Table, evaluation_table
+from promptkd.utils.tables import Cell, Table, evaluation_table
 
 PROJECT, RESULTS, TAG = "promptkd", "evaluations", "promptkd_run"
-
-
-@dataclass(frozen=True)
-class TrackedRun:
-    """What trackers are told about a run."""
-
-    folder: Path
-    id: str  # stays the same when the run resumes
-    resumes_after: int | None  # step, None for a new run
-    settings: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -40,41 +30,39 @@ class Tracker:
     close: Callable[[Table | None], Any]  # gets the evaluations of a completed run, None of an interrupted one
 
 
-def tensorboard(run: TrackedRun) -> Tracker:
+def tensorboard(run: Trackers) -> Tracker:
     """Write event files to <save>/tensorboard. A resumed run hides the steps that it repeats."""
     from torch.utils.tensorboard import SummaryWriter
 
     writers: list[SummaryWriter] = []  # made by the first row: until then the folder may be of a run that is replaced
 
-    def writer() -> Any:
+    def writer(step: int | None = None) -> SummaryWriter:
         if not writers:
-            purge = None if run.resumes_after is None else run.resumes_after + 1
-            writers.append(SummaryWriter(str(run.folder / "tensorboard"), purge_step=purge))
-            table = Table(["option", "value"], texts=2)
-            for name, value in run.settings.items():
-                table.add(name, str(value))
-            writers[0].add_text("settings", table.markdown())
+            writers.append(SummaryWriter(str(run.folder / "tensorboard"), purge_step=step))
+            options = [[Cell(name), Cell(str(value))] for name, value in run.settings.items()]
+            writers[0].add_text("settings", Table(["option", "value"], options, texts=2).markdown())
         return writers[0]
 
     def log(values: dict[str, float], step: int) -> None:
         for name, value in values.items():
-            writer().add_scalar(name, value, step)
-        writer().flush()  # A killed run then loses no row that metrics.jsonl has.
+            writer(step).add_scalar(name, value, step)
+        writer(step).flush()  # A killed run then loses no row that metrics.jsonl has.
 
     def close(results: Table | None) -> None:
         if results is not None:
             writer().add_text(RESULTS, results.markdown())
-        writer().close()
+        for each in writers:
+            each.close()
 
     return Tracker(log, close)
 
 
-def wandb(run: TrackedRun) -> Tracker:
+def wandb(run: Trackers) -> Tracker:
     """Log to Weights & Biases. WANDB_MODE=offline and other variables apply."""
     import wandb
 
     project, name = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_NAME", run.folder.name)
-    its_run = wandb.init(project=project, name=name, id=run.id, resume="allow", config=run.settings)
+    its_run = wandb.init(project=project, name=name, id=run.run_id, resume="allow", config=run.settings)
 
     def log(values: dict[str, float], step: int) -> None:
         if step >= its_run.starting_step:  # W&B has the earlier steps, and would warn at each of them.
@@ -82,17 +70,17 @@ def wandb(run: TrackedRun) -> Tracker:
 
     def close(results: Table | None) -> None:
         if results is not None:
-            its_run.log({RESULTS: wandb.Table(columns=results.heads, data=results.texts_of_rows())})
+            its_run.log({RESULTS: wandb.Table(columns=[*results.heads], data=results.texts_of_rows())})
         its_run.finish(exit_code=int(results is None))
 
     return Tracker(log, close)
 
 
-def trackio(run: TrackedRun) -> Tracker:
+def trackio(run: Trackers) -> Tracker:
     """Log to Trackio, which stores runs on this machine. TRACKIO_SPACE_ID and other variables apply."""
     import trackio
 
-    trackio.init(project=PROJECT, name=f"{run.folder.name}-{run.id}", config=run.settings, resume="allow")
+    trackio.init(project=PROJECT, name=f"{run.folder.name}-{run.run_id}", config=run.settings, resume="allow")
 
     def close(results: Table | None) -> None:
         if results is not None:
@@ -102,16 +90,16 @@ def trackio(run: TrackedRun) -> Tracker:
     return Tracker(trackio.log, close)
 
 
-def mlflow(run: TrackedRun) -> Tracker:
+def mlflow(run: Trackers) -> Tracker:
     """Log to MLflow. MLFLOW_TRACKING_URI and other variables apply."""
     import mlflow
 
     if not {"MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID"} & os.environ.keys():
         mlflow.set_experiment(PROJECT)
-    if started := mlflow.search_runs(filter_string=f"tags.{TAG} = '{run.id}'", output_format="list"):
+    if started := mlflow.search_runs(filter_string=f"tags.{TAG} = '{run.run_id}'", output_format="list"):
         mlflow.start_run(run_id=started[0].info.run_id)
     else:
-        mlflow.start_run(run_name=run.folder.name, tags={TAG: run.id})
+        mlflow.start_run(run_name=run.folder.name, tags={TAG: run.run_id})
         mlflow.log_params(run.settings)
 
     def close(results: Table | None) -> None:
@@ -130,19 +118,23 @@ class Trackers:
 
     Args:
         resumed: state.json of the checkpoint that the run resumes from.
+
+    Attributes:
+        run_id: What the trackers know the run by. Checkpoints keep it.
+        folder: The run's folder.
+        settings: All options by name.
     """
 
     def __init__(self, resumed: dict[str, Any] | None = None) -> None:
         self.active: dict[str, Tracker] = {}
-        self.step = resumed["step"] if resumed else None
-        recorded = (resumed or {}).get("run_id")
-        self.run_id = recorded if isinstance(recorded, str) else uuid.uuid4().hex[:8]  # which checkpoints keep
+        self.run_id = (resumed or {}).get("run_id") or uuid.uuid4().hex[:8]
 
     def start(self, names: list[str] | None, folder: Path, settings: dict[str, Any]) -> None:
         """Start the trackers with these names. Raise UserError if one does not start."""
+        self.folder, self.settings = folder, settings
         for name in dict.fromkeys(names or ()):
             try:
-                self.active[name] = STARTERS[name](TrackedRun(folder, self.run_id, self.step, settings))
+                self.active[name] = STARTERS[name](self)
             except Exception as error:  # Each library has its own types.
                 self.close(None)
                 raise UserError(f"--report-to {name} does not start ({_reason(error)}): correct its settings") from None
@@ -175,7 +167,7 @@ class Trackers:
 def check_packages(names: list[str] | None) -> None:
     """Raise UserError if the package of a tracker is missing."""
     for name in names or ():
-        if importlib.util.find_spec(name) is None:
+        if getattr(importlib.util.find_spec(name), "origin", None) is None:  # a folder of that name is no package
             remedy = f"bash install.sh --extras {name}, or pip install {name}"
             raise UserError(f"--report-to {name} needs the package {name}: {remedy}")
 

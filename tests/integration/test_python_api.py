@@ -94,6 +94,8 @@ def test_train_gives_the_same_run_twice_in_one_process(notebook, tmp_path):
         ({"method": "kdd"}, r"\(did you mean kd\?\)"),
         ({"method": "sft", "model_path": "/none", "dry_run": True}, "help and dry_run end the process"),
         ({"method": "kd", "lr": object()}, r"train\(\): lr is a object: give a number"),
+        ({"method": "kd", "seed": 3, "lora_r": [2, 3]}, "--lora-r has the value '3' too many: leave it out"),
+        ({"method": "kd", "overwrite": ["yes"]}, "--overwrite has the value 'yes' too many"),
         ({"method": "sft", "model_path": "/none", "data_dir": "/none"}, "--model-path /none: no such folder"),
     ],
 )

@@ -152,7 +152,7 @@ def test_evaluate_measures_references_and_scores_stored_answers(tmp_path, monkey
     assert "has changed since the evaluation" in capsys.readouterr().err
     answers = next((save / "own").glob("seed*/answers.jsonl"))
     answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match="has answers to .* examples"):
+    with pytest.raises(UserError, match=r"has answers to .* examples"):
         rescore("--metrics", "repetition")
     claim(save, Ranks(0, 1, torch.device("cpu")))
     assert not (save / "own/reliability.png").exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from helpers.runs import crash_at
-from helpers.training import golden_argv, metrics_of, train_here
+from helpers.training import golden_argv, metrics_of, start, train_here
 
 from promptkd.errors import UserError
 from promptkd.training import trackers
@@ -156,7 +156,7 @@ class Recorder:
         if step >= self.fails_at:
             raise ConnectionError("the server\nis gone")
 
-    def start(self, run: trackers.TrackedRun) -> Tracker:
+    def start(self, run: Trackers) -> Tracker:
         return Tracker(self.log, self.closed.append)
 
 
@@ -181,7 +181,7 @@ def test_failing_tracker_is_dropped_and_the_run_continues(tmp_path, monkeypatch,
 
 
 def test_tracker_that_does_not_start_stops_the_run_before_it_writes(save, monkeypatch):
-    def refuse(run: trackers.TrackedRun) -> Tracker:
+    def refuse(run: Trackers) -> Tracker:
         raise ValueError("no API key")
 
     started = Recorder(99)
@@ -191,6 +191,30 @@ def test_tracker_that_does_not_start_stops_the_run_before_it_writes(save, monkey
     with pytest.raises(UserError, match=r"--report-to wandb does not start .*no API key"):
         train_here(golden_argv("sft", save, "--report-to", "trackio", "wandb"))
     assert started.closed == [None] and not save.exists()
+
+
+def test_tracker_that_does_not_start_stops_all_ranks(save):
+    pytest.importorskip("mlflow")
+    done = start(golden_argv("sft", save, "--report-to", "mlflow"), ranks=2, MLFLOW_TRACKING_URI="nowhere://at.all")
+    lines = [line for line in done.stderr.splitlines() if "--report-to mlflow does not start" in line]
+    assert done.returncode == 2 and len(lines) == 2 and "Traceback" not in done.stderr
+    assert not save.exists()
+
+
+def test_tensorboard_writes_nothing_if_another_tracker_does_not_start(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    monkeypatch.setattr(trackers, "STARTERS", {"tensorboard": trackers.tensorboard})
+    with pytest.raises(UserError, match="--report-to wandb does not start"):
+        Trackers().start(["tensorboard", "wandb"], tmp_path, SETTINGS)
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_of_a_trackers_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "an_absent_tracker").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="needs the package an_absent_tracker"):
+        trackers.check_packages(["an_absent_tracker"])
+    trackers.check_packages(["json"])
 
 
 def test_missing_package_stops_the_run_before_it_writes(save, monkeypatch):
