@@ -6,6 +6,7 @@ The functions here are the command line for Python. Each is imported when it is 
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING, Any
 
 from promptkd.errors import PromptKDError, RunError, UserError
@@ -13,6 +14,9 @@ from promptkd.errors import PromptKDError, RunError, UserError
 if TYPE_CHECKING:
     from promptkd.api import Results, Run, evaluate, load_prompted_teacher, train
     from promptkd.methods.registry import register_method
+
+# transformers imports bitsandbytes, which warns of a missing CPU kernel and of casts in each layer.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"
 __all__ = [

@@ -8,7 +8,6 @@ because the losses read the head. Both run on GPUs and CPUs.
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -38,7 +37,6 @@ def loading_options(kind: str, dtype: torch.dtype, device: torch.device) -> dict
     import bitsandbytes.nn.modules
 
     bitsandbytes.nn.modules.has_avx512bf16 = lambda: False  # such a CPU would run 4bit layers without a gradient
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # It would log a cast of inputs in every layer.
     bits: dict[str, Any] = {"load_in_4bit": kind == "4bit", "load_in_8bit": kind == "8bit"}
     config = BitsAndBytesConfig(**bits, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
     return {"quantization_config": config, "device_map": {"": device}}
