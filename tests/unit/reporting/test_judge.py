@@ -148,7 +148,7 @@ def test_position_bias_cancels(judged, stub):
 def test_failures_are_counted_and_asked_again(judged, stub, capsys):
     def faulty(number: int, question: str) -> str | tuple[int, bytes]:
         if number == 6:
-            time.sleep(0.6)
+            time.sleep(3)
         faults = {
             1: (500, b"{}"), 2: (200, b"no json"), 3: (200, b'{"choices": []}'), 4: "Both [[A]] and [[B]].",
             5: (200, b'{"choices": [{"message": {"content": null}}]}'), 7: (302, b""), 8: "No verdict.",
@@ -157,7 +157,7 @@ def test_failures_are_counted_and_asked_again(judged, stub, capsys):
 
     stub.reply = faulty
     with pytest.raises(SystemExit) as ended:
-        exit_with(lambda: judged("--parallel", "1", "--timeout", "0.3"))
+        exit_with(lambda: judged("--parallel", "1", "--timeout", "2"))
     error = capsys.readouterr().err.splitlines()[-1]
     assert ended.value.code == 1 and "6 of 60 requests have no reply" in error and "1 x timeout" in error
     result = judged.record()
