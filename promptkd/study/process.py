@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import runpy
+import signal
 import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -35,7 +36,7 @@ class Job:
     """
 
     def __init__(self, name: str, command: tuple[str, ...], log: Path) -> None:
-        CONTEXT.set_forkserver_preload(PRELOADED)
+        CONTEXT.set_forkserver_preload(["promptkd.study.fork_server", *PRELOADED])
         self.name, self.log = name, log
         log.parent.mkdir(parents=True, exist_ok=True)
         self._seconds, theirs = CONTEXT.Pipe(duplex=False)
@@ -53,6 +54,7 @@ class Job:
 
 
 def _run(command: list[str], log: str, folder: str, seconds: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which the fork server ignores
     exit_with_parent()
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     for descriptor in (1, 2):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 TRAIN = """
-import json, math, os, sys, time
+import json, math, os, signal, sys, time
 from pathlib import Path
 words = [word.removeprefix("--") for word in sys.argv[1:]]
 options = dict(word.partition("=")[::2] for word in words if "=" in word)
@@ -23,6 +23,11 @@ rows += [{"event": "exposure_bias", "step": step, "ex_acc_err": step + 10.0 * (o
 with open("calls.txt", "a") as calls:
     calls.write(f"{folder}\\n")
 if Path("stop").exists() and Path("stop").read_text() in str(folder):
+    def save(*_):
+        time.sleep(0.5)
+        Path("saved").touch()
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, save)
     Path("stopped").touch()
     time.sleep(60)
 """

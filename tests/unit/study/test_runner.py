@@ -114,8 +114,10 @@ def test_second_runner_is_refused(project):
     lock.release()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_killed_study_resumes_without_loss(number, project, tmp_path):
+@pytest.mark.parametrize(
+    "number, kill", [(signal.SIGTERM, os.kill), (signal.SIGTERM, os.killpg), (signal.SIGKILL, os.kill)]
+)
+def test_killed_study_resumes_without_loss(number, kill, project, tmp_path):
     (tmp_path / "stop").write_text("SFT/lr0.004")
     script = (
         "import sys; from pathlib import Path; from promptkd.study import process; process.PRELOADED = [];"
@@ -124,14 +126,17 @@ def test_killed_study_resumes_without_loss(number, project, tmp_path):
         f"Runner(read_study({str(tmp_path / 'study.yaml')!r}, Path({str(project.save)!r})), 1).run()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    runner = subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE, text=True)
+    runner = subprocess.Popen(
+        [sys.executable, "-c", script], env=environment, stderr=subprocess.DEVNULL, start_new_session=True
+    )
     for _ in range(300):
         if (tmp_path / "stopped").exists():
             break
         time.sleep(0.1)
     done = state_of(project).done
-    runner.send_signal(number)
+    kill(runner.pid, number)
     assert runner.wait(20) in (128 + number, -number)
+    assert (tmp_path / "saved").exists() == (number == signal.SIGTERM), "a stopped job has time for a checkpoint"
     (tmp_path / "stop").unlink()
     assert "rates/small/SFT/lr0.002" in done and "rates/small/SFT/lr0.004" not in state_of(project).done
     before = len(calls(project))
