@@ -26,13 +26,22 @@ class ReportingSettings:
         numbers=False,
     )
 
+    def __post_init__(self) -> None:
+        if self.push_to_hub is not None:
+            check_repository(self.push_to_hub, "--push-to-hub")
+
+
+def check_repository(name: str, option: str) -> None:
+    """Raise UserError if a text is not the name of a hub repository."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise UserError(f"{option} {name!r} is not a repository's name, such as user/name: {error}") from None
+
 
 def hub_token(repo: str, option: str) -> str:
     """Return the token of the environment. Raise UserError if nothing can be pushed to a repository of that name."""
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise UserError(f"{option} {repo!r} is not a repository's name, such as user/name: {error}") from None
+    check_repository(repo, option)
     if constants.is_offline_mode():
         raise UserError(f"{option} needs the hub, and HF_HUB_OFFLINE is set: unset it")
     if not (token := os.environ.get("HF_TOKEN")):

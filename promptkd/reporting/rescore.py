@@ -31,6 +31,10 @@ def run(settings: SimpleNamespace) -> None:
 def rescore(folder: Path, names: Sequence[str]) -> None:
     """Add metrics to a results folder. Other metrics that it has stay."""
     results = read_evaluation(folder / RESULTS)
+    if "self_bleu" in names and len(results["seeds"]) < 2:
+        raise UserError(
+            f"--metrics self_bleu compares the answers of several seeds, and {folder} has one: leave it out"
+        )
     try:
         limit = results["protocol"]["max_length"] - results["protocol"]["max_prompt_length"]
         for name, entry in results["sets"].items():

@@ -1,6 +1,7 @@
-"""Imported by the fork server alone, which tells how the jobs ended and has to outlive them.
+"""Keep the fork server of a study running until its jobs have ended. Only the fork server imports this module.
 
-Slurm, systemd and timeout send SIGTERM to all processes at once. The jobs then write checkpoints.
+The fork server reports how the jobs ended, and therefore ignores SIGTERM.
+Slurm, systemd and timeout send that signal to all processes at once, on which the jobs write checkpoints.
 """
 
 from __future__ import annotations

@@ -150,6 +150,10 @@ def test_evaluate_measures_references_and_scores_stored_answers(tmp_path, monkey
     with pytest.raises(SystemExit):
         exit_with(rescore)
     assert "has changed since the evaluation" in capsys.readouterr().err
+    results["seeds"] = results["seeds"][:1]
+    (save / "results.json").write_text(json.dumps(results))
+    with pytest.raises(UserError, match=r"self_bleu compares the answers of several seeds, and .* has one"):
+        rescore("--metrics", "self_bleu")
     answers = next((save / "own").glob("seed*/answers.jsonl"))
     answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(UserError, match=r"has answers to .* examples"):

@@ -185,3 +185,9 @@ def test_push_to_hub_without_token_stops_before_training(monkeypatch, save):
     with pytest.raises(UserError, match="HF_TOKEN"):
         train.main()
     assert not save.exists()
+
+
+def test_name_that_is_no_repository_is_refused_by_a_dry_run(monkeypatch, save):
+    argv = golden_argv("sft", save, "--push-to-hub", "a b/c", "--dry-run")
+    with pytest.raises(UserError, match="--push-to-hub 'a b/c' is not a repository's name"):
+        train.resolve(argv)
