@@ -6,6 +6,7 @@ from statistics import fmean
 
 from promptkd.study.declaration import Study
 from promptkd.study.grid import Grid
+from promptkd.study.run import is_evaluation
 from promptkd.study.runner import State, read_seconds, read_state
 from promptkd.utils.tables import Table
 
@@ -24,7 +25,7 @@ def plan_text(study: Study, parallel: int) -> str:
     table.add("prepare", str(len(study.prepare)), str(len(prepared)), "" if len(prepared) < len(study.prepare) else "0")
     left, unknown = 0.0, 0
     for stage, counts in expected_runs(state.grid).items():
-        done = [name for name in state.done if name.startswith(f"{stage}/") and not name.endswith("/eval")]
+        done = [name for name in state.done if name.startswith(f"{stage}/") and not is_evaluation(name)]
         hours, lacking = _hours_left(state, stage, counts)
         left, unknown = left + hours, unknown + lacking
         table.add(stage, str(sum(counts.values())), str(len(done)), f"{hours:.1f}" + (" + -" if lacking else ""))
@@ -54,14 +55,16 @@ def _hours_left(state: State, stage: str, counts: dict[tuple[str, str], int]) ->
     """Return the CPU hours of a stage's runs that are left and were measured, and the number of the others."""
     grid, seconds, hours, lacking = state.grid, state.grid.seconds, 0.0, 0
     experiment = grid.study.experiments.get(stage)
-    scoring = [value for name, value in seconds.items() if name.endswith("/eval")]
-    extra = fmean(scoring) if scoring and experiment and experiment.evaluate else 0.0
+    scoring = {name: value for name, value in seconds.items() if is_evaluation(name)}
+    extra = 0.0  # the mean seconds of all evaluations of a run
+    if scoring and experiment and experiment.evaluate:
+        extra = sum(scoring.values()) / len({name.rpartition("/")[0] for name in scoring})
     for (pair, method), count in counts.items():
         names = [name for name in state.done if name.startswith(f"{stage}/{pair}/{method}/")]
-        left = count - len([name for name in names if not name.endswith("/eval")])
+        left = count - len([name for name in names if not is_evaluation(name)])
         base = grid.study.methods[method].like or method
         kinds = (f"{stage}/{pair}/{method}/", f"rates/{pair}/{base}/")
-        trained = [value for name, value in seconds.items() if name.startswith(kinds) and not name.endswith("/eval")]
+        trained = [value for name, value in seconds.items() if name.startswith(kinds) and not is_evaluation(name)]
         if trained:
             hours += left * (fmean(trained) + extra) / 3600
         else:

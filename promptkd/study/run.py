@@ -48,3 +48,8 @@ def evaluations_of(run: Run, study: Study) -> dict[str, Options]:
     """Return the folders of a run's evaluations, the main one first, and by which options each differs from it."""
     also = {f"eval-{name}": options for name, options in study.evaluate_also.items()}
     return {"eval": {}, **also} if run.evaluated else {}
+
+
+def is_evaluation(name: str) -> bool:
+    """Whether a stage of that name evaluates a run. Its name is that of the run and then its folder."""
+    return name.count("/") > 3

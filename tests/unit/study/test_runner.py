@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import shutil
 import signal
@@ -77,7 +78,11 @@ def test_study_from_start_to_end(project):
     difference = numbers["differences"]["ablations/small"]["frozen"]
     assert difference["mean"] == pytest.approx(-3) and difference["p_holm"] < 0.05
     assert {"rates-small.png", "updates-small.png", "exposure-small.png"} <= {p.name for p in project.save.iterdir()}
-    assert "0.0 CPU hours are left" in plan_text(project, 2)
+    plan = plan_text(project, 2)
+    counts = dict(re.findall(r"(?m)^(\w+) +(\d+ +\d+) ", plan))
+    expected = {"prepare": 1, "rates": 9, "updates": 4, "ablations": 3, "exposure": 2}
+    assert {name: text.split() for name, text in counts.items()} == {name: [str(n)] * 2 for name, n in expected.items()}
+    assert "\n0.0 CPU hours are left, 0.0 hours" in plan
 
     before = len(done)
     Runner(project, 2).run()  # nothing is left
