@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub import ModelCard, ModelCardData, metadata_load
 from yaml import YAMLError
 
 from promptkd.data.row_files import HUB, is_hub
 from promptkd.errors import UserError
 from promptkd.models.adapters import CONFIG
 from promptkd.models.validation import looks_local
-from promptkd.reporting.document import Section, markdown_page
 from promptkd.reporting.results import METHOD_LABELS, RESULTS, read_json, read_result
 from promptkd.reporting.tables import score_table
 from promptkd.training.run_folder import best_model
 from promptkd.utils.jsonl import read_metrics
-from promptkd.utils.tables import evaluation_table, metrics_table
+from promptkd.utils.project import CONFIGS
+from promptkd.utils.tables import Table, evaluation_table, metrics_table
 
 PICTURE = "curves.png"
 LOCAL = "./"  # in front of the name of a local folder
@@ -63,7 +63,6 @@ def model_card(trained: Trained, repo: str) -> str:
     """Return the card, with its metadata, for a hub repository."""
     settings, rows = trained.settings, read_metrics(trained.run / "metrics.jsonl")
     base, method = public_name(trained.origin), settings["method"]
-    models = [public_name(path) for path in (settings["model_path"], settings["teacher_model_path"]) if path]
     source = str(settings.get("data_dir") or settings.get("prompt_data_dir"))
     data = re.split("[:@]", source.removeprefix(HUB))[0] if is_hub(source) else public_name(source)
     metadata = ModelCardData(
@@ -74,24 +73,25 @@ def model_card(trained: Trained, repo: str) -> str:
         tags=["knowledge-distillation", "promptkd", method],
         license=_license(trained.origin),
     )
-    summary = (
-        f"A {trained.kind}, trained with {METHOD_LABELS.get(method, method)} on {data} by the reference "
-        f"implementation of [PromptKD](https://arxiv.org/abs/2402.12842). Student: {', teacher: '.join(models)}. "
-        f"The licenses of {base} and of the data apply."
+    losses = [{name: row[name] for name in row if name == "step" or name.endswith("loss")} for row in rows]
+    steps = [loss for loss, row in zip(losses, rows) if row["event"] == "train"]
+    card = ModelCard.from_template(
+        metadata,
+        str(CONFIGS / "model_card.md"),
+        repo=repo,
+        kind=trained.kind,
+        label=METHOD_LABELS.get(method, method),
+        data=data,
+        models=[public_name(path) for path in (settings["model_path"], settings["teacher_model_path"]) if path],
+        base=base,
+        loaded=repo if trained.kind == MODEL else base,
+        scores=_test_scores(trained),
+        evaluations=evaluation_table(rows),
+        losses=metrics_table(steps[:1] + steps[1:][-1:]),
+        picture=PICTURE if (trained.run / PICTURE).is_file() else "",
+        settings={name: settings[name] for name in SHOWN if settings.get(name) is not None},
     )
-    steps = [row for row in rows if row["event"] == "train"]
-    losses = [{name: row[name] for name in row if name == "step" or name.endswith("loss")} for row in steps]
-    shown = [f"- `{name}`: {settings[name]}" for name in SHOWN if settings.get(name) is not None]
-    sections = [
-        Section("", [summary]),
-        Section("How to load it", [_loading_code(trained, repo)]),
-        Section("Test sets", _test_scores(trained)),
-        Section("Dev set during training", [evaluation_table(rows)]),
-        Section("Losses", [metrics_table(losses[:1] + losses[1:][-1:])]),
-        Section("Curves", [f"![curves of the run]({PICTURE})"] if (trained.run / PICTURE).is_file() else []),
-        Section("Settings", ["\n".join(shown)]),
-    ]
-    return f"---\n{metadata.to_yaml()}\n---\n\n{markdown_page(repo.rpartition('/')[2], sections, picture='')}"
+    return str(card.content)
 
 
 def public_name(path: str) -> str:
@@ -108,27 +108,10 @@ def _license(base: str) -> Any:
         return None
 
 
-def _loading_code(trained: Trained, repo: str) -> str:
-    """Return Python code. Where the base model is a folder, it says that its path has to be given."""
-    base = public_name(trained.origin)
-    name = repo if trained.kind == MODEL else base
-    lines = [
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n",
-        f'model = AutoModelForCausalLM.from_pretrained("{name}")',
-        f'tokenizer = AutoTokenizer.from_pretrained("{name}")',
-    ]
-    if trained.kind != MODEL:
-        lines = ["from peft import PeftModel", *lines, f'model = PeftModel.from_pretrained(model, "{repo}")']
-        if base.startswith(LOCAL):
-            note = f'# "{base}" is a folder of the machine that trained this {trained.kind}: put its path here.'
-            lines.insert(2, note)
-    return "\n".join(["```python", *lines, "```"])
-
-
-def _test_scores(trained: Trained) -> list[Any]:
+def _test_scores(trained: Trained) -> Table | None:
     """Return the table of the scores in the run's folder "eval" if evaluate.py measured this model."""
     if not (trained.run / "eval" / RESULTS).is_file():
-        return []
+        return None
     result = read_result(str(trained.run))
     is_of_this_model = Path(result.evaluation["model"]["path"]).resolve() == trained.folder.resolve()
-    return [score_table([result], [])] if is_of_this_model else []
+    return score_table([result], []) if is_of_this_model else None
