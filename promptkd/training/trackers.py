@@ -136,7 +136,7 @@ class Trackers:
             try:
                 self.active[name] = STARTERS[name](self)
             except Exception as error:  # Each library has its own types.
-                self.close(None)
+                self.close()
                 raise UserError(f"--report-to {name} does not start ({_reason(error)}): correct its settings") from None
 
     def log(self, event: str, step: int, values: dict[str, Any]) -> None:
@@ -144,13 +144,13 @@ class Trackers:
         numbers = {f"{event}/{key}": value for key, value in values.items() if isinstance(value, (int, float))}
         self._each(lambda tracker: tracker.log(numbers, step))
 
-    def finish(self, metrics: Path) -> None:
-        """Close the trackers of a completed run, with the table of its evaluations."""
-        if self.active:
-            self.close(evaluation_table(read_metrics(metrics)))
+    def close(self, metrics: Path | None = None) -> None:
+        """Close the trackers that are not closed yet.
 
-    def close(self, results: Table | None) -> None:
-        """Close the trackers that are not closed yet, see `Tracker`."""
+        Args:
+            metrics: metrics.jsonl of a completed run, from which the trackers get the table of its evaluations.
+        """
+        results = evaluation_table(read_metrics(metrics)) if metrics and self.active else None
         self._each(lambda tracker: tracker.close(results))
         self.active = {}
 

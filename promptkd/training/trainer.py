@@ -75,9 +75,9 @@ class Trainer:
         try:
             with self.signals:
                 self.run()
-            self.metrics.trackers.finish(self.metrics.path)
+            self.metrics.trackers.close(self.metrics.path)
         finally:
-            self.metrics.trackers.close(None)
+            self.metrics.trackers.close()
             self.progress.close()
             self.checkpoints.unlock()
 

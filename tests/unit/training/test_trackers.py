@@ -49,11 +49,11 @@ def log_killed_and_resumed_run(folder: Path, name: str) -> tuple[str, Series]:
     """Report a run that ends after step 4 without its checkpoint, and resumes after step 2. Return id and numbers."""
     first = log_rows(folder, name, range(1, 5))
     lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
-    first.close(None)
+    first.close()
     (folder / "metrics.jsonl").write_text("".join(lines[:2]))
     second = log_rows(folder, name, range(3, 7), {"step": 2, "run_id": first.run_id})
     assert second.run_id == first.run_id
-    second.finish(folder / "metrics.jsonl")
+    second.close(folder / "metrics.jsonl")
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return first.run_id, series_of(rows)
 
@@ -169,8 +169,8 @@ def test_failing_tracker_is_dropped_and_the_run_continues(tmp_path, monkeypatch,
     for step in range(1, 6):
         metrics.row("train", step, loss=1.0)
     metrics.row("eval", 5, dev_loss=2.0)
-    reporting.finish(tmp_path / "metrics.jsonl")
-    reporting.close(None)
+    reporting.close(tmp_path / "metrics.jsonl")
+    reporting.close()
     assert failing.steps == [1, 2, 3] and not failing.closed
     assert healthy.steps == [1, 2, 3, 4, 5, 5] and [table.text() for table in healthy.closed] == [
         "step  dev_loss\n5       2.0000"
