@@ -12,6 +12,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 venv=$root/.venv
 log=$venv/install.log     # written first: its presence says that this script made the folder
 stamp=$venv/install.stamp # written last: its presence says that the installation is complete
+wanted=$venv/install.extras
 pip_version=26.3
 cpu_index=https://download.pytorch.org/whl/cpu
 
@@ -27,7 +28,7 @@ stop() {
 recent_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; }
 venv_python() { "$venv/bin/python" "$@"; }
 
-# The extras to install: the usual ones, those of the last installation, and those of --extras.
+# The extras to install: the usual ones, those of earlier runs, and those of --extras.
 choose_extras() {
     local known name
     known=$(sed -n '/optional-dependencies/,/^\[project.scripts/ s/^\([a-z]*\) = .*/\1/p' "$root/pyproject.toml" | xargs)
@@ -38,7 +39,7 @@ choose_extras() {
     done ;;
     *) stop "the only option is --extras NAME,NAME with names from $known" ;;
     esac
-    extras=$(printf '%s\n' dev bnb data "$(sed -n 's/^extras //p' "$stamp" 2>/dev/null)" "${2:-}" |
+    extras=$(printf '%s\n' dev bnb data "$(cat "$wanted" 2>/dev/null)" "${2:-}" |
         tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd, -)
 }
 
@@ -158,6 +159,7 @@ prepare_venv() { # leaves a .venv that pip can install into
         find_python
         make_venv
     fi
+    printf '%s\n' "$extras" >"$wanted"
     logged venv_python -m pip install "pip==$pip_version"
 }
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import subprocess
+from importlib import metadata
 
 import pytest
 import torch
 from helpers.training import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from promptkd.errors import UserError
 from promptkd.evaluation.session import choose_dtype
@@ -31,3 +36,21 @@ def test_gitignore_covers_the_environment_as_folder_and_as_link(tmp_path):
     (tmp_path / ".venv").unlink()
     (tmp_path / ".venv").mkdir()
     assert subprocess.run(["git", "check-ignore", "-q", ".venv/"], cwd=tmp_path).returncode == 0
+
+
+def test_constraints_pin_all_dependencies_and_what_they_pull_in():
+    """Of this environment: what is not installed here pulls in nothing."""
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {canonicalize_name(re.split("[=;]", line)[0]) for line in lines if "==" in line}
+    found = set[tuple[str, str]]()
+    left = [("promptkd", extra) for extra in ("", "dev", "bnb", "data", "lora", "trackers")]
+    while left:
+        name, extra = left.pop()
+        found.add((name, extra))
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            for requirement in map(Requirement, metadata.requires(name) or ()):
+                if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                    names = ((canonicalize_name(requirement.name), each) for each in ("", *requirement.extras))
+                    left += [each for each in names if each not in found]
+    names = {name for name, _ in found if not name.startswith(("promptkd", "nvidia-", "cuda-", "triton"))}
+    assert len(names) > 50 and names <= pinned, names - pinned
