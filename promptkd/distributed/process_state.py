@@ -27,6 +27,7 @@ def restored_process_state() -> Iterator[None]:
     with contextlib.ExitStack() as stack:  # undoes what comes last first
         stack.callback(torch.cuda.empty_cache)
         stack.callback(gc.collect)  # engines are reference cycles
+        stack.callback(setattr, sys, "excepthook", sys.excepthook)  # each process group of torch wraps it
         stack.callback(os.environ.update, dict(os.environ))
         stack.callback(os.environ.clear)
         if not dist.is_initialized():

@@ -8,6 +8,7 @@ import random
 import runpy
 import shutil
 import signal
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -34,7 +35,7 @@ def process_state() -> list:
     draws = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
     switches = torch.are_deterministic_algorithms_enabled(), torch.is_grad_enabled(), torch.get_default_dtype()
     attention = torch.backends.cuda.cudnn_sdp_enabled()  # which runs on a GPU turn off
-    return [dict(os.environ), handlers, draws, switches, attention, dist.is_initialized()]
+    return [dict(os.environ), handlers, draws, switches, attention, sys.excepthook, dist.is_initialized()]
 
 
 @pytest.fixture(scope="module")
