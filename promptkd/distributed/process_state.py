@@ -20,13 +20,15 @@ def restored_process_state() -> Iterator[None]:
 
     Of several GPUs, the current one gets its random numbers back: it is the one that the program uses. A process group
     of one rank that the run created ends, so that the caller can create another. The group of ranks that a launcher
-    started stays for the next run, because its ranks cannot meet again at the same address.
+    started stays for the next run, because its ranks cannot meet again at the same address. In the run, gradients are
+    on, even where a notebook has turned them off.
     """
     gpus = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     cuda, cudnn, deterministic = torch.backends.cuda, torch.backends.cudnn, torch.get_deterministic_debug_mode()
     with contextlib.ExitStack() as stack:  # undoes what comes last first
         stack.callback(torch.cuda.empty_cache)
         stack.callback(gc.collect)  # engines are reference cycles
+        stack.enter_context(torch.inference_mode(False))  # turns gradients on, too
         stack.callback(setattr, sys, "excepthook", sys.excepthook)  # each process group of torch wraps it
         stack.callback(os.environ.update, dict(os.environ))
         stack.callback(os.environ.clear)

@@ -87,6 +87,16 @@ def test_train_gives_the_same_run_twice_in_one_process(notebook, tmp_path):
     assert again.curves.is_file() and again.student.name == "best_rougeL" and again.prompt == tmp_path / "again/prompt"
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_train_works_where_a_notebook_has_turned_gradients_off(tmp_path, off):
+    with off():
+        run = promptkd.train(
+            method="sft", model_path=MODELS["model_path"], **DATA, total_iters=1, batch_size=2, save=tmp_path / "run"
+        )
+        assert not torch.is_grad_enabled()
+    assert [row["step"] for row in run.metrics] == [1]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
