@@ -15,9 +15,8 @@ from promptkd.errors import UserError
 from promptkd.evaluation.metrics import answer_columns, with_intervals
 from promptkd.evaluation.rouge import exact_match
 from promptkd.evaluation.tables import Row, markdown
-from promptkd.reporting.results import RESULTS, is_unchanged, read_evaluation
+from promptkd.reporting.results import RESULTS, is_unchanged, read_answers, read_evaluation
 from promptkd.utils.files import write_json, write_text
-from promptkd.utils.jsonl import read_jsonl
 
 
 def run(settings: SimpleNamespace) -> None:
@@ -55,15 +54,12 @@ def _read_answers(folder: Path, entry: dict[str, Any], results: dict[str, Any], 
         problem = f"{entry['file']} is missing or has changed since the evaluation"
         raise UserError(f"{problem}: restore it, or leave exact_match out of --metrics")
     references = [reference_texts(row, where) for where, row in read_rows(entry["file"])] if match else repeat([])
-    tokenizer = results["protocol"]["rouge_tokenizer"]
+    tokenizer, examples = results["protocol"]["rouge_tokenizer"], len(entry["rougeL_rows"][0])
     answers = []
     for place, seed in enumerate(results["seeds"]):
-        rows = read_jsonl(folder / f"seed{seed}" / "answers.jsonl")
-        if len(rows) != len(entry["rougeL_rows"][place]):
-            raise ValueError(f"seed {seed} has answers to {len(rows)} examples")
         scored = [
             Row(place, i, row["answer"], row["length"], row["rougeL"], exact_match(row["answer"], texts, tokenizer))
-            for i, (row, texts) in enumerate(zip(rows, references))
+            for i, (row, texts) in enumerate(zip(read_answers(folder, seed, examples), references))
         ]
         answers.append(scored)
     return answers

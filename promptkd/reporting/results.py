@@ -74,10 +74,7 @@ class Result:
 
     def answers(self, name: str) -> list[str]:
         """Read the answers to a set with the first seed."""
-        file = self.answers_folder / name / f"seed{self.evaluation['seeds'][0]}" / "answers.jsonl"
-        rows = read_jsonl(file)
-        if not all(isinstance(row.get("answer"), str) for row in rows):
-            raise UserError(f"{file}: not answers of evaluate.py: evaluate again, or pass --samples 0")
+        rows = read_answers(self.answers_folder / name, self.evaluation["seeds"][0], self.examples(name))
         return [row["answer"] for row in rows]
 
 
@@ -210,6 +207,16 @@ def read_evaluation(path: Path) -> dict[str, Any]:
         if not is_kind(entry.get("metrics", {}), METRICS):
             raise UserError(f"{path}, {name}: its metrics are not numbers with intervals: {remedy}")
     return evaluation
+
+
+def read_answers(folder: Path, seed: int, examples: int) -> list[dict[str, Any]]:
+    """Read the rows of a set's answers with a seed. Raise UserError where some are missing or in another order."""
+    file = folder / f"seed{seed}" / "answers.jsonl"
+    rows = read_jsonl(file)
+    in_order = all(row.get("index", place) == place for place, row in enumerate(rows))
+    if not (in_order and len(rows) == examples and is_kind(rows, [{"answer": str}])):
+        raise UserError(f"{file}: not the answers of evaluate.py to all {examples} examples in order: evaluate again")
+    return rows
 
 
 def is_unchanged(entry: dict[str, Any]) -> bool:

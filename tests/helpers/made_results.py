@@ -17,7 +17,7 @@ def make_result(root: Path, name: str, sets: tuple[str, ...] = ("test",), **chan
     folder = root / name
     for set_name in sets:
         (folder / "eval" / set_name / "seed10").mkdir(parents=True)
-        answers = [{"index": i, "answer": f"{HOSTILE} {name} {i}"} for i in range(2)]
+        answers = [{"index": i, "answer": f"{HOSTILE} {name} {i}"} for i in range(41)]
         write_rows(folder / "eval" / set_name / "seed10/answers.jsonl", answers)
     file = root / "valid.jsonl"
     write_rows(file, [{"prompt": f"Ask\n{i}", "output": f"gold {i}"} for i in range(2)])

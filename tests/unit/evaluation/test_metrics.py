@@ -155,9 +155,11 @@ def test_evaluate_measures_references_and_scores_stored_answers(tmp_path, monkey
     with pytest.raises(UserError, match=r"self_bleu compares the answers of several seeds, and .* has one"):
         rescore("--metrics", "self_bleu")
     answers = next((save / "own").glob("seed*/answers.jsonl"))
-    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
-    with pytest.raises(UserError, match=r"has answers to .* examples"):
-        rescore("--metrics", "repetition")
+    lines = answers.read_text().splitlines(keepends=True)
+    for damaged in (lines[:-1], lines[::-1]):
+        answers.write_text("".join(damaged))
+        with pytest.raises(UserError, match=r"not the answers of evaluate.py to all 6 examples in order"):
+            rescore("--metrics", "repetition")
     claim(save, Ranks(0, 1, torch.device("cpu")))
     assert not (save / "own/reliability.png").exists()
 

@@ -134,6 +134,14 @@ def test_judge_counts_outcomes_in_both_orders(judged, stub, monkeypatch, capsys)
     assert len(stub.requests) == 2 * ROWS  # nothing is asked twice
 
 
+def test_missing_answers_are_refused(judged, stub, tmp_path, capsys):
+    answers = tmp_path / "ours/own/seed10/answers.jsonl"
+    answers.write_text("".join(answers.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(SystemExit) as ended:
+        exit_with(judged)
+    assert ended.value.code == 2 and f"to all {ROWS} examples" in capsys.readouterr().err and not stub.requests
+
+
 def test_position_bias_cancels(judged, stub):
     stub.reply = lambda number, question: "[[A]]"
     result = judged("--rows", "7", "--parallel", "1")
