@@ -47,8 +47,8 @@ class JudgeSettings:
     mixed: bool = option(False, "allow results of different protocols, seeds or test sets")
 
     def __post_init__(self) -> None:
-        if not (self.base_url and self.model):
-            raise UserError("--base-url or --model is missing: --help shows an example")
+        if not (self.base_url and self.save and self.model):
+            raise UserError("--base-url, --save or --model is missing: --help shows an example")
         if not ADDRESS.fullmatch(self.base_url):
             raise UserError(f"--base-url {self.base_url}: not an address without a key: give http://localhost:8000/v1")
         at_least(0.01, timeout=self.timeout)

@@ -203,6 +203,7 @@ def test_a_server_that_dies_ends_the_comparison_which_resumes(judged, stub, caps
         (["--timeout", "0"], "--timeout 0.0 is under"),
         (["--base-url", "http://localhost/v1?key=k"], "without a key"),
         (["--model", ""], "--model is missing"),
+        (["--save", ""], "--save or --model is missing"),
     ],
 )
 def test_bad_options_are_one_line(judged, capsys, extra, says):
