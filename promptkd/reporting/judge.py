@@ -85,7 +85,8 @@ def judge(results: Sequence[Result], settings: JudgeSettings) -> str:
     write_text(save / "judge.md", text := markdown(names, settings.model, summaries))
     failures = Counter(problem for row in rows for problem in row["problems"] if problem != NO_VERDICT)
     if failures:
-        problem = f"{failures.total()} of {len(requests)} requests have no reply ({listed(failures)})"
+        server = f"{len(requests)} requests to {settings.base_url}"
+        problem = f"{failures.total()} of {server} have no reply ({listed(failures)})"
         raise RunError(f"{problem}: {save}/judge.md leaves their pairs out, and the same command sends them again")
     return text
 

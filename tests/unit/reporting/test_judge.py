@@ -167,7 +167,7 @@ def test_failures_are_counted_and_asked_again(judged, stub, capsys):
     with pytest.raises(SystemExit) as ended:
         exit_with(lambda: judged("--parallel", "1", "--timeout", "2"))
     error = capsys.readouterr().err.splitlines()[-1]
-    assert ended.value.code == 1 and "6 of 60 requests have no reply" in error and "1 x timeout" in error
+    assert ended.value.code == 1 and f"6 of 60 requests to {stub.url} have no reply" in error and "1 x timeout" in error
     result = judged.record()
     kinds = {"HTTP 500": 1, "malformed": 3, "no verdict": 2, "timeout": 1, "HTTP 302": 1}
     assert result["problems"] == kinds and (result["pairs"], result["not_judged"]) == (30, 4)
