@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from promptkd.data.row_files import digest_of_rows, is_data_set
 from promptkd.errors import UserError
 from promptkd.evaluation.test_sets import SET_NAME
-from promptkd.utils.files import digest_of
 from promptkd.utils.jsonl import read_jsonl, read_metrics
 from promptkd.utils.strict_json import check_kind, is_kind, read_object
 
@@ -220,11 +220,11 @@ def read_answers(folder: Path, seed: int, examples: int) -> list[dict[str, Any]]
 
 
 def is_unchanged(entry: dict[str, Any]) -> bool:
-    """Return whether the rows of a test set are still the file that was evaluated."""
-    path = Path(entry["file"])
+    """Return whether the rows of a test set are still those that were evaluated, in a file or a data set."""
+    source = entry["file"]
     try:
-        return path.is_file() and digest_of(path)["sha256"] == entry["sha256"]
-    except OSError:
+        return (is_data_set(source) or Path(source).is_file()) and digest_of_rows(source) == entry["sha256"]
+    except (OSError, UserError):
         return False
 
 

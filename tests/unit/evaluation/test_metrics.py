@@ -164,6 +164,18 @@ def test_evaluate_measures_references_and_scores_stored_answers(tmp_path, monkey
     assert not (save / "own/reliability.png").exists()
 
 
+def test_stored_answers_to_a_data_set_are_scored_again(tmp_path, monkeypatch):
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    rows = datasets.Dataset.from_list([{"prompt": f"Ask {i}.", "output": "gold"} for i in range(2)])
+    datasets.DatasetDict({"test": rows}).save_to_disk(tmp_path / "own")
+    evaluated(options(tmp_path, tmp_path / "out", "--data-names", "own", "--metrics", "cut"))
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--answers", str(tmp_path / "out"), "--metrics", "exact_match"])
+    main()
+    (tmp_path / "own/dataset_dict.json").unlink()
+    with pytest.raises(UserError, match="is missing or has changed"):
+        main()
+
+
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
