@@ -96,13 +96,9 @@ def ask_all(requests: Sequence[tuple[str, str, str]], settings: JudgeSettings, s
     replies = {number: Reply(text) for number, text in store.answers.items()}
     missing = [number for number in range(len(requests)) if number not in replies]
     bar = Progress("judge", len(requests), True, unit="request", done=len(replies))
-
-    def numbered(number: int) -> tuple[int, Reply]:
-        return number, ask(settings, *requests[number])
-
     failures_in_row = 0
     with ThreadPool(min(settings.parallel, len(missing) + 1)) as pool:
-        for number, reply in pool.imap_unordered(numbered, missing):
+        for number, reply in pool.imap_unordered(lambda i: (i, ask(settings, *requests[i])), missing):
             replies[number] = reply
             failures_in_row = failures_in_row + 1 if reply.failure else 0
             if not reply.failure:

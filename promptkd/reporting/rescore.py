@@ -31,9 +31,7 @@ def rescore(folder: Path, names: Sequence[str]) -> None:
     """Add metrics to a results folder. Other metrics that it has stay."""
     results = read_evaluation(folder / RESULTS)
     if "self_bleu" in names and len(results["seeds"]) < 2:
-        raise UserError(
-            f"--metrics self_bleu compares the answers of several seeds, and {folder} has one: leave it out"
-        )
+        raise UserError(f"--metrics self_bleu needs the answers of several seeds, and {folder} has one: leave it out")
     try:
         limit = results["protocol"]["max_length"] - results["protocol"]["max_prompt_length"]
         for name, entry in results["sets"].items():
@@ -55,11 +53,10 @@ def _read_answers(folder: Path, entry: dict[str, Any], results: dict[str, Any], 
         raise UserError(f"{problem}: restore it, or leave exact_match out of --metrics")
     references = [reference_texts(row, where) for where, row in read_rows(entry["file"])] if match else repeat([])
     tokenizer, examples = results["protocol"]["rouge_tokenizer"], len(entry["rougeL_rows"][0])
-    answers = []
-    for place, seed in enumerate(results["seeds"]):
-        scored = [
+    return [
+        [
             Row(place, i, row["answer"], row["length"], row["rougeL"], exact_match(row["answer"], texts, tokenizer))
             for i, (row, texts) in enumerate(zip(read_answers(folder, seed, examples), references))
         ]
-        answers.append(scored)
-    return answers
+        for place, seed in enumerate(results["seeds"])
+    ]

@@ -152,7 +152,7 @@ def test_evaluate_measures_references_and_scores_stored_answers(tmp_path, monkey
     assert "has changed since the evaluation" in capsys.readouterr().err
     results["seeds"] = results["seeds"][:1]
     (save / "results.json").write_text(json.dumps(results))
-    with pytest.raises(UserError, match=r"self_bleu compares the answers of several seeds, and .* has one"):
+    with pytest.raises(UserError, match=r"self_bleu needs the answers of several seeds, and .* has one"):
         rescore("--metrics", "self_bleu")
     answers = next((save / "own").glob("seed*/answers.jsonl"))
     lines = answers.read_text().splitlines(keepends=True)
