@@ -9,13 +9,12 @@ torchrun --nproc_per_node 8 evaluate.py ...                                     
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from types import SimpleNamespace
 
 from promptkd.cli import program_name
 from promptkd.config.options import DeviceSettings, ParallelSettings
-from promptkd.config.parser import parse
+from promptkd.config.parser import flat, parse
 from promptkd.errors import UserError
 from promptkd.evaluation.options import AnswerSettings, EvaluationSettings, ExposureBiasSettings, TestSetSettings
 
@@ -45,11 +44,11 @@ def read_settings(argv: list[str]) -> SimpleNamespace:
 
 def _check_unchanged(settings: SimpleNamespace, plain: SimpleNamespace) -> None:
     """Refuse options that change nothing where stored answers are scored."""
-    for name, group in vars(plain).items():
-        for field in dataclasses.fields(group):
-            if getattr(getattr(settings, name), field.name) != getattr(group, field.name):
-                option = "--" + field.name.replace("_", "-")
-                raise UserError(f"--answers scores answers that are stored, where {option} has no effect: leave it out")
+    defaults = flat(vars(plain))
+    for name, value in flat(vars(settings)).items():
+        if value != defaults[name]:
+            option = "--" + name.replace("_", "-")
+            raise UserError(f"--answers scores answers that are stored, where {option} has no effect: leave it out")
 
 
 def run_evaluation(settings: SimpleNamespace) -> None:
