@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,13 @@ def _arguments(source: str, name: str, value: Any) -> list[str]:
         return []
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
-    if isinstance(value, (list, tuple)) and all(isinstance(item, (str, int, float)) for item in value):
+    if isinstance(value, (list, tuple, range)) and all(isinstance(item, (str, Real, os.PathLike)) for item in value):
         return [flag, *map(str, value)]
     if isinstance(value, dict):
-        return [f"{flag}={json.dumps(value)}"]
-    if isinstance(value, (str, int, float, datetime.date, os.PathLike)):
+        try:
+            return [f"{flag}={json.dumps(value)}"]
+        except (TypeError, ValueError) as error:
+            raise UserError(f"{source}: {name} cannot be written as JSON ({error}): give plain values") from None
+    if isinstance(value, (str, Real, datetime.date, os.PathLike)):
         return [f"{flag}={value}"]
     raise UserError(f"{source}: {name} is a {type(value).__name__}: give a number, a text or a list of them")

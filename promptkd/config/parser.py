@@ -90,17 +90,17 @@ def _build(
     groups: dict[str, type], prog: str, dry_run: bool, choice: dict[str, str], description: str | None
 ) -> argparse.ArgumentParser:
     parser = _Parser(prog=prog, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
-    for name, group in groups.items():
-        _add_group(parser.add_argument_group(name.replace("_", " ")), group, published=False)
-    compatibility = parser.add_argument_group("compatibility with the published code (docs/fidelity.md)")
-    for group in groups.values():
-        _add_group(compatibility, group, published=True)
     for name in choice:
         parser.add_argument(f"--{name}", help=f"{name}, which decides the other options")
     parser.add_argument("--local-rank", type=int, default=0, help=argparse.SUPPRESS)  # deepspeed's launcher
     if dry_run:
         parser.add_argument("--dry-run", action="store_true", help="print the resolved options as JSON and exit")
     parser.add_argument("--config", metavar="FILE", help="YAML or JSON file of options. The command line overrides it")
+    for name, group in groups.items():
+        _add_group(parser.add_argument_group(name.replace("_", " ")), group, published=False)
+    compatibility = parser.add_argument_group("compatibility with the published code (docs/fidelity.md)")
+    for group in groups.values():
+        _add_group(compatibility, group, published=True)
     return parser
 
 

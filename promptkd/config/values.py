@@ -64,12 +64,13 @@ TYPES = {int: whole_number, float: finite_number, dict: json_object}
 
 
 def check_arguments(argv: list[str]) -> None:
-    """Raise UserError for arguments that contain NUL or are longer than any path may be."""
+    """Raise UserError for arguments that no file name or text may be: with NUL, not UTF-8, or longer than any path."""
     option = ""
     for argument in argv:
         option = argument.partition("=")[0] if argument.startswith("--") else option or argument
-        if "\0" in argument or len(argument) > LONGEST_ARGUMENT:
-            raise UserError(f"{option[:64]!r}: a value with a NUL or over {LONGEST_ARGUMENT} characters: correct it")
+        if "\0" in argument or len(argument) > LONGEST_ARGUMENT or not is_text(argument):
+            problem = f"a value with a NUL, over {LONGEST_ARGUMENT} characters or not in UTF-8"
+            raise UserError(f"{option[:64]!r}: {problem}: correct it, or rename the file")
 
 
 def option(default: Any, help: str, *, numbers: bool = True, published: bool = False, **argparse_extras: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from promptkd.config.values import at_least, fraction, is_text, option
+from promptkd.config.values import at_least, fraction, option
 from promptkd.data.batching import MicroBatch
 from promptkd.engine.engine import TrainEngine
 from promptkd.errors import UserError
@@ -53,8 +53,8 @@ class PromptKDSettings(DivergenceParameters):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.prompt_init_text.strip() or not is_text(self.prompt_init_text):
-            raise UserError("--prompt-init-text is empty or not UTF-8: give a text, PAD or random")
+        if not self.prompt_init_text.strip():
+            raise UserError("--prompt-init-text is empty: give a text, PAD or random")
         at_least(0, prompt_len=self.prompt_len, base_coef=self.base_coef)
         if self.prompt_init is not None and (not self.prompt_len or self.prompt_init_text != INIT_TEXT):
             raise UserError("--prompt-init goes with neither --prompt-init-text nor --prompt-len 0: leave these out")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import httpx2
 
 from promptkd.config.values import at_least, option
+from promptkd.data.thoughts import ALWAYS, without_thoughts
 from promptkd.errors import UserError
 from promptkd.utils.strict_json import parse_json
 
@@ -82,6 +83,6 @@ def ask(settings: JudgeSettings, prompt: str, first: str, second: str) -> Reply:
 
 
 def verdict_of(reply: str) -> str | None:
-    """Return "A", "B" or "C" for a tie, or None if the reply has no verdict or different ones."""
-    verdicts = set(VERDICT.findall(reply))
+    """Return "A", "B" or "C" for a tie, or None if the reply, without thoughts, has no verdict or different ones."""
+    verdicts = set(VERDICT.findall(without_thoughts(reply, ALWAYS)[0]))
     return verdicts.pop() if len(verdicts) == 1 else None

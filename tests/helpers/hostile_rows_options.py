@@ -44,6 +44,7 @@ OPTIONS = [
     ("train", ["--data-dir", "/" + "a" * 5000], "--data-dir"),
     ("train", ["--save", ""], "--save"),
     ("train", ["--save", "a\0b"], "--save"),
+    ("train", ["--save", "a\udcff"], "--save"),
     ("train", ["--save", "/" + "a" * 5000], "--save"),
     ("train", ["--save", "ROOM/ds.json"], "--save"),
     ("train", ["--save", "ROOM/ds.json/below"], "--save"),

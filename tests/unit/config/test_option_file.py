@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 from helpers.training import GOLDEN, golden_argv, train_here
 
+from promptkd.config.option_file import as_arguments
 from promptkd.errors import UserError
 from train import read_settings
 
@@ -80,3 +83,13 @@ def test_option_file_is_named_when_it_is_missing(tmp_path):
         read_settings(["--config", str(tmp_path / "none.yaml")])
     with pytest.raises(UserError, match="last argument"):
         read_settings(["--method", "sft", "--config"])
+
+
+def test_python_values_become_arguments():
+    """As a notebook passes them."""
+    values = {"batch_size": np.int64(4), "lr": np.float32(0.5), "seeds": range(2), "data_names": [Path("a"), "b"]}
+    expected = ["--batch-size=4", "--lr=0.5", "--seeds", "0", "1", "--data-names", "a", "b"]
+    assert as_arguments(values, "train()") == expected
+    for value in ({"a": object()}, object(), [[1]], {1: float("nan"), "a": {1}}):
+        with pytest.raises(UserError, match="template_time"):
+            as_arguments({"template_time": value}, "train()")

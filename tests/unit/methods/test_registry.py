@@ -112,15 +112,13 @@ def test_register_method_refuses_what_is_no_method():
     assert "wrong" not in METHODS
 
 
-def test_settings_of_a_method_may_not_repeat_an_option(save):
-    class Taken(SFT):
-        @dataclass
-        class Settings:
-            lr: float = option(1.0, "a second learning rate")
-
-    register_method("taken")(Taken)
-    with pytest.raises(UserError, match="Settings: the option --lr exists already: rename the field"):
-        read_settings([*golden_argv("sft", save), "--method", "taken"])
+@pytest.mark.parametrize("name", ["lr", "method", "config", "dry_run", "local_rank"])
+def test_settings_of_a_method_may_not_repeat_an_option(name, save):
+    settings = dataclass(type("Settings", (), {"__annotations__": {name: float}, name: option(1.0, "a second one")}))
+    register_method(f"taken_{name}")(type("Taken", (SFT,), {"Settings": settings}))
+    flag = name.replace("_", "-")
+    with pytest.raises(UserError, match=f"Settings: the option --{flag} exists already: rename the field"):
+        read_settings([*golden_argv("sft", save), "--method", f"taken_{name}"])
 
 
 def test_entry_point_is_a_method(site, save):

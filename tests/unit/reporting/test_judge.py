@@ -233,3 +233,5 @@ def test_verdict_of_needs_one_clear_verdict():
     assert [verdict_of(text) for text in ("so [[B]].", "[[A]] [[A]]", "[[A]] or [[B]]", "[[D]] A", "")] == [
         "B", "A", None, None, None,
     ]  # fmt: skip
+    assert verdict_of("<think>[[A]] or [[C]]?</think>[[B]]") == "B"
+    assert verdict_of("<think>[[A]], I think, but") is None
