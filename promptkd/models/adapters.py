@@ -170,17 +170,18 @@ def merged(model: nn.Module) -> Iterator[None]:
     Decoding is faster without the adapters' small products. The weights keep their places in memory. Quantized weights
     are not merged, because merging would round them again.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged]
-    weights = {layer: layer.get_base_layer().weight for layer in layers}
-    kept = {layer: weight.detach().clone() for layer, weight in weights.items() if weight.is_floating_point()}
+    adapted: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged]
+    layers = [layer for layer in adapted if layer.get_base_layer().weight.is_floating_point()]
+    kept = [(each, each.detach().clone()) for layer in layers for each in layer.get_base_layer().parameters()]
     try:
         with torch.no_grad():
-            for layer in kept:
+            for layer in layers:
                 layer.merge()
         yield
     finally:
-        for layer, original in kept.items():
-            weights[layer].data.copy_(original)
+        for parameter, original in kept:
+            parameter.data.copy_(original)
+        for layer in layers:
             layer.merged_adapters.clear()
 
 

@@ -13,7 +13,7 @@ from helpers.evaluating import options, refused, write_set
 from helpers.runs import tiny_argv
 from helpers.tiny_models import make_model
 from helpers.training import GOLDEN
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -112,6 +112,24 @@ def test_saved_adapter_loads_with_peft_and_its_training_continues(tmp_path):
     for changes in ({"lora_r": 8}, {"lora_alpha": 3}, {"lora_target": ["c_fc"]}):
         with pytest.raises(UserError, match="its own rank, alpha and layers: give --lora-r 4"):
             load(tmp_path / "lora", **changes)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["use_dora", "lora_bias", "use_rslora"])
+def test_merging_other_kinds_of_lora_is_undone_exactly(kind, tmp_path):
+    """PEFT makes such adapters. Training can continue with them."""
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "c_fc"], **{kind: True})
+    base = AutoModelForCausalLM.from_pretrained(STUDENT, dtype=torch.float32)
+    adapted = get_peft_model(base, config)
+    for parameter in adapted.parameters():
+        parameter.add_(parameter.requires_grad * 0.05)
+    adapted.save_pretrained(tmp_path)
+    model = load(tmp_path)
+    before, kept = {name: value.clone() for name, value in model.state_dict().items()}, model(IDS).logits
+    torch.testing.assert_close(adapted.eval()(IDS).logits, kept, rtol=1e-6, atol=1e-5)
+    with merged(model):
+        torch.testing.assert_close(model(IDS).logits, kept, rtol=1e-6, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 TOGETHER = ["--model-parallel", "--model-parallel-size", "2"]
