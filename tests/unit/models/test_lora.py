@@ -115,18 +115,41 @@ def test_saved_adapter_loads_with_peft_and_its_training_continues(tmp_path):
 
 
 @torch.no_grad()
+def peft_adapter(base: Path, folder: Path, **config) -> torch.Tensor:
+    """Save an adapter that PEFT makes, and return the logits with it."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **config))
+    for parameter in adapted.parameters():
+        parameter.add_(parameter.requires_grad * 0.05)
+    adapted.save_pretrained(folder)
+    return adapted.eval()(IDS).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["embed_tokens", "lm_head"])
+def test_adapter_of_embeddings_or_head_needs_untied_ones(layer, tmp_path):
+    """Merged into shared weights, it would change both. PEFT saves a copy of the base model's layer beside it."""
+    make_model("llama", tmp_path / "base")
+    expected = peft_adapter(tmp_path / "base", tmp_path / "lora", target_modules=[layer, "q_proj"])
+    merged_model = load_causal_lm(str(tmp_path / "lora"), torch.float32, "--model-path")
+    torch.testing.assert_close(merged_model(IDS).logits, expected, rtol=1e-6, atol=1e-5)
+    with pytest.raises(UserError, match="not only of linear layers below the head"):
+        load(tmp_path / "lora")
+    make_model("llama", tmp_path / "base", tie_word_embeddings=True)
+    peft_adapter(tmp_path / "base", tmp_path / "lora", target_modules=[layer, "q_proj"])
+    for read in (load, lambda folder: load_causal_lm(str(folder), torch.float32, "--model-path")):
+        with pytest.raises(UserError, match="only one of embeddings and head, which share"):
+            read(tmp_path / "lora")
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("kind", ["use_dora", "lora_bias", "use_rslora"])
 def test_merging_other_kinds_of_lora_is_undone_exactly(kind, tmp_path):
     """PEFT makes such adapters. Training can continue with them."""
-    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["c_attn", "c_fc"], **{kind: True})
-    base = AutoModelForCausalLM.from_pretrained(STUDENT, dtype=torch.float32)
-    adapted = get_peft_model(base, config)
-    for parameter in adapted.parameters():
-        parameter.add_(parameter.requires_grad * 0.05)
-    adapted.save_pretrained(tmp_path)
+    expected = peft_adapter(STUDENT, tmp_path, target_modules=["c_attn", "c_fc"], **{kind: True})
     model = load(tmp_path)
     before, kept = {name: value.clone() for name, value in model.state_dict().items()}, model(IDS).logits
-    torch.testing.assert_close(adapted.eval()(IDS).logits, kept, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(expected, kept, rtol=1e-6, atol=1e-5)
     with merged(model):
         torch.testing.assert_close(model(IDS).logits, kept, rtol=1e-6, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -207,6 +230,8 @@ DAMAGE = {
         "does not fit its base model",
     ),
     "another kind": (change(peft_type="IA3"), "an adapter of type IA3"),
+    "invocation tokens": (change(alora_invocation_tokens=[5]), "with alora_invocation_tokens are not supported"),
+    "repeated layers": (change(layer_replication=[[0, 2], [0, 2]]), "with layer_replication are not supported"),
     "a wild rank": (change(r="many"), "its own rank"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "lacks adapter_model.safetensors"),
     "a pickle": (pickled, "lacks adapter_model.safetensors"),
@@ -232,5 +257,5 @@ def test_hostile_adapter_is_refused_in_one_line_by_evaluation_and_training(name,
     assert "--model-path" in line or "tokenizer of" in line
     with pytest.raises(UserError, match=message) as caught:
         load(folder)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
     assert not (tmp_path / "results/results.json").exists()
