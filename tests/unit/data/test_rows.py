@@ -120,8 +120,10 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
           {"conversations": [{"from": "system", "value": "Be short."}, {"from": "human", "value": "Hi"},
                              SHAREGPT_ANSWER]}],
          [asked("Hi"), asked("Be short.\n\nHi")], {"conversations, weight": 1}),
+        ([{"messages": [{**USER, "train": False}, {**ANSWER, "train": None}]}, {"messages": [USER, ANSWER]}],
+         [asked("Hi"), asked("Hi")], {"messages, train": 1}),
     ],
-    ids=["TRL prompt and completion", "TRL messages", "Axolotl alpaca", "Axolotl sharegpt"],
+    ids=["TRL prompt and completion", "TRL messages", "Axolotl alpaca", "Axolotl sharegpt", "Axolotl train"],
 )  # fmt: skip
 def test_example_set_reads_files_of_trl_and_axolotl_unchanged(tokenizer, tmp_path, rows, prompts, unread):
     (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
