@@ -147,7 +147,7 @@ def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int
         r=options.lora_r,
         lora_alpha=options.lora_alpha or 2 * options.lora_r,  # type: ignore[arg-type]  # PEFT only divides it
         lora_dropout=options.lora_dropout,
-        target_modules=options.lora_target or "all-linear",
+        target_modules=options.lora_target or leaves,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT itself sets fan_in_fan_out for GPT-2's layers
@@ -166,18 +166,18 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
         )
     with _errors(model, path, "--model-path"):
         _load_adapter(model, path, options.lora_dropout)
-        with merged(model):  # as decoding needs it
-            pass
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, parameter in trained.items():
         check_number(name, parameter.detach(), path, "--model-path")
-    if isinstance(model.get_output_embeddings(), LoraLayer) or any(
-        ".lora_" not in name or ".lora_embedding_" in name for name in trained
-    ):
+    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    are_linear = all(isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)) for layer in adapted)
+    if not are_linear or model.get_output_embeddings() in adapted or not all(".lora_" in name for name in trained):
         raise UserError(
             f"--model-path {path}: the adapter is not only of linear layers below the head: merge it into its base "
             "model and name that folder"
         )
+    with _errors(model, path, "--model-path"), merged(model):  # as decoding needs it
+        pass
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from helpers.tiny_models import make_model
 from helpers.training import GOLDEN
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from promptkd.config.deepspeed import CONFIGS
 from promptkd.config.lora_options import LoraSettings
@@ -71,6 +71,26 @@ def test_lora_starts_as_the_base_model_and_merges_exactly(kind, precision, tmp_p
     for name, value in model.state_dict().items():
         place, content = before[name]
         assert value.data_ptr() == place and torch.equal(value, content), name
+
+
+@torch.no_grad()
+def test_lora_leaves_experts_without_adapters(tmp_path):
+    """Experts are no linear layers but parameters, to which PEFT adds adapters that cannot be merged in place."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 96, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **sizes, **heads)).save_pretrained(tmp_path)
+    model = load(tmp_path, lora_dropout=0.1)
+    randomize(model)
+    kept = model(IDS).logits
+    with merged(model):
+        torch.testing.assert_close(model(IDS).logits, kept, rtol=1e-6, atol=1e-5)
+    trained = {name.split(".")[-4] for name, value in model.named_parameters() if value.requires_grad}
+    assert trained == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    expected = peft_adapter(tmp_path, tmp_path / "lora", target_modules="all-linear")
+    complete = load_causal_lm(str(tmp_path / "lora"), torch.float32, "--model-path")
+    torch.testing.assert_close(complete(IDS).logits, expected, rtol=1e-6, atol=1e-5)
+    with pytest.raises(UserError, match="not only of linear layers below the head"):
+        load(tmp_path / "lora")
 
 
 @torch.no_grad()
