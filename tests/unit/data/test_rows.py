@@ -149,7 +149,7 @@ def test_read_row_tools_may_be_a_text_as_in_trl(tools):
     [
         ({"text": "Hi data"}, '"text" and nothing else, in which prompt and response cannot be told apart'),
         ({"text": "Hi data", "id": 3}, "cannot be told apart"),
-        ({"messages": [USER]}, 'no "output"'),
+        ({"messages": [USER]}, 'only "messages": add one'),
         ({"messages": [ANSWER]}, "nothing stands before the assistant's turn"),
         ({"messages": [SYSTEM, ANSWER]}, "nothing is asked"),
         ({"messages": "Hi"}, '"messages" has to be a list of messages, not str'),
