@@ -164,20 +164,24 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
             f"--model-path {path} is an adapter with its own rank, alpha and layers: give --lora-r {rank}, and "
             "leave --lora-alpha and --lora-target out"
         )
+    if saved.get("use_dora") and options.student_quantization == "8bit":  # PEFT loses the layers' scales on CPUs
+        raise UserError(f"--student-quantization 8bit does not go with {path}, an adapter of DoRA: take 4bit")
     with _errors(model, path, "--model-path"):
         _load_adapter(model, path, options.lora_dropout)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     for name, parameter in trained.items():
         check_number(name, parameter.detach(), path, "--model-path")
-    adapted = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    adapted: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     are_linear = all(isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)) for layer in adapted)
     if not are_linear or model.get_output_embeddings() in adapted or not all(".lora_" in name for name in trained):
         raise UserError(
             f"--model-path {path}: the adapter is not only of linear layers below the head: merge it into its base "
             "model and name that folder"
         )
-    with _errors(model, path, "--model-path"), merged(model):  # as decoding needs it
-        pass
+    with _errors(model, path, "--model-path"):
+        for layer in adapted:  # one at a time, because merging needs a copy
+            with merged(layer):
+                pass
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from promptkd.config.deepspeed import CONFIGS
 from promptkd.config.lora_options import LoraSettings
 from promptkd.errors import UserError
-from promptkd.models.adapters import merged, save_adapter
+from promptkd.models.adapters import _continue_adapter, merged, save_adapter
 from promptkd.models.loading import load_causal_lm
 from promptkd.models.student import load_student
 from train import resolve
@@ -173,6 +173,17 @@ def test_merging_other_kinds_of_lora_is_undone_exactly(kind, tmp_path):
     with merged(model):
         torch.testing.assert_close(model(IDS).logits, kept, rtol=1e-6, atol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    if kind == "use_dora":
+        with pytest.raises(UserError, match="an adapter of DoRA: take 4bit"):
+            _continue_adapter(model, LoraSettings(lora_r=4, student_quantization="8bit"), str(tmp_path))
+
+
+def test_adapter_with_biases_that_its_base_model_lacks_is_refused(tmp_path):
+    make_model("llama", tmp_path / "base")
+    peft_adapter(tmp_path / "base", tmp_path / "lora", target_modules=["q_proj"], lora_bias=True)
+    for read in (load, lambda folder: load_causal_lm(str(folder), torch.float32, "--model-path")):
+        with pytest.raises(UserError, match=r"because the base layer has no bias.*: correct its adapter_config"):
+            read(tmp_path / "lora")
 
 
 TOGETHER = ["--model-parallel", "--model-parallel-size", "2"]
