@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from promptkd.config.lora_options import LoraSettings
 from promptkd.errors import UserError, is_out_of_memory
-from promptkd.models.checks import check_number
+from promptkd.models.checks import check_numbers
 from promptkd.models.validation import looks_local
 from promptkd.utils.strict_json import read_object
 
@@ -168,9 +168,8 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
         raise UserError(f"--student-quantization 8bit does not go with {path}, an adapter of DoRA: take 4bit")
     with _errors(model, path, "--model-path"):
         _load_adapter(model, path, options.lora_dropout)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, parameter in trained.items():
-        check_number(name, parameter.detach(), path, "--model-path")
+    check_numbers(model, path, "--model-path")
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     adapted: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
     are_linear = all(isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)) for layer in adapted)
     if not are_linear or model.get_output_embeddings() in adapted or not all(".lora_" in name for name in trained):
