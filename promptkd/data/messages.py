@@ -73,10 +73,13 @@ def read_tools(value: Any, where: str) -> list[Any] | None:
 
 
 def unread_parts(value: Any) -> list[str]:
-    """Return the parts of messages that `read_messages` does not read, where any message has a value for them."""
-    items = value if is_messages(value) else []
+    """Return the parts of messages that `read_messages` does not read, where any message has a value for them.
+
+    A part that is false counts: Axolotl's `train` leaves a turn out of the loss.
+    """
+    parts = [part for item in (value if is_messages(value) else []) for part in item.items()]
     known = ("role", "from", "content", "value", "id", *CARRIED)
-    return [*dict.fromkeys(key for item in items for key in item if key not in known and not is_empty(item[key]))]
+    return [*dict.fromkeys(key for key, part in parts if key not in known and (part is False or not is_empty(part)))]
 
 
 def check_text(value: Any, key: str, where: str) -> str:

@@ -151,7 +151,7 @@ def reference_texts(raw: dict[str, Any], where: str = "row") -> list[str]:
     fields = {key: value for key, value in raw.items() if value is not None}
     references, _ = _references(fields, _conversation(fields, where)[0], where)
     if not references:
-        raise UserError(f'{where}: it has no "output" (or "response", "completion"), only {key_names(fields)}')
+        raise UserError(f'{where}: it has no "output" (or "response", "completion"), only {key_names(fields)}: add one')
     return references
 
 
@@ -248,7 +248,7 @@ def _ready_prompt(fields: dict[str, Any], where: str, needed: bool) -> str | Non
             'split it into "prompt" and "response"'
         )
     if needed:
-        raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {key_names(fields)}')
+        raise UserError(f'{where}: it has neither "instruction" nor "prompt", only {key_names(fields)}: add one')
     return None
 
 

@@ -23,12 +23,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from promptkd.config.lora_options import LoraSettings
-from promptkd.errors import UserError
-from promptkd.models.checks import check_number
+from promptkd.errors import UserError, is_out_of_memory
+from promptkd.models.checks import check_numbers
 from promptkd.models.validation import looks_local
 from promptkd.utils.strict_json import read_object
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+UNSUPPORTED = ("alora_invocation_tokens", "layer_replication", "megatron_config")  # fields of adapter_config.json
 # If one of these is beside the adapter, the folder holds two models, and loaders differ in which one they take.
 MODELS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -53,12 +54,15 @@ def base_of(path: str, option: str) -> str:
     config = read_object(Path(path, CONFIG), f"{option} needs a LoRA adapter as PEFT saves it")
     kind, task, base = (str(config.get(key) or "") for key in ("peft_type", "task_type", "base_model_name_or_path"))
     base = next((each for each in (base, os.path.join(path, base)) if base and os.path.isdir(each)), base)
-    is_lost, is_megatron = looks_local(base) and not os.path.isdir(base), config.get("megatron_config") is not None
+    is_lost, kinds = (
+        looks_local(base) and not os.path.isdir(base),
+        [name for name in UNSUPPORTED if config.get(name) is not None],
+    )
     models = [name for name in MODELS if Path(path, name).exists()]
     problems = [
         (kind != "LORA", f"it is an adapter of type {kind}, not a model: name the folder of a model or of LoRA"),
         (task not in ("", "CAUSAL_LM"), f"the adapter's task is {task}, not CAUSAL_LM: name another adapter"),
-        (is_megatron, "adapters for Megatron layers are not supported: name another adapter"),
+        (kinds, f"adapters with {', '.join(kinds)} are not supported: name another adapter"),
         (models, f"it holds {CONFIG} and {', '.join(models)}: put adapter and model into folders of their own"),
         (not Path(path, WEIGHTS).is_file(), f"the adapter lacks {WEIGHTS}: save it with safe_serialization=True"),
         (not base, f"{CONFIG} lacks base_model_name_or_path: add the base model's folder"),
@@ -82,30 +86,41 @@ def merge(model: PreTrainedModel, path: str, option: str) -> PreTrainedModel:
     Raises:
         UserError: If the adapter and the base model do not fit together.
     """
-    complete: PreTrainedModel = _load_adapter(model, path, option).merge_and_unload()
+    with _errors(model, path, option):
+        complete: PreTrainedModel = _load_adapter(model, path).merge_and_unload()
     return complete.requires_grad_(True)  # PEFT froze the base model
 
 
-def _load_adapter(model: PreTrainedModel, path: str, option: str, dropout: float = 0.0) -> PeftModel:
-    """Add the adapter in a folder to a model, in place, with a dropout rate of its own.
-
-    Raises:
-        UserError: If tensors are missing or have no place, or PEFT cannot load the adapter.
-    """
+@contextlib.contextmanager
+def _errors(model: PreTrainedModel, path: str, option: str) -> Iterator[None]:
+    """Turn the errors of PEFT, which have many types, into UserError. Hide its warnings."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about missing tensors, which are an error below
-            config = LoraConfig.from_pretrained(path)
-            config.lora_dropout = dropout
-            adapted = PeftModel.from_pretrained(model, path, config=config, is_trainable=True)
-            placed = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-        with safe_open(Path(path, WEIGHTS), "pt") as file:
-            unmatched = sorted(set(file.keys()) ^ placed)
-        if unmatched:
-            raise ValueError(f"{len(unmatched)} tensors are missing or have no place, {unmatched[0]} first")
-    except Exception as error:  # PEFT raises many types.
-        where = f"{option} {path}: the adapter does not fit its base model {model.name_or_path}"
-        raise UserError(f"{where}: {error}") from None
+            warnings.simplefilter("ignore")  # about missing tensors, which are an error here
+            yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"{option} {path}: the adapter does not fit its base model {model.name_or_path}: {str(error)[:400]}: "
+            f"correct its {CONFIG}, or name another adapter"
+        ) from None
+
+
+def _load_adapter(model: PreTrainedModel, path: str, dropout: float = 0.0) -> PeftModel:
+    """Add the adapter in a folder to a model, in place, with a dropout rate of its own. Raises errors of any type."""
+    config = LoraConfig.from_pretrained(path)
+    config.lora_dropout = dropout
+    adapted = PeftModel.from_pretrained(model, path, config=config, is_trainable=True)
+    placed = get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    copies = {name for name in adapted.state_dict() if name.endswith(".base_layer.weight")}  # of embeddings and head
+    with safe_open(Path(path, WEIGHTS), "pt") as file:
+        unmatched = sorted((set(file.keys()) ^ placed) - copies)
+    if unmatched:
+        raise ValueError(f"{len(unmatched)} tensors are missing or have no place, {unmatched[0]} first")
+    ends: list[Any] = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if any(isinstance(end, LoraLayer) for end in ends) and ends[0].weight is ends[1].weight:
+        raise ValueError("it changes only one of embeddings and head, which share their weights")
     return adapted
 
 
@@ -135,7 +150,7 @@ def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int
         r=options.lora_r,
         lora_alpha=options.lora_alpha or 2 * options.lora_r,  # type: ignore[arg-type]  # PEFT only divides it
         lora_dropout=options.lora_dropout,
-        target_modules=options.lora_target or "all-linear",
+        target_modules=options.lora_target or leaves,
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT itself sets fan_in_fan_out for GPT-2's layers
@@ -152,15 +167,23 @@ def _continue_adapter(model: PreTrainedModel, options: LoraSettings, path: str) 
             f"--model-path {path} is an adapter with its own rank, alpha and layers: give --lora-r {rank}, and "
             "leave --lora-alpha and --lora-target out"
         )
-    _load_adapter(model, path, "--model-path", options.lora_dropout)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for name, parameter in trained.items():
-        check_number(name, parameter.detach(), path, "--model-path")
-    if isinstance(model.get_output_embeddings(), LoraLayer) or not all(".lora_" in name for name in trained):
+    if saved.get("use_dora") and options.student_quantization == "8bit":  # PEFT loses the layers' scales on CPUs
+        raise UserError(f"--student-quantization 8bit does not go with {path}, an adapter of DoRA: take 4bit")
+    with _errors(model, path, "--model-path"):
+        _load_adapter(model, path, options.lora_dropout)
+    check_numbers(model, path, "--model-path")
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    adapted: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    are_linear = all(isinstance(layer.get_base_layer(), (nn.Linear, Conv1D)) for layer in adapted)
+    if not are_linear or model.get_output_embeddings() in adapted or not all(".lora_" in name for name in trained):
         raise UserError(
             f"--model-path {path}: the adapter is not only of linear layers below the head: merge it into its base "
             "model and name that folder"
         )
+    with _errors(model, path, "--model-path"):
+        for layer in adapted:  # one at a time, because merging needs a copy
+            with merged(layer):
+                pass
 
 
 @contextlib.contextmanager
@@ -170,17 +193,18 @@ def merged(model: nn.Module) -> Iterator[None]:
     Decoding is faster without the adapters' small products. The weights keep their places in memory. Quantized weights
     are not merged, because merging would round them again.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged]
-    weights = {layer: layer.get_base_layer().weight for layer in layers}
-    kept = {layer: weight.detach().clone() for layer, weight in weights.items() if weight.is_floating_point()}
+    adapted: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer) and not module.merged]
+    layers = [layer for layer in adapted if layer.get_base_layer().weight.is_floating_point()]
+    kept = [(each, each.detach().clone()) for layer in layers for each in layer.get_base_layer().parameters()]
     try:
         with torch.no_grad():
-            for layer in kept:
+            for layer in layers:
                 layer.merge()
         yield
     finally:
-        for layer, original in kept.items():
-            weights[layer].data.copy_(original)
+        for parameter, original in kept:
+            parameter.data.copy_(original)
+        for layer in layers:
             layer.merged_adapters.clear()
 
 

@@ -99,23 +99,25 @@ def load_prompt(folder: Path, width: int, prompt_len: int | None = None) -> Tens
     """
     path, remedy = Path(folder) / "adapter_model.safetensors", "name a prompt/ folder of a run"
     config = read_object(Path(folder) / "adapter_config.json", f"no readable soft prompt: {remedy}")
+    if (kind := config.get("peft_type")) != "PROMPT_TUNING":
+        raise UserError(f"{folder}: it is an adapter of type {kind}, not a soft prompt: {remedy}")
     if not path.is_file():
         raise UserError(f"{path}: no such file: {remedy}")
     try:
         embeddings = load_file(path)[_KEY]
     except (OSError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: no readable soft prompt ({error}): {remedy}") from None
-    if config.get("peft_type") != "PROMPT_TUNING" or config.get("num_virtual_tokens") != len(embeddings):
-        raise UserError(
-            f"{folder}: adapter_config.json is of {config.get('peft_type')} and {config.get('num_virtual_tokens')} "
-            f"embeddings, but the weights have the shape {list(embeddings.shape)}: {remedy}"
-        )
     if not embeddings.is_floating_point():
         raise UserError(f"{path}: the prompt has the type {embeddings.dtype} instead of floats: {remedy}")
     if embeddings.ndim != 2 or embeddings.size(1) != width:
         raise UserError(
             f"{path}: the prompt has shape {list(embeddings.shape)}, but the model's embeddings are {width} "
             "wide: use the prompt of this model"
+        )
+    if config.get("num_virtual_tokens") != len(embeddings):
+        raise UserError(
+            f"{folder}: adapter_config.json is of {config.get('num_virtual_tokens')} embeddings, but the weights have "
+            f"the shape {list(embeddings.shape)}: {remedy}"
         )
     if prompt_len is not None and embeddings.size(0) != prompt_len:
         raise UserError(

@@ -120,8 +120,10 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {}}}
           {"conversations": [{"from": "system", "value": "Be short."}, {"from": "human", "value": "Hi"},
                              SHAREGPT_ANSWER]}],
          [asked("Hi"), asked("Be short.\n\nHi")], {"conversations, weight": 1}),
+        ([{"messages": [{**USER, "train": False}, {**ANSWER, "train": None}]}, {"messages": [USER, ANSWER]}],
+         [asked("Hi"), asked("Hi")], {"messages, train": 1}),
     ],
-    ids=["TRL prompt and completion", "TRL messages", "Axolotl alpaca", "Axolotl sharegpt"],
+    ids=["TRL prompt and completion", "TRL messages", "Axolotl alpaca", "Axolotl sharegpt", "Axolotl train"],
 )  # fmt: skip
 def test_example_set_reads_files_of_trl_and_axolotl_unchanged(tokenizer, tmp_path, rows, prompts, unread):
     (tmp_path / "train.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
@@ -147,7 +149,7 @@ def test_read_row_tools_may_be_a_text_as_in_trl(tools):
     [
         ({"text": "Hi data"}, '"text" and nothing else, in which prompt and response cannot be told apart'),
         ({"text": "Hi data", "id": 3}, "cannot be told apart"),
-        ({"messages": [USER]}, 'no "output"'),
+        ({"messages": [USER]}, 'only "messages": add one'),
         ({"messages": [ANSWER]}, "nothing stands before the assistant's turn"),
         ({"messages": [SYSTEM, ANSWER]}, "nothing is asked"),
         ({"messages": "Hi"}, '"messages" has to be a list of messages, not str'),

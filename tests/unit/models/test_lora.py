@@ -13,14 +13,14 @@ from helpers.evaluating import options, refused, write_set
 from helpers.runs import tiny_argv
 from helpers.tiny_models import make_model
 from helpers.training import GOLDEN
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from promptkd.config.deepspeed import CONFIGS
 from promptkd.config.lora_options import LoraSettings
 from promptkd.errors import UserError
-from promptkd.models.adapters import merged, save_adapter
+from promptkd.models.adapters import _continue_adapter, merged, save_adapter
 from promptkd.models.loading import load_causal_lm
 from promptkd.models.student import load_student
 from train import resolve
@@ -74,6 +74,26 @@ def test_lora_starts_as_the_base_model_and_merges_exactly(kind, precision, tmp_p
 
 
 @torch.no_grad()
+def test_lora_leaves_experts_without_adapters(tmp_path):
+    """Experts are no linear layers but parameters, to which PEFT adds adapters that cannot be merged in place."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "vocab_size": 96, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 2}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("mixtral", **sizes, **heads)).save_pretrained(tmp_path)
+    model = load(tmp_path, lora_dropout=0.1)
+    randomize(model)
+    kept = model(IDS).logits
+    with merged(model):
+        torch.testing.assert_close(model(IDS).logits, kept, rtol=1e-6, atol=1e-5)
+    trained = {name.split(".")[-4] for name, value in model.named_parameters() if value.requires_grad}
+    assert trained == {"q_proj", "k_proj", "v_proj", "o_proj"}
+    expected = peft_adapter(tmp_path, tmp_path / "lora", target_modules="all-linear")
+    complete = load_causal_lm(str(tmp_path / "lora"), torch.float32, "--model-path")
+    torch.testing.assert_close(complete(IDS).logits, expected, rtol=1e-6, atol=1e-5)
+    with pytest.raises(UserError, match="not only of linear layers below the head"):
+        load(tmp_path / "lora")
+
+
+@torch.no_grad()
 def test_lora_options_choose_layers_scale_and_seed(tmp_path):
     make_model("llama", tmp_path)
     model, again = (load(tmp_path, lora_r=2, lora_alpha=5, lora_target=["q_proj", "up_proj"]) for _ in range(2))
@@ -112,6 +132,58 @@ def test_saved_adapter_loads_with_peft_and_its_training_continues(tmp_path):
     for changes in ({"lora_r": 8}, {"lora_alpha": 3}, {"lora_target": ["c_fc"]}):
         with pytest.raises(UserError, match="its own rank, alpha and layers: give --lora-r 4"):
             load(tmp_path / "lora", **changes)
+
+
+@torch.no_grad()
+def peft_adapter(base: Path, folder: Path, **config) -> torch.Tensor:
+    """Save an adapter that PEFT makes, and return the logits with it."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **config))
+    for parameter in adapted.parameters():
+        parameter.add_(parameter.requires_grad * 0.05)
+    adapted.save_pretrained(folder)
+    return adapted.eval()(IDS).logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layer", ["embed_tokens", "lm_head"])
+def test_adapter_of_embeddings_or_head_needs_untied_ones(layer, tmp_path):
+    """Merged into shared weights, it would change both. PEFT saves a copy of the base model's layer beside it."""
+    make_model("llama", tmp_path / "base")
+    expected = peft_adapter(tmp_path / "base", tmp_path / "lora", target_modules=[layer, "q_proj"])
+    merged_model = load_causal_lm(str(tmp_path / "lora"), torch.float32, "--model-path")
+    torch.testing.assert_close(merged_model(IDS).logits, expected, rtol=1e-6, atol=1e-5)
+    with pytest.raises(UserError, match="not only of linear layers below the head"):
+        load(tmp_path / "lora")
+    make_model("llama", tmp_path / "base", tie_word_embeddings=True)
+    peft_adapter(tmp_path / "base", tmp_path / "lora", target_modules=[layer, "q_proj"])
+    for read in (load, lambda folder: load_causal_lm(str(folder), torch.float32, "--model-path")):
+        with pytest.raises(UserError, match="only one of embeddings and head, which share"):
+            read(tmp_path / "lora")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["use_dora", "lora_bias", "use_rslora"])
+def test_merging_other_kinds_of_lora_is_undone_exactly(kind, tmp_path):
+    """PEFT makes such adapters. Training can continue with them."""
+    expected = peft_adapter(STUDENT, tmp_path, target_modules=["c_attn", "c_fc"], **{kind: True})
+    model = load(tmp_path)
+    before, kept = {name: value.clone() for name, value in model.state_dict().items()}, model(IDS).logits
+    torch.testing.assert_close(expected, kept, rtol=1e-6, atol=1e-5)
+    with merged(model):
+        torch.testing.assert_close(model(IDS).logits, kept, rtol=1e-6, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    if kind == "use_dora":
+        with pytest.raises(UserError, match="an adapter of DoRA: take 4bit"):
+            _continue_adapter(model, LoraSettings(lora_r=4, student_quantization="8bit"), str(tmp_path))
+
+
+def test_adapter_with_biases_that_its_base_model_lacks_is_refused(tmp_path):
+    make_model("llama", tmp_path / "base")
+    peft_adapter(tmp_path / "base", tmp_path / "lora", target_modules=["q_proj"], lora_bias=True)
+    for read in (load, lambda folder: load_causal_lm(str(folder), torch.float32, "--model-path")):
+        with pytest.raises(UserError, match=r"because the base layer has no bias.*: correct its adapter_config"):
+            read(tmp_path / "lora")
 
 
 TOGETHER = ["--model-parallel", "--model-parallel-size", "2"]
@@ -189,6 +261,8 @@ DAMAGE = {
         "does not fit its base model",
     ),
     "another kind": (change(peft_type="IA3"), "an adapter of type IA3"),
+    "invocation tokens": (change(alora_invocation_tokens=[5]), "with alora_invocation_tokens are not supported"),
+    "repeated layers": (change(layer_replication=[[0, 2], [0, 2]]), "with layer_replication are not supported"),
     "a wild rank": (change(r="many"), "its own rank"),
     "no weights": (lambda folder: (folder / "adapter_model.safetensors").unlink(), "lacks adapter_model.safetensors"),
     "a pickle": (pickled, "lacks adapter_model.safetensors"),
@@ -214,5 +288,5 @@ def test_hostile_adapter_is_refused_in_one_line_by_evaluation_and_training(name,
     assert "--model-path" in line or "tokenizer of" in line
     with pytest.raises(UserError, match=message) as caught:
         load(folder)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
     assert not (tmp_path / "results/results.json").exists()

@@ -144,7 +144,7 @@ def test_adapter_finds_a_base_model_relative_to_its_folder(tmp_path):
         ({"task_type": "SEQ_CLS"}, "task is SEQ_CLS"),
         ({"base_model_name_or_path": None}, "lacks base_model_name_or_path"),
         ({"base_model_name_or_path": "/nowhere/at/all"}, "no such folder"),
-        ({"megatron_config": {}}, "Megatron"),
+        ({"megatron_config": {}}, "megatron_config"),
         ({"target_modules": ["v_proj"]}, "does not fit its base model .* tensors are missing or have no place"),
         ({"r": 8}, "does not fit its base model"),
     ],

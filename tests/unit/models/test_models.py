@@ -4,6 +4,7 @@ import pytest
 import torch
 from helpers.decoding import prompts, run, tiny
 from helpers.model_pairs import CPU, pairs, states_alone
+from safetensors.torch import save_file
 
 from promptkd.data.batching import make_micro_batches
 from promptkd.errors import UserError
@@ -75,6 +76,12 @@ def test_load_prompt_reads_what_was_saved_and_refuses_other_shapes(tmp_path):
         load_prompt(tmp_path / "prompt", 16, 7)
     with pytest.raises(UserError, match="no readable soft prompt"):
         load_prompt(tmp_path / "nowhere", 16)
+    save_file({"prompt_embeddings": torch.tensor(1.0)}, tmp_path / "prompt/adapter_model.safetensors")
+    with pytest.raises(UserError, match=r"has shape \[\], but the model's embeddings are 16"):
+        load_prompt(tmp_path / "prompt", 16)
+    (tmp_path / "prompt/adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(UserError, match="an adapter of type LORA, not a soft prompt"):
+        load_prompt(tmp_path / "prompt", 16)
 
 
 def test_make_micro_batches_keeps_the_budget_and_the_requested_number():
