@@ -13,6 +13,7 @@ from promptkd.errors import UserError
 BATCH = ("batch_size", "gradient_accumulation_steps")
 PARALLEL = ("model_parallel_size", "teacher_model_parallel_size")  # a checkpoint fits one of each
 INPUTS = {"student": "model_path", "teacher": "teacher_model_path", "data": "data_dir", "corpus": "lm_data_dir"}
+INPUTS |= {f"{name}_base": INPUTS[name] for name in ("student", "teacher")}  # base models of adapters
 
 
 @dataclass(frozen=True)

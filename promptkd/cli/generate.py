@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from promptkd.evaluation.answer_store import AnswerStore
     from promptkd.evaluation.session import Session
+    from promptkd.models.wrapper import LanguageModel
 
 
 @dataclass
@@ -183,8 +184,10 @@ def run(settings: SimpleNamespace) -> None:
     ranks = session.ranks
     prompts = read_prompts(settings, session.tokenizer)
     store = AnswerStore(folder, identity(settings, prompts.texts, session.dtype), options.overwrite, ranks)
+    answering = session.load_answering(options)
+    store.open()  # now: a model that cannot be read has left earlier answers in place
     session.print_notes(prompts.notes)
-    thoughts = answer(session, prompts.ids, store)
+    thoughts = answer(session, answering, prompts.ids, store)
     thoughts = sum(ranks.all_gather_objects([thoughts]))  # every rank has written its last answer by now
     if ranks.is_main:
         answers = store.in_order(len(prompts.texts))
@@ -198,8 +201,8 @@ def run(settings: SimpleNamespace) -> None:
     ranks.barrier()
 
 
-def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> int:
-    """Answer this rank's share of the prompts that have no answer yet, and store each batch.
+def answer(session: Session, answering: LanguageModel, prompts: list[np.ndarray], store: AnswerStore) -> int:
+    """Let a model answer this rank's share of the prompts that have no answer yet, and store each batch.
 
     Returns:
         How many answers began with thoughts, which are left out.
@@ -216,7 +219,6 @@ def answer(session: Session, prompts: list[np.ndarray], store: AnswerStore) -> i
     if not ranks.all_reduce_max(len(pending)):
         return 0
     options, data = settings.generation, settings.data
-    answering = session.load_answering(options)
     session.choose_token_budget(answering)
     model = answering.model
     bar, thoughts = Progress("generate", len(pending), ranks.is_main, unit="answer"), 0

@@ -44,17 +44,21 @@ class AnswerStore:
     ) -> None:
         self.folder, self.file, self.ranks = folder, folder / name, ranks
         self.lock: FileLock | None = None  # the first rank's
-        resumes = not overwrite and os.path.lexists(folder / RECORD)
-        if resumes:
+        self.identity, self.resumes = identity, not overwrite and os.path.lexists(folder / RECORD)
+        self.answers: dict[int, str] = {}
+        if self.resumes:
             self._check_identity(identity, read_object(folder / RECORD, REMEDY))
         elif self.file.exists() and not overwrite:
             raise UserError(f"{self.file} exists already: {REMEDY}")
-        ranks.barrier()  # every rank has looked
-        if ranks.is_main:
-            self._merge_parts(identity, resumes)
-        ranks.barrier()
+
+    def open(self) -> None:
+        """Claim the folder, and read earlier answers. Before, nothing is written."""
+        self.ranks.barrier()  # every rank has looked
+        if self.ranks.is_main:
+            self._merge_parts(self.identity, self.resumes)
+        self.ranks.barrier()
         self.answers = dict(_read_answers([self._path("done")]))
-        self.part = None if ranks.tp_rank else self._path(str(ranks.dp_rank)).open("w", encoding="utf-8")
+        self.part = None if self.ranks.tp_rank else self._path(str(self.ranks.dp_rank)).open("w", encoding="utf-8")
 
     def add(self, answers: dict[int, str]) -> None:
         """Append a batch of this rank's answers. Ranks that hold a model together have the same; one writes."""

@@ -54,10 +54,8 @@ def base_of(path: str, option: str) -> str:
     config = read_object(Path(path, CONFIG), f"{option} needs a LoRA adapter as PEFT saves it")
     kind, task, base = (str(config.get(key) or "") for key in ("peft_type", "task_type", "base_model_name_or_path"))
     base = next((each for each in (base, os.path.join(path, base)) if base and os.path.isdir(each)), base)
-    is_lost, kinds = (
-        looks_local(base) and not os.path.isdir(base),
-        [name for name in UNSUPPORTED if config.get(name) is not None],
-    )
+    is_lost = looks_local(base) and not os.path.isdir(base)
+    kinds = [name for name in UNSUPPORTED if config.get(name) is not None]
     models = [name for name in MODELS if Path(path, name).exists()]
     problems = [
         (kind != "LORA", f"it is an adapter of type {kind}, not a model: name the folder of a model or of LoRA"),

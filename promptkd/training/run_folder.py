@@ -7,7 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,28 @@ def check_vacant(folder: Path, overwrite: bool, interrupted: bool) -> None:
         )
 
 
+def check_inputs(folder: Path, inputs: Iterable[str | None]) -> None:
+    """Raise UserError if a new run would replace what it reads, such as the model of the run that was there before."""
+    own = [path.resolve() for path in _own_folders(folder)]
+    for name in filter(None, inputs):
+        if any(Path(name).resolve().is_relative_to(path) for path in own):
+            raise UserError(f"--save {folder}: the run would replace {name}, which it reads: name another folder")
+
+
+def _own_folders(folder: Path) -> list[Path]:
+    """Return the folders that runs and their evaluations write into a run's folder."""
+    best = (f"{name}{kind}" for name in BEST_METRICS for kind in ("", "_prompt"))
+    return [folder / name for name in ("last", "prompt", *best, "eval", "exposure_bias", "tensorboard", "checkpoints")]
+
+
 def clear_folder(folder: Path) -> None:
     """Remove the files of an earlier run except config.json, which the new run has written already."""
     if not (folder / "metrics.jsonl").exists():
         return
     for name in ("curves.png", "memory.json", "profile.md", "trace.json.gz"):
         (folder / name).unlink(missing_ok=True)
-    best = (f"{name}{kind}" for name in BEST_METRICS for kind in ("", "_prompt"))
-    for name in ("last", "prompt", *best, "eval", "exposure_bias", "tensorboard", "checkpoints"):
-        remove(folder / name)
+    for path in _own_folders(folder):
+        remove(path)
     (folder / "metrics.jsonl").unlink()  # last: until then the folder counts as taken
 
 

@@ -33,7 +33,7 @@ from promptkd.models.loading import (
 from promptkd.models.quantization import check_installed
 from promptkd.models.wrapper import LanguageModel
 from promptkd.training.model_pair import Models, check_token_ids, input_folders, load_models
-from promptkd.training.run_folder import check_vacant, clear_folder, describe_run
+from promptkd.training.run_folder import check_inputs, check_vacant, clear_folder, describe_run
 from promptkd.training.trackers import Trackers, check_packages
 from promptkd.training.trainer import Trainer, total_steps
 from promptkd.training.validation import DevSet
@@ -181,7 +181,8 @@ def open_folder(config: RunConfig, folders: dict[str, str], ranks: Ranks) -> tup
     if ranks.is_main:
         if run.resume == "must" and not checkpoints.folder.is_dir():
             raise UserError(f"--resume: {checkpoints.folder} does not exist: --resume auto starts a new run then")
-        record = describe_run(config.as_dict(), input_folders(config, folders))
+        inputs = input_folders(config, folders)
+        record = describe_run(config.as_dict(), inputs)
         checkpoints.identity = RunFingerprint.of(record["settings"], config.engines, record["inputs"], ranks.dp_size)
         checkpoints.declared = declared_options(map(type, config.groups().values()))
         checkpoints.lock = lock_folder(folder)
@@ -189,6 +190,7 @@ def open_folder(config: RunConfig, folders: dict[str, str], ranks: Ranks) -> tup
             start = select_checkpoint(checkpoints, run)
             if start is None:
                 check_vacant(folder, run.overwrite, interrupted=run.resume == "auto")
+                check_inputs(folder, inputs.values())
         except UserError:
             checkpoints.unlock()
             raise

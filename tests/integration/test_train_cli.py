@@ -69,6 +69,15 @@ def test_the_next_run_does_not_overwrite_unless_told(save):
     assert len(metrics_of(save)) == 1
 
 
+def test_a_run_does_not_replace_what_it_reads(save):
+    argv = golden_argv("sft", save, "--total-iters", "1")
+    train_here(argv)
+    weights, before = save / "last/model.safetensors", (save / "metrics.jsonl").read_text()
+    with pytest.raises(UserError, match=r"the run would replace .*last, which it reads: name another folder"):
+        train_here([*argv, "--model-path", str(save / "last"), "--overwrite"])
+    assert weights.exists() and (save / "metrics.jsonl").read_text() == before
+
+
 def broken_models(folder):
     """A student folder for each way of being wrong."""
     import shutil

@@ -78,6 +78,15 @@ def test_other_settings_are_refused(changed, answers, tmp_path):
     assert len(generated(save, *changed, "--overwrite")) == (5 if name == "prompts" else 34)
 
 
+def test_model_that_cannot_be_read_leaves_earlier_answers(answers, tmp_path):
+    save, before = tmp_path / "copy", (answers / "generated.jsonl").read_bytes()
+    shutil.copytree(answers, save)
+    for folder in (save, tmp_path / "new"):
+        with pytest.raises(UserError, match="no readable soft prompt"):
+            generated(folder, "--prompt", str(FULL), "--overwrite")
+    assert (save / "generated.jsonl").read_bytes() == before and not (tmp_path / "new").exists()
+
+
 def test_pseudo_targets_are_the_teachers_words(answers, data):
     tokenizer = load_tokenizer(str(STUDENT))
     examples = ExampleSet.open(data, "train", tokenizer, 96, 128)
