@@ -139,6 +139,8 @@ def add_lora(model: PreTrainedModel, options: LoraSettings, path: str, seed: int
         return
     linear = {name for name, module in model.base_model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
     leaves = sorted({name.rpartition(".")[2] for name in linear})
+    if options.lora_r > (width := model.config.get_text_config().hidden_size):
+        raise UserError(f"--lora-r {options.lora_r} exceeds the student's width, {width}: give a smaller rank")
     if unknown := set(options.lora_target or ()) - set(leaves):
         raise UserError(
             f"--lora-target {min(unknown)}: the student has no such linear layer: name some of {', '.join(leaves)}"

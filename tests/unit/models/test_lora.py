@@ -212,11 +212,13 @@ def test_lora_refuses_options(method, extra, message, save):
         resolve([*tiny_argv(method, save), *extra])
 
 
-def test_lora_refuses_unknown_layers(tmp_path):
+def test_lora_refuses_unknown_layers_and_huge_ranks(tmp_path):
     make_model("gpt2", tmp_path)
     for name in ("lm_head", "wte", "q_proj"):
         with pytest.raises(UserError, match=f"--lora-target {name}: .* name some of c_attn, c_fc, c_proj"):
             load(tmp_path, lora_target=["c_fc", name])
+    with pytest.raises(UserError, match="--lora-r 100000000 exceeds the student's width"):
+        load(tmp_path, lora_r=100_000_000)
 
 
 @pytest.fixture(scope="module")
