@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from promptkd.utils.format import format_bytes, format_count, format_duration, format_spread
+from promptkd.utils.format import format_bytes, format_duration, format_spread
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,6 @@ def test_format_bytes_three_digits(size, text):
 )  # fmt: skip
 def test_format_duration_largest_unit_that_fits_twice(seconds, text):
     assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("count", "text"), [(12, "12"), (1500, "1.5k"), (124_439_808, "124M"), (1.3e9, "1.3B"), (2e12, "2T")]
-)
-def test_format_count_three_digits(count, text):
-    assert format_count(count) == text
 
 
 @pytest.mark.parametrize(("std", "text"), [(1.414, "61.00 ± 1.41"), (None, "61.00")])
