@@ -12,7 +12,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 venv=$root/.venv
 log=$venv/install.log     # written first: its presence says that this script made the folder
 stamp=$venv/install.stamp # written last: its presence says that the installation is complete
-wanted=$venv/install.extras
+wanted=$venv/install.extras # the extras, and the checkout that the folder belongs to
 pip_version=26.3
 cpu_index=https://download.pytorch.org/whl/cpu
 
@@ -39,7 +39,7 @@ choose_extras() {
     done ;;
     *) stop "the only option is --extras NAME,NAME with names from $known" ;;
     esac
-    extras=$(printf '%s\n' dev bnb data "$(cat "$wanted" 2>/dev/null)" "${2:-}" |
+    extras=$(printf '%s\n' dev bnb data "$(sed -n 1p "$wanted" 2>/dev/null)" "${2:-}" |
         tr ',' '\n' | sed '/^$/d' | sort -u | paste -sd, -)
 }
 
@@ -151,6 +151,10 @@ prepare_venv() { # leaves a .venv that pip can install into
     if [ -d "$venv" ] && [ ! -f "$log" ] && [ -n "$(ls -A "$venv")" ]; then
         stop "$venv was not made by this script: move it away or delete it"
     fi
+    owner=$(sed -n 2p "$wanted" 2>/dev/null || true)
+    if [ -n "$owner" ] && ! [ "$owner" -ef "$root" ] && [ "$owner/.venv" -ef "$venv" ]; then
+        stop "$venv is a link to the environment of $owner: delete the link, and run this again"
+    fi
     need_disk 3
     if grep -qxF "$root" "$stamp" 2>/dev/null && usable; then
         rm "$stamp"
@@ -159,7 +163,7 @@ prepare_venv() { # leaves a .venv that pip can install into
         find_python
         make_venv
     fi
-    printf '%s\n' "$extras" >"$wanted"
+    printf '%s\n' "$extras" "$root" >"$wanted"
     logged venv_python -m pip install "pip==$pip_version"
 }
 

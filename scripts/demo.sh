@@ -5,6 +5,7 @@
 # Data, models and updates are those of scripts/study/small.yaml, but the teacher has 1,200 updates instead of 4,000.
 # Each method has the rate and options that the study chose for it on the dev set (docs/results.md). One training seed
 # and a weaker teacher cannot rank methods; the study can.
+case " $* " in *" --help "* | *" -h "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 out=results/demo
 if [ "${1:-}" = --fresh ]; then rm -rf "$out" && shift; fi

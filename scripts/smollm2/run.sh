@@ -6,6 +6,7 @@
 #
 #   bash scripts/smollm2/run.sh [options of train.py for the five methods, such as --lr 1e-5]
 set -euo pipefail
+case " $* " in *" --help "* | *" -h "*) sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0" && exit ;; esac
 
 here=$(dirname "${BASH_SOURCE[0]}")
 bash "$here/models.sh"

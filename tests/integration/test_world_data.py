@@ -105,5 +105,5 @@ def test_demo_script_names_existing_options():
             "minillm_baselines/minillm.py",
         )
     )
-    for name in set(re.findall(r"(?<=[( ])--([a-z-]+)", script)) - {"fresh", "method"}:
+    for name in set(re.findall(r"(?<=[( ])--([a-z-]+)", script)) - {"fresh", "help", "method"}:
         assert any(f"{each.replace('-', '_')}:" in known for each in (name, name.removeprefix("no-"))), name

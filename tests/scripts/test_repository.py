@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shutil
 import subprocess
 from importlib import metadata
 
@@ -36,6 +37,31 @@ def test_gitignore_covers_the_environment_as_folder_and_as_link(tmp_path):
     (tmp_path / ".venv").unlink()
     (tmp_path / ".venv").mkdir()
     assert subprocess.run(["git", "check-ignore", "-q", ".venv/"], cwd=tmp_path).returncode == 0
+
+
+def test_install_keeps_the_environment_of_another_checkout(tmp_path):
+    """A worktree may link to the environment of its main checkout."""
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        for file in ("install.sh", "pyproject.toml", "constraints.txt"):
+            shutil.copy(ROOT / file, tmp_path / name)
+    venv = tmp_path / "first/.venv"
+    venv.mkdir()
+    (venv / "install.log").touch()
+    (venv / "install.extras").write_text(f"dev\n{tmp_path / 'first'}\n")
+    (tmp_path / "second/.venv").symlink_to(venv)
+    done = subprocess.run(["bash", tmp_path / "second/install.sh"], capture_output=True, text=True)
+    assert done.returncode == 2 and f"the environment of {tmp_path / 'first'}: delete the link" in done.stderr
+    assert {path.name for path in venv.iterdir()} == {"install.log", "install.extras"}
+
+
+@pytest.mark.parametrize("script", ["scripts/demo.sh", "scripts/smollm2/run.sh"])
+def test_help_of_an_experiment_starts_nothing(script, tmp_path):
+    shutil.copy(ROOT / script, tmp_path)
+    path = tmp_path / script.rpartition("/")[2]
+    done = subprocess.run(["bash", path, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and f"bash {script} [" in done.stdout and not done.stderr
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_constraints_pin_all_dependencies_and_what_they_pull_in():
