@@ -23,7 +23,7 @@ class GKDSettings(OfflineKDSettings):
     divergence: str = divergence_option("jsd")
     kd_ratio: float = option(1.0, "weight of the distillation loss. Cross-entropy is weighted by 1 - kd_ratio")
     student_data_fraction: float = option(
-        0.5, "probability of using the student's response to a prompt instead of the given one"
+        0.5, "probability of using the student's response to a prompt instead of the response in the data"
     )
     seq_kd: bool = option(False, "use the teacher's responses to the other prompts instead of those in the data")
 

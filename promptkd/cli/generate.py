@@ -1,9 +1,9 @@
-"""Let the teacher answer the training prompts, for SeqKD.
+"""Let a model answer the training prompts, for SeqKD and DistiLLM-2.
 
 python tools/generate.py --model-path TEACHER --data-dir processed_data/dolly/full/gpt2 --save results/gen
 torchrun --nproc_per_node 8 tools/generate.py ...                                                  (8 GPUs)
 
-<save>/generated.jsonl gets a row {"prompt", "gen_answer", "output"} for each prompt of train.jsonl: the teacher's
+<save>/generated.jsonl gets a row {"prompt", "gen_answer", "output"} for each prompt of train.jsonl: the model's
 answer and the gold text. tools/process_data.py pseudo turns it into training data. An interrupted run resumes when it
 is started again, on any number of ranks.
 """

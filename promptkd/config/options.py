@@ -31,7 +31,8 @@ class RunSettings:
     overwrite: bool = option(False, "replace an existing run in --save", numbers=False)
     resume: Literal["never", "auto", "must"] = option(
         "never",
-        "continue from the newest valid checkpoint. auto: start a new run if there is none. must: require one",
+        "continue from the newest valid checkpoint. auto: start a new run if there is none. must, or no value: "
+        "require one",
         nargs="?",
         const="must",
         numbers=False,

@@ -195,7 +195,7 @@ class TrainEngine:
     @torch.no_grad()
     def hidden_states(self, batch: MicroBatch, prompted: bool = True) -> Tensor:
         """Compute the hidden states that predict the response tokens, `(tokens, hidden)`, without gradient."""
-        with part("fixed forward"):
+        with part("forward without gradient"):
             hidden: Tensor = self.engine(batch, lambda hidden, head: hidden, prompted)
             return hidden
 
@@ -275,7 +275,7 @@ class FrozenModel:
     @torch.no_grad()
     def hidden_states(self, batch: MicroBatch) -> Tensor:
         """Compute the hidden states that predict the response tokens, `(tokens, hidden)`."""
-        with part("fixed forward"):
+        with part("forward without gradient"):
             return self.module.hidden_states(batch)
 
     @contextlib.contextmanager

@@ -15,7 +15,8 @@ from promptkd.utils.tables import Table
 def markdown(results: dict[str, Any]) -> str:
     """Format results.md: a line for each set with the values at the last position, then the protocol."""
     teacher, protocol = results["teacher"], results["protocol"]
-    prompted = f" with the prompt {teacher['prompt']}" if teacher["prompt"] else ""
+    times = "once" if protocol["sample_times"] == 1 else f"{protocol['sample_times']} times"
+    prompted = f" with the soft prompt {teacher['prompt']}" if teacher["prompt"] else ""
     table = Table(["set", "rows", "excess accumulated error, %", "95 % interval", "R", "eps", "seconds"])
     for name, entry in results["sets"].items():
         table.add(*_cells(name, entry))
@@ -28,8 +29,8 @@ def markdown(results: dict[str, Any]) -> str:
         "",
         f"Teacher: {teacher['path']}{prompted}. R and eps: KL(teacher || student) accumulated over "
         f"{protocol['max_length'] - protocol['max_prompt_length']} response tokens, on answers of the student and of "
-        f"the teacher; excess: (R - eps) / eps. Each model answers a prompt {protocol['sample_times']} x. The interval "
-        "resamples rows." + (" The published code's arithmetic." if protocol["published"] else ""),
+        f"the teacher; excess: (R - eps) / eps. Each model answers each prompt {times}. The interval "
+        "resamples examples." + (" The published code's arithmetic." if protocol["published"] else ""),
         "",
         protocol_line(results),
     ]

@@ -150,5 +150,5 @@ def _interval(metric: dict[str, float | None] | None) -> str:
     numbers = [] if metric is None else [number for number in metric.values() if number is not None]
     if len(numbers) < 3:
         return "-"
-    value, low, high = (f"{number:.{4 if abs(numbers[0]) < 1 else 2}f}" for number in numbers)
+    value, low, high = (f"{number:.{4 if 0 < abs(numbers[0]) < 1 else 2}f}" for number in numbers)
     return f"{value} ({low} to {high})"

@@ -91,7 +91,7 @@ class EvaluationSettings(AnsweringSettings):
 class ExposureBiasSettings:
     """Options of --type exposure_bias."""
 
-    teacher_model_path: str | None = option(None, "teacher: a Hugging Face folder or hub name")
+    teacher_model_path: str | None = option(None, "teacher, also of --metrics kl: a Hugging Face folder or hub name")
     teacher_prompt: str | None = option(
         None, "soft prompt of the teacher in PEFT's format: the folder prompt/ of a run (default: no soft prompt)"
     )

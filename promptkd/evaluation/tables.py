@@ -65,22 +65,25 @@ def markdown(results: dict[str, Any]) -> str:
     """Format results.md: one line for each set, then the metrics and the protocol."""
     protocol, seeds = results["protocol"], results["seeds"]
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed"
-    table = Table(["set", "rows", "cut", "ROUGE-L", "exact match", "tokens", "seconds"])
+    table = Table(["set", "rows", "prompts cut", "ROUGE-L", "exact match", "tokens", "seconds"])
     for name, entry in results["sets"].items():
         table.add(*_cells(name, entry))
     for lost in results["missing"]:
         table.add(lost["name"], "missing")
     metrics = {name: entry["metrics"] for name, entry in results["sets"].items()}
+    partial = " Partial: fewer rows than the paper's." if any(e["partial"] for e in results["sets"].values()) else ""
+    teacher = ["", f"Teacher: {_model_name(results['teacher'])}."] if results.get("teacher") else []
     lines = [
-        f"# {results['model']['path']}",
+        f"# {_model_name(results['model'])}",
         "",
         table.markdown(),
         "",
         f"ROUGE-L (stemmed, best reference, x 100, --rouge-tokenizer {protocol['rouge_tokenizer']}): {over} "
-        f"({', '.join(map(str, seeds))}). cut: prompts that lost their {protocol['prompt_cut']}; "
-        "tokens: mean length of an answer. partial: fewer rows than the paper's.",
+        f"({', '.join(map(str, seeds))}). Prompts cut: prompts that lost their {protocol['prompt_cut']}. "
+        f"Tokens: mean length of an answer.{partial}",
         "",
         metric_table("metric (95 % interval over examples)", metrics).markdown(),
+        *teacher,
         "",
         protocol_line(results),
         *(f"\n{lost['name']} is missing ({lost['file']}): {lost['remedy']}." for lost in results["missing"]),
@@ -93,8 +96,14 @@ def protocol_line(results: dict[str, Any]) -> str:
     protocol, run = results["protocol"], results["run"]
     return (
         f"{_decoding(protocol)}, at most {protocol['max_prompt_length']} tokens of prompt and "
-        f"{protocol['max_length']} in all, {run['dtype']} on {run['ranks']} x {run['device']}."
+        f"{protocol['max_length']} in total, {run['dtype']} on {run['ranks']} x {run['device']}."
     )
+
+
+def _model_name(model: dict[str, Any]) -> str:
+    """Return a model's path, and the path of the soft prompt in front of its input, if there is one."""
+    prompt = model.get("prompt")
+    return model["path"] + (f" with the soft prompt {prompt['path']}" if prompt else "")
 
 
 def _cells(name: str, entry: dict[str, Any]) -> list[str]:
@@ -107,9 +116,9 @@ def _cells(name: str, entry: dict[str, Any]) -> list[str]:
 
 def _decoding(protocol: dict[str, Any]) -> str:
     size = protocol["no_repeat_ngram_size"]
-    repeats = f"no {size} tokens twice" if size else "repeats allowed"
+    repeats = f"no repeated {size}-gram" if size else "repeats allowed"
     if not protocol["do_sample"]:
-        return f"Likeliest token, {repeats}"
+        return f"Greedy decoding, {repeats}"
     return (
         f"Sampling (temperature {protocol['temperature']:g}, top-k {protocol['top_k']}, "
         f"top-p {protocol['top_p']:g}), {repeats}"

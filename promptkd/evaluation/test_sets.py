@@ -199,9 +199,10 @@ def _remedy(root: Path, names: list[str]) -> str:
         return "create it, or correct --data-names"
     items = " ".join(f"--only data/{folder.partition('/')[0]}" for folder in folders)
     command = f"bash download_requirements.sh {items}"
+    sets = "the test sets" if len(folders) > 1 else "the test set"
     place, ends = root.absolute().as_posix(), ["/data", *(f"/data/{folder}" for folder in FOLDERS.values())]
     base = next((Path(place.removesuffix(end) or "/") for end in ends if place.endswith(end)), None)
     if base is None:  # not the layout of the downloads
-        return f"{command} gets what is published into {PROJECT / 'data'}: name that folder as --data-dir"
+        return f"{command} downloads {sets} into {PROJECT / 'data'}: then give that folder as --data-dir"
     where = "" if base.resolve() == PROJECT else f" --base-path {shlex.quote(str(base))}"
-    return f"{command}{where} gets what is published"
+    return f"{command}{where} downloads {sets}"

@@ -74,13 +74,14 @@ def text_of(plan: dict[str, Any], cpu: bool) -> str:
     device = "rank" if cpu else "GPU"
     count = f"{plan['ranks']} {device}s" if plan["ranks"] > 1 else f"one {device}"
     longest = plan["longest"]
+    passes = "1 forward pass" if plan["micro_batches"] == 1 else f"{plan['micro_batches']} forward passes"
     lines = [
         f"{plan['method']} on {count}",
         *(_model_line(name, model) for name, model in plan["models"].items()),
-        f"step      {plan['examples_per_step']} examples ({plan['steps']} steps in all), "
+        f"step      {plan['examples_per_step']} examples ({plan['steps']:,} steps in total), "
         f"{plan['rows_per_rank']} on each data-parallel rank; longest: "
-        f"{longest['prompt']} + {longest['response']} tokens in {plan['micro_batches']} forward passes of at most "
-        f"{plan['token_budget']}",
+        f"{longest['prompt']} + {longest['response']} tokens in {passes} of at most "
+        f"{plan['token_budget']:,}",
         f"          {plan['decoded_together']} answers decoded together",
         "",
         f"memory of one {device}, GB" + ("" if cpu else " (gradients and buffers at their fullest)"),

@@ -116,13 +116,15 @@ def _scores(contents: Contents) -> Section:
         *_partial_sets(contents.results),
         *ranking(contents.compared, contents.references),
         f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds of sampling, of one training run each: "
-        "the spread says nothing about other training runs. Bold: the best. Italics: reference lines, not compared.",
+        "the spread says nothing about other training runs. Bold: the best."
+        + " Italics: references, not compared."
+        * bool(contents.references),
     ]
     if contents.baseline is not None:
         parts += [
             difference_table(contents.baseline, contents.results, contents.differences),
             f"ROUGE-L minus {contents.baseline.label}'s, by paired bootstrap over the examples of a set (each with the "
-            "mean of its seeds, 10,000 resamplings): 95 % interval and two-sided p-value, without a correction for the "
+            "mean of its seeds, 10,000 resamples): 95 % interval and two-sided p-value, without a correction for the "
             "number of comparisons.",
         ]
     return Section("", parts)

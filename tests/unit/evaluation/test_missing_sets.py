@@ -19,7 +19,7 @@ TABLE = load_catalog(ROOT / "configs/downloads.json")
 
 def fetched(text: str) -> dict[str, Path]:
     """The items that the command within an error gets, and where each goes."""
-    command = re.search(r"bash download_requirements.sh (.*?) gets what is published", text)[1]
+    command = re.search(r"bash download_requirements.sh (.*?) downloads the test sets?", text)[1]
     args = parse(shlex.split(command), TABLE)
     assert args.only, "without --only it would fetch corpora of many GB"
     return {item.key: item.folder(args.base_path) for item in select(TABLE, args.only, args.models, args.data)}
@@ -59,10 +59,10 @@ def test_find_sets_remedy_for_the_folder_of_one_set(name, tmp_path):
 def test_find_sets_remedy_for_the_project_has_no_base_path(monkeypatch, tmp_path):
     monkeypatch.setattr("promptkd.evaluation.test_sets.PROJECT", tmp_path)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"requirements\.sh --only data/vicuna gets what is published$"):
+    with pytest.raises(UserError, match=r"requirements\.sh --only data/vicuna downloads the test set$"):
         find_sets("data", ["vicuna"])
 
 
 def test_find_sets_remedy_for_another_layout_names_the_folder(tmp_path):
-    with pytest.raises(UserError, match=re.escape(f"into {ROOT / 'data'}: name that folder as --data-dir")):
+    with pytest.raises(UserError, match=re.escape(f"into {ROOT / 'data'}: then give that folder as --data-dir")):
         find_sets(str(tmp_path), ["vicuna"])
