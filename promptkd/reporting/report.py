@@ -111,14 +111,13 @@ def write_report(contents: Contents, save: Path) -> str:
 
 def _scores(contents: Contents) -> Section:
     counts = sorted({len(result.evaluation["seeds"]) for result in contents.results})
+    italics = " Italics: references, not compared." if contents.references else ""
     parts: list[str | Table | Answers] = [
         score_table(contents.compared, contents.references),
         *_partial_sets(contents.results),
         *ranking(contents.compared, contents.references),
         f"Mean ± standard deviation over {' or '.join(map(str, counts))} seeds of sampling, of one training run each: "
-        "the spread says nothing about other training runs. Bold: the best."
-        + " Italics: references, not compared."
-        * bool(contents.references),
+        f"the spread says nothing about other training runs. Bold: the best.{italics}",
     ]
     if contents.baseline is not None:
         parts += [
