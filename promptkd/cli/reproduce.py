@@ -64,7 +64,8 @@ def split_arguments(argv: list[str]) -> tuple[Family, Path, list[str]]:
     if not words or words[0] not in FAMILIES or len(words) > 2:
         if {"-h", "--help"} & set(argv):
             return FAMILIES["gpt2"], project_root(), argv
-        raise UserError(f"arguments {' '.join(words)}: give {' or '.join(FAMILIES)}, then the base path, then options")
+        given, expected = " ".join(words) or "are missing", " or ".join(FAMILIES)
+        raise UserError(f"arguments {given}: give {expected}, then the base path, then options")
     base = Path(words[1]) if len(words) == 2 else project_root()
     if not base.is_dir():
         raise UserError(f"base path {base}: no such folder: create it first")

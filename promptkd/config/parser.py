@@ -65,8 +65,8 @@ def parse(
     """
     parser = _build(groups, prog, dry_run, choice or {}, description)
     path, argv = split_config(argv)
-    if path is not None:
-        argv = [*config_arguments(path), *argv]
+    in_file = config_arguments(path) if path is not None else []
+    argv = [*in_file, *argv]
     check_arguments(argv)
     known = {text for action in parser._actions for text in action.option_strings}
     for name in REMOVED_OPTIONS if choice else ():
@@ -74,7 +74,8 @@ def parse(
     argv = [_hyphens(argument) for argument in argv]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
-        raise UserError(_explain_unknown(unknown[0], argv, known))
+        where = f"--config {path}: " if unknown[0] in map(_hyphens, in_file) else ""
+        raise UserError(where + _explain_unknown(unknown[0], argv, known))
     instances: dict[str, Any] = {}
     for name, group in groups.items():
         fields = {field.name: getattr(values, field.name) for field in dataclasses.fields(group)}

@@ -100,6 +100,8 @@ class Trainer:
         self.draw()
         self.record_memory()
         self.checkpoints.prune(1)
+        saved = [name for name in (*BEST_METRICS, "last", "prompt") if (self.folder / name).is_dir()]
+        self.progress.line(f"{self.settings.method}  written to {self.folder}/: {', '.join(saved)}")
 
     def record_memory(self) -> None:
         """Write memory.json: each rank's peak memory since its process started, not rounded."""

@@ -55,7 +55,7 @@ def test_option_file_takes_a_runs_own_config(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("method: sft\nbatch_sise: 2", "unknown option --batch-sise: did you mean --batch-size"),
+        ("method: sft\nbatch_sise: 2", "run.yaml: unknown option --batch-sise: did you mean --batch-size"),
         ("method: sft\nbatch_size: many", "--batch-size"),
         ("method: sft\nbatch_size: true", "--batch-size"),
         ("method: sft\nlr: 1\nlr: 2", "'lr' occurs twice"),
