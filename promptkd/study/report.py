@@ -174,7 +174,8 @@ def numbers_of(grid: Grid, comparisons: list[Comparison]) -> dict[str, Any]:
         }
         for pair in grid.study.pairs
     }
-    runs = [row for each in comparisons for trained in each.trained.values() for row in _runs(trained, grid)]
+    rows = [row for each in comparisons for trained in each.trained.values() for row in _runs(trained, grid)]
+    runs = [*{row["name"]: row for row in rows}.values()]  # experiments share equal runs
     differences = {
         f"{each.experiment.name}/{each.pair}": {
             name: {"mean": one.mean, "low": one.low, "high": one.high, "p_holm": p}

@@ -64,6 +64,8 @@ def test_study_from_start_to_end(project):
     assert [run["further"] for run in numbers["runs"] if "updates/small/SFT" in run["name"]] == [
         {"greedy": 51}, {"greedy": 52},
     ]  # fmt: skip
+    names = [run["name"] for run in numbers["runs"]]
+    assert len(names) == len(set(names)) and "updates/small/PromptKD/seed1" in names
     stages = {stage.name: stage for stage in state_of(project).grid.stages()}
     assert stages["updates/small/SFT/seed1/eval"].after == ("updates/small/SFT/seed1", "prepare/data")
     report = (project.save / "report.md").read_text()
