@@ -185,7 +185,7 @@ def run(settings: SimpleNamespace) -> None:
     prompts = read_prompts(settings, session.tokenizer)
     store = AnswerStore(folder, identity(settings, prompts.texts, session.dtype), options.overwrite, ranks)
     answering = session.load_answering(options)
-    store.open()  # now: a model that cannot be read has left earlier answers in place
+    store.begin()  # now: a model that cannot be read has left earlier answers in place
     session.print_notes(prompts.notes)
     thoughts = answer(session, answering, prompts.ids, store)
     thoughts = sum(ranks.all_gather_objects([thoughts]))  # every rank has written its last answer by now

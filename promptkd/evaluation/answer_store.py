@@ -51,7 +51,7 @@ class AnswerStore:
         elif self.file.exists() and not overwrite:
             raise UserError(f"{self.file} exists already: {REMEDY}")
 
-    def open(self) -> None:
+    def begin(self) -> None:
         """Claim the folder, and read earlier answers. Before, nothing is written."""
         self.ranks.barrier()  # every rank has looked
         if self.ranks.is_main:

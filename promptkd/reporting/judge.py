@@ -75,7 +75,7 @@ def judge(results: Sequence[Result], settings: JudgeSettings) -> str:
     identity = {"model": settings.model, "max_tokens": settings.max_tokens, "pairs": len(pairs)}
     identity["sha256"] = hashlib.sha256(json.dumps([SYSTEM, requests]).encode()).hexdigest()
     store = AnswerStore(save, identity, settings.overwrite, Ranks(0, 1, torch.device("cpu")), "judgments.jsonl")
-    store.open()
+    store.begin()
     rows = judgments(pairs, ask_all(requests, settings, store))
     store.finish(rows)
     names, folders = [result.name for result in results], [str(result.folder) for result in results]

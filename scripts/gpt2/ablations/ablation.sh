@@ -16,7 +16,7 @@ all_forward | all_reverse) change=(--{teacher,base,student}-kld-type="${ablation
 no_base) change=(--base-coef 0) ;;
 frozen_prompt) change=(--teacher-lr 0) ;;
 no_prompt) change=(--prompt-len 0) ;;
-*) stop "ablation '$ablation' is not known: the first lines of $0 list the names" ;;
+*) stop "ablation '$ablation': choose one of the names in the first lines of $0" ;;
 esac
 set -- "$base_path" "$port" ${gpus:+"$gpus"} --save "${base}results/gpt2/train/ablations/$ablation" "${change[@]}" "$@"
 source "$root/scripts/gpt2/promptkd/promptkd_base.sh"
