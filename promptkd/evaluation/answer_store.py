@@ -75,6 +75,8 @@ class AnswerStore:
         """Write the file atomically. The answers stay, so that a second run has nothing left to do."""
         with atomic_file(self.file) as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
+        if self.part is not None:
+            self.part.close()
         if self.lock is not None:
             self.lock.release()
 

@@ -59,6 +59,11 @@ class MetricsFile:
             raise RunError(f"{self.path} cannot be written ({error.strerror}): {REMEDY}") from None
         return os.fstat(handle).st_size
 
+    def close(self) -> None:
+        """Close the file. Trackers have their own end."""
+        if self.file is not None:
+            self.file.close()
+
     def _check_place(self, handle: int) -> None:
         if os.fstat(handle).st_nlink == 0:
             raise RunError(f"{self.path} has been removed during the run: start a new one")

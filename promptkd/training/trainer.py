@@ -78,6 +78,7 @@ class Trainer:
             self.metrics.trackers.close(self.metrics.path)
         finally:
             self.metrics.trackers.close()
+            self.metrics.close()
             self.progress.close()
             self.checkpoints.unlock()
 

@@ -60,7 +60,8 @@ def test_what_a_run_leaves_behind(save):
 
 def test_the_next_run_does_not_overwrite_unless_told(save):
     argv = golden_argv("sft", save, "--total-iters", "1")
-    train_here(argv)
+    trainer = train_here(argv)
+    assert trainer.metrics.file.closed
     before = (save / "metrics.jsonl").read_text()
     with pytest.raises(UserError, match=r"--overwrite"):
         train_here(argv)

@@ -110,7 +110,7 @@ def test_any_name_can_stand_over_a_picture(name, tmp_path, recwarn):
     assert picture.read_bytes().startswith(b"\x89PNG")
     keys = ("ex_acc_err", "ex_acc_err_low", "ex_acc_err_high", "mean_R", "mean_eps")
     draw({key: [1.0, 2.0] for key in keys}, tmp_path / "bias.png", f"{name} on $")
-    assert not recwarn.list
+    assert not [each for each in recwarn if issubclass(each.category, UserWarning)]  # Matplotlib's
 
 
 @pytest.mark.parametrize("name", ["$x$_^\\ 100 %s é 名前", "$\\frac", "_" + "n" * 180])
