@@ -184,10 +184,10 @@ def run(settings: SimpleNamespace) -> None:
     ranks = session.ranks
     prompts = read_prompts(settings, session.tokenizer)
     store = AnswerStore(folder, identity(settings, prompts.texts, session.dtype), options.overwrite, ranks)
-    answering = session.load_answering(options)
+    answering = None if store.is_complete(len(prompts.ids)) else session.load_answering(options)
     store.begin()  # now: a model that cannot be read has left earlier answers in place
     session.print_notes(prompts.notes)
-    thoughts = answer(session, answering, prompts.ids, store)
+    thoughts = 0 if answering is None else answer(session, answering, prompts.ids, store)
     thoughts = sum(ranks.all_gather_objects([thoughts]))  # every rank has written its last answer by now
     if ranks.is_main:
         answers = store.in_order(len(prompts.texts))
@@ -216,8 +216,6 @@ def answer(session: Session, answering: LanguageModel, prompts: list[np.ndarray]
     settings, ranks, tokenizer = session.settings, session.ranks, session.tokenizer
     pending = [i for i in range(len(prompts)) if i not in store.answers]
     pending = sorted(pending, key=lambda i: -len(prompts[i]))[ranks.dp_rank :: ranks.dp_size]
-    if not ranks.all_reduce_max(len(pending)):
-        return 0
     options, data = settings.generation, settings.data
     session.choose_token_budget(answering)
     model = answering.model

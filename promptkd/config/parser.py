@@ -66,12 +66,11 @@ def parse(
     parser = _build(groups, prog, dry_run, choice or {}, description)
     path, argv = split_config(argv)
     in_file = config_arguments(path) if path is not None else []
-    argv = [*in_file, *argv]
-    check_arguments(argv)
+    check_arguments([*in_file, *argv])
     known = {text for action in parser._actions for text in action.option_strings}
     for name in REMOVED_OPTIONS if choice else ():
         parser.add_argument(f"--{name.replace('_', '-')}", type=partial(check_removed, name), help=argparse.SUPPRESS)
-    argv = [_hyphens(argument) for argument in argv]
+    argv = [_hyphens(argument) for argument in (*in_file, *argv)]
     values, unknown = parser.parse_known_args(argv)
     if unknown:
         where = f"--config {path}: " if unknown[0] in map(_hyphens, in_file) else ""

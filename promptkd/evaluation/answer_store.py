@@ -51,6 +51,10 @@ class AnswerStore:
         elif self.file.exists() and not overwrite:
             raise UserError(f"{self.file} exists already: {REMEDY}")
 
+    def is_complete(self, count: int) -> bool:
+        """Whether earlier runs have stored the answers to all of `count` prompts. Nothing is written."""
+        return self.resumes and dict(_read_answers(self._parts())).keys() >= set(range(count))
+
     def begin(self) -> None:
         """Claim the folder, and read earlier answers. Before, nothing is written."""
         self.ranks.barrier()  # every rank has looked

@@ -13,6 +13,7 @@ from minillm_baselines import kd
 from promptkd.data.dataset import ExampleSet
 from promptkd.data.encoding import TextEncoder
 from promptkd.errors import UserError
+from promptkd.evaluation.session import Session
 from promptkd.models.loading import load_tokenizer
 from promptkd.utils.jsonl import read_jsonl
 
@@ -57,6 +58,7 @@ def test_an_interrupted_generation_goes_on(answers, tmp_path, monkeypatch):
     generated(save, "--token-budget", "300")  # other batches
     assert len(answered) == 34 - 20
     assert (save / "generated.jsonl").read_bytes() == (answers / "generated.jsonl").read_bytes()
+    monkeypatch.setattr(Session, "load_answering", lambda *_: pytest.fail("the model is not needed"))
     generated(save)
     assert len(answered) == 34 - 20  # nothing is left to do
 
